@@ -1,0 +1,56 @@
+# `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_TEXT := data/smalltalk.txt
+DEMO_ROOT := checkpoints/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow format pictures clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
+
+demo: $(DEMO_ROOT)/.trained ## Train a small model on built-in small talk (minutes), then chat with it
+	@$(BIN)/python chat.py config/demo.yaml
+
+test: $(VENV)/.dev ## Format, types, import directions and tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev ## The tests that train for minutes
+	$(BIN)/python -m pytest -m slow
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+pictures: $(DEMO_ROOT)/.trained $(VENV)/.dev ## Make the pictures of the README from the demo run
+	$(BIN)/python -m tools.pictures $(DEMO_ROOT) docs/pictures
+
+clean: ## Delete the environment, the demo model and its text
+	rm -rf $(VENV) $(DEMO_ROOT) $(DEMO_TEXT)
+
+$(VENV)/.run: requirements.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) >&2
+	@echo "installing what requirements.txt lists into $(VENV) (once) ..." >&2
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt >&2
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.run
+	@echo "installing what requirements-dev.txt lists into $(VENV) (once) ..." >&2
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt >&2
+	@touch $@
+
+$(DEMO_TEXT): | $(VENV)/.run
+	@mkdir -p $(@D)
+	@$(BIN)/python -m smallgpt data smalltalk --dialogues 60000 --seed 1 > $@.part
+	@mv $@.part $@
+
+# A demo that was interrupted goes on where it stopped.
+$(DEMO_ROOT)/.trained: | $(VENV)/.run $(DEMO_TEXT)
+	@$(BIN)/python train.py config/demo.yaml $$(ls -d $(DEMO_ROOT)/cpt* >/dev/null 2>&1 && echo resume_from=latest) </dev/null >&2
+	@touch $@

@@ -1,0 +1,280 @@
+"""A checkpoint is a directory that is also a Hugging Face GPT-2 model.
+
+    config.json, generation_config.json, model.safetensors     what transformers reads
+    tokenizer.json, tokenizer_config.json
+    config.yaml                                                all keys of our run
+    training_state.pt                                          optimizer and position in the data
+    manifest.json                                              step, scores, checksum of each file
+
+It is written beside its place and renamed, so it is complete or not there. Nothing in it can run
+code when it is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import safetensors
+import torch
+import yaml
+from torch import Tensor
+
+from smallgpt.config import Config, ModelConfig, from_dict, to_yaml
+from smallgpt.errors import UserError
+from smallgpt.formats import gpt2
+from smallgpt.model import GPT
+from smallgpt.tokenizer import Tokenizer
+
+CONFIG_FILE = "config.yaml"
+STATE_FILE = "training_state.pt"
+MANIFEST_FILE = "manifest.json"
+SPECIAL_NAMES = ("latest", "best")
+_NAME = re.compile(r"cpt(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds. `training_state` is whatever the training loop gave to `save`."""
+
+    path: Path
+    step: int
+    config: Config
+    tokenizer: Tokenizer
+    weights: dict[str, Tensor]
+    manifest: dict[str, Any]
+
+    def model(self, config: ModelConfig | None = None) -> GPT:
+        """The network with these weights, in evaluation mode; `config` may change the dropout."""
+        with torch.device("meta"):  # no time lost on fresh weights
+            model = GPT(config or self.config)
+        model.load_state_dict(self.weights, assign=True)
+        return model.eval()
+
+    def training_state(self) -> dict[str, Any]:
+        """Optimizer state and position, on the CPU.
+
+        Raises:
+            UserError: the file is missing, damaged, or holds anything but tensors and plain values.
+        """
+        path = self.path / STATE_FILE
+        try:
+            _verify(self.path, self.manifest, STATE_FILE)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return state
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: this checkpoint can chat, not resume") from None
+        except UnpicklingError as error:
+            raise UserError(f"{path} is refused: {_first_line(error)}") from None
+        except (OSError, RuntimeError, EOFError, ValueError) as error:
+            raise UserError(f"{path} is damaged: {_first_line(error)}") from None
+
+
+def save(
+    root: Path,
+    step: int,
+    config: Config,
+    tokenizer: Tokenizer,
+    weights: Mapping[str, Tensor],
+    training_state: dict[str, Any],
+    scores: dict[str, float],
+) -> Path:
+    """Write `root/cpt{step}` atomically and return it; one that is there already is replaced.
+
+    Raises:
+        UserError: it cannot be written. Earlier checkpoints are untouched.
+    """
+    target = root / f"cpt{step}"
+    work = root / f".writing-cpt{step}-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        gpt2.write(work, config, weights)
+        tokenizer.save(work)
+        (work / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+        torch.save(training_state, work / STATE_FILE)
+        files = {p.name: _sha256(p) for p in sorted(work.iterdir())}
+        manifest = {"format": 1, "step": step, **scores, "sha256": files}
+        (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        for path in work.iterdir():
+            path.chmod(0o644)  # safetensors writes for the owner alone
+            _to_disk(path)
+        _to_disk(work)
+        if target.exists():
+            old = root / f".replaced-cpt{step}-{os.getpid()}"
+            target.rename(old)
+            work.rename(target)
+            shutil.rmtree(old)
+        else:
+            work.rename(target)
+        _to_disk(root)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        # torch reports a full disk as a RuntimeError of its own
+        shutil.rmtree(work, ignore_errors=True)
+        kept = checkpoints(root)
+        raise UserError(
+            f"checkpoint {target} cannot be written: {_first_line(error)}",
+            f"make room or choose another checkpoint_root; {kept[-1]} is intact"
+            if kept
+            else "make room or choose another checkpoint_root",
+        ) from None
+    return target
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint directory; weights are memory-mapped, and checked against the manifest.
+
+    Raises:
+        UserError: it is missing, incomplete, damaged, or of another architecture.
+    """
+    manifest = read_manifest(path)
+    for name in manifest["sha256"]:
+        if name != STATE_FILE:
+            _verify(path, manifest, name)
+    config = _read_config(path / CONFIG_FILE)
+    weights = gpt2.read(path, config)
+    return Checkpoint(path, manifest["step"], config, Tokenizer.load(path), weights, manifest)
+
+
+def resolve(resume_from: str, root: Path) -> Path:
+    """The directory meant by `resume_from`: a path, or `latest` or `best` in `root`.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    if resume_from not in SPECIAL_NAMES:
+        return Path(resume_from).expanduser()
+    found = checkpoints(root)
+    if not found:
+        raise UserError(
+            f"no checkpoint in {root} (resume_from: {resume_from})",
+            "train one first: python train.py config/demo.yaml, or give resume_from a directory",
+        )
+    return found[-1] if resume_from == "latest" else best(found)
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """The complete checkpoints in `root`, by rising step."""
+    if not root.is_dir():
+        return []
+    found = [p for p in root.iterdir() if _NAME.fullmatch(p.name) and (p / MANIFEST_FILE).is_file()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("cpt")))
+
+
+def best(found: list[Path]) -> Path:
+    """The one with the lowest validation loss; one that was never evaluated counts as worst."""
+    return min(reversed(found), key=lambda p: read_manifest(p).get("validation_loss", float("inf")))
+
+
+def prune(root: Path, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints and the best one; 0 keeps all."""
+    found = checkpoints(root)
+    if not keep_last or len(found) <= keep_last:
+        return
+    keep = {*found[-keep_last:], best(found)}
+    for path in found:
+        if path not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint directory.
+
+    Raises:
+        UserError: `path` is not a checkpoint directory, or the manifest is damaged.
+    """
+    if not path.exists():
+        raise UserError(
+            f"checkpoint {path} not found",
+            "train one: python train.py config/demo.yaml (or config/train90M.yaml with your text), "
+            "or give resume_from=… the directory of one, such as checkpoints/demo/cpt1000",
+        )
+    if not path.is_dir():
+        raise UserError(
+            f"{path} is a file, not a checkpoint directory",
+            "give the directory that train.py wrote, such as checkpoints/demo/cpt1000",
+        )
+    file = path / MANIFEST_FILE
+    if not file.is_file():
+        inside = checkpoints(path)
+        raise UserError(
+            f"{path} is not a checkpoint: it has no {MANIFEST_FILE}",
+            f"did you mean {inside[-1]}?" if inside else "give the directory that train.py wrote",
+        )
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        if not isinstance(manifest["step"], int) or not isinstance(manifest["sha256"], dict):
+            raise TypeError("step or sha256 is not what it should be")
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged: {error!r}", _other_checkpoint(path)) from None
+
+
+def _read_config(file: Path) -> Config:
+    try:
+        values = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read: {_first_line(error)}") from None
+    return from_dict(values if isinstance(values, dict) else {}, where=str(file))
+
+
+def _verify(path: Path, manifest: dict[str, Any], name: str) -> None:
+    file = path / name
+    if not file.is_file():
+        raise UserError(f"{file} is missing: the checkpoint is damaged", _other_checkpoint(path))
+    if _sha256(file) != manifest["sha256"].get(name):
+        raise UserError(
+            f"{file} is damaged: its checksum is not the one it was saved with",
+            _other_checkpoint(path),
+        )
+
+
+def _other_checkpoint(path: Path) -> str:
+    others = [p for p in checkpoints(path.parent) if p != path]
+    return f"an earlier one is {others[-1]}" if others else "there is no other checkpoint beside it"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    """fsync, so that a power cut after the rename finds the contents too."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def same_shape(config: Config, stored: Config) -> Config:
+    """`config` with the checkpoint's vocabulary size, if their networks agree otherwise.
+
+    Raises:
+        UserError: a key of the model differs from the checkpoint's.
+    """
+    for key in ("block_size", "n_layer", "n_head", "n_embd", "bias"):
+        wanted, has = getattr(config, key), getattr(stored, key)
+        if wanted != has:
+            raise UserError(
+                f"{key} is {wanted}, but the checkpoint's is {has}",
+                f"set {key}: {has}, or train anew in another checkpoint_root",
+            )
+    return dataclasses.replace(config, vocab_size=stored.vocab_size)

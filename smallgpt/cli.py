@@ -1,0 +1,147 @@
+"""The commands: train.py, chat.py, and `smallgpt …` for the rest."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from smallgpt import config as configuration
+from smallgpt.config import Config
+from smallgpt.errors import UserError, user_errors
+
+ConfigFile = Annotated[
+    Path, typer.Argument(help="YAML file of the run, such as config/demo.yaml.", metavar="CONFIG")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Keys of the YAML to change for this run.", metavar="[key=value]..."),
+]
+CheckpointPath = Annotated[
+    Path, typer.Argument(help="A checkpoint directory.", metavar="CHECKPOINT")
+]
+
+app = typer.Typer(
+    name="smallgpt",
+    help="Small GPT: everything besides train.py and chat.py.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make and inspect dialogue texts.")
+app.add_typer(data_app, name="data")
+
+
+def main() -> None:
+    """Entry point of the `smallgpt` command."""
+    with user_errors():
+        app()
+
+
+def run_script(command: Callable[..., Any]) -> None:
+    """Run one function as a whole command line program (train.py, chat.py)."""
+    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    script.command()(command)
+    with user_errors():
+        script()
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train a GPT on dialogues.
+
+    Example: python train.py config/train90M.yaml data_path=my.txt train_batch=16
+
+    Ctrl-C stops after the step in hand and saves; resume_from=latest goes on.
+    """
+    overrides = overrides or []
+    settings = configuration.load(config, overrides)
+    from smallgpt import pretrain  # after the config is known to be good: torch takes a second
+
+    kept = [o for o in overrides if not o.startswith("resume_from=")]
+    pretrain.run(settings, shlex.join(["python", "train.py", str(config), *kept]))
+
+
+@app.command()
+def chat(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Chat with a trained model.
+
+    CONFIG is a YAML file or a checkpoint directory. From a YAML file the model is `resume_from`, by
+    default the latest checkpoint in `checkpoint_root`.
+
+    Example: python chat.py config/demo.yaml temperature=0.8
+    """
+    bot_settings, path = _chat_settings(config, overrides or [])
+    from smallgpt import chatbot, runtime, terminal
+
+    device = runtime.choose_device(bot_settings.device)
+    bot = chatbot.load(path, bot_settings, device, bot_settings.seed)
+    terminal.chat(bot)
+
+
+def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Path]:
+    """The settings, and the checkpoint directory to chat with."""
+    from smallgpt import checkpoint
+
+    if path.is_dir():
+        checkpoint.read_manifest(path)
+        return configuration.load(path / "config.yaml", overrides), path
+    settings = configuration.load(path, overrides)
+    root = Path(settings.checkpoint_root)
+    return settings, checkpoint.resolve(settings.resume_from or "latest", root)
+
+
+@app.command()
+def evaluate(
+    path: CheckpointPath,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Dialogue text to measure the loss on; may be given several times."),
+    ] = None,
+    smalltalk: Annotated[
+        bool, typer.Option("--smalltalk", help="Play held-out dialogues of the built-in corpus.")
+    ] = False,
+    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues to play.")] = 500,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Measure a checkpoint: loss on a text, fitting replies in small talk, or both."""
+    if not data and not smalltalk:
+        raise UserError("nothing to evaluate on", "give --data TEXT or --smalltalk (or both)")
+    from smallgpt import evaluation
+
+    if data:
+        typer.echo(evaluation.on_text(path, data, device))
+    if smalltalk:
+        typer.echo(evaluation.on_smalltalk(path, dialogues, seed, device))
+
+
+@app.command()
+def inspect(path: CheckpointPath) -> None:
+    """Show what a checkpoint holds, and check that it is whole."""
+    from smallgpt import evaluation
+
+    typer.echo(evaluation.describe_checkpoint(path))
+
+
+@data_app.command()
+def smalltalk(
+    dialogues: Annotated[int, typer.Option(min=1, help="How many, all distinct.")] = 60_000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 1,
+) -> None:
+    """Write built-in small talk to standard output, in the train.txt format.
+
+    Example: smallgpt data smalltalk --dialogues 60000 --seed 1 > data/smalltalk.txt
+    """
+    import sys
+
+    from tqdm import tqdm
+
+    from smallgpt.data.smalltalk import generate
+
+    texts = tqdm(generate(dialogues, seed), total=dialogues, unit="dialogue", delay=1, leave=False)
+    for number, text in enumerate(texts):
+        sys.stdout.write(("\n" if number else "") + text + "\n")

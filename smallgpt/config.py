@@ -1,0 +1,286 @@
+"""One flat YAML file a run: every key, its default, its meaning and its limits.
+
+The YAML is read by OmegaConf against the dataclasses below, so types are checked and `3e-4` is a
+number. `key=value` arguments on the command line override the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from smallgpt.errors import UserError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the network. A checkpoint can only be resumed with the same one."""
+
+    block_size: int = 256
+    """Positions a row holds; the longest context of the model."""
+    vocab_size: int = 0
+    """Rows of the embedding; 0 takes what the text needs, more than that is allowed."""
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    """Width of the network; a multiple of `n_head`."""
+    dropout: float = 0.0
+    bias: bool = True
+    """Biases in linear layers and layer norms."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next character is drawn from the logits."""
+
+    temperature: float = 0.5
+    """0 always takes the likeliest character."""
+    top_k: int = 0
+    """Draw from the k likeliest characters only; 0 is off."""
+    top_p: float = 0.9
+    """Draw from the likeliest characters that together reach this probability; 1 is off."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes characters already in the reply less likely (CTRL, arXiv:1909.05858)."""
+    max_new_tokens: int = 100
+    """Characters in a reply at most."""
+
+
+@dataclass(frozen=True)
+class Config(ModelConfig, SamplingConfig):
+    """All keys of a run. `train.py` and `chat.py` read the same file format."""
+
+    # data
+    data_path: Any = "data/train.txt"
+    """One text file or a list of them; plain, .gz or .xz."""
+    train_percent: float = 0.8
+    """Share of the dialogues to train on; the rest is for validation."""
+    unk_rate: float = 0.1
+    """How often one of the rarest characters (1 % of the text) is shown as <unk>."""
+
+    # where and how it runs
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: str = "auto"
+    """auto, float32, bfloat16 or float16 (float16 on a GPU only)."""
+    compile: bool = False
+    """torch.compile the training step."""
+    ddp: bool = False
+    local_rank: int = 0
+    """Read for old files; torchrun's environment decides."""
+    world_size: int = 1
+    """Read for old files; torchrun's environment decides."""
+    seed: int = 114514
+
+    # how long and how much at a time
+    max_steps: int | None = None
+    """Stop after this many steps (of the whole run, also when resumed)."""
+    max_epoch: int | None = None
+    """Stop after this many passes over the text. With neither limit, `decay_steps` is the end."""
+    train_batch: int = 32
+    """Rows of `block_size` a step, over all processes."""
+    accumulate: int = 1
+    """Split a step's rows into this many parts to save memory; the result is the same."""
+    test_batch: int = 8
+    """Rows a validation batch."""
+    eval_freq: int = 500
+    """Steps between validations; 0 validates only at the end."""
+    eval_steps: int = 1000
+    """Validation batches at most."""
+
+    # optimizer and schedule
+    lr: float = 3e-4
+    min_lr: float = 6e-6
+    warmup_steps: int = 1000
+    decay_steps: int = 100_000
+    """Step at which the cosine reaches `min_lr`."""
+    weight_decay: float = 0.1
+    """For matrices; vectors (biases, norms) never decay."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; 0 is off."""
+
+    # what is kept
+    checkpoint_root: str = "checkpoints"
+    """Folder of the run: checkpoints `cpt{step}` and metrics.jsonl."""
+    save_freq: int = 4000
+    """Steps between checkpoints; one is always written at the end."""
+    keep_last: int = 3
+    """Newest checkpoints to keep; the best by validation loss stays too. 0 keeps all."""
+    tensorboard_path: str | None = None
+    """Folder for TensorBoard; empty for none."""
+    resume_from: str | None = None
+    """A checkpoint directory, or `latest` or `best` in `checkpoint_root`."""
+
+    def data_paths(self) -> list[Path]:
+        """The files of `data_path`, in order."""
+        paths = self.data_path if isinstance(self.data_path, (list, tuple)) else [self.data_path]
+        return [Path(path).expanduser() for path in paths]
+
+    def last_step(self, steps_per_epoch: float) -> int:
+        """The step at which training ends; `steps_per_epoch` is rows / `train_batch`."""
+        limits = []
+        if self.max_steps is not None:
+            limits.append(self.max_steps)
+        if self.max_epoch is not None:
+            limits.append(max(1, round(self.max_epoch * steps_per_epoch)))
+        return min(limits) if limits else self.decay_steps
+
+
+KEYS = tuple(field.name for field in dataclasses.fields(Config))
+MODEL_KEYS = tuple(field.name for field in dataclasses.fields(ModelConfig))
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `key=value` overrides, and check everything.
+
+    Raises:
+        UserError: the file cannot be read, is not a flat YAML mapping, has an unknown key, a value
+            of the wrong type, or a value that cannot work.
+    """
+    values = _read_yaml(Path(path))
+    _check_keys(values, where=str(path))
+    overridden = _parse_overrides(overrides or [])
+    return from_dict({**values, **overridden}, where=str(path))
+
+
+def from_dict(values: dict[str, Any], where: str) -> Config:
+    """Check `values` (key -> value) against the schema; `where` names their source in messages."""
+    _check_keys(values, where)
+    schema = OmegaConf.structured(Config)
+    OmegaConf.set_readonly(schema, False)
+    for key, value in values.items():
+        try:
+            schema = OmegaConf.merge(schema, {key: value})
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{where}: {key}: {value!r} does not fit: {reason}") from None
+    config = OmegaConf.to_object(schema)
+    assert isinstance(config, Config)
+    config = _normalised(config, where)
+    _check_values(config, where)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The config as YAML that `load` reads back unchanged."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise UserError(f"{path} is a directory, not a YAML file")
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        known = ", ".join(sorted(str(p) for p in Path("config").glob("*.yaml")))
+        raise UserError(
+            f"config file {path} not found", f"shipped configs: {known}" if known else ""
+        ) from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML: {reason}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} must be a list of `key: value` lines")
+    return {str(key): value for key, value in loaded.items()}
+
+
+def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for argument in overrides:
+        key, equals, _ = argument.partition("=")
+        if not equals:
+            raise UserError(f"argument {argument!r} is not of the form key=value")
+        _check_keys({key: None}, where="command line")
+        try:
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([argument]))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"command line: {argument!r} cannot be read: {error}") from None
+        assert isinstance(parsed, dict)
+        values.update({str(k): v for k, v in parsed.items()})
+    return values
+
+
+def _check_keys(values: dict[str, Any], where: str) -> None:
+    for key in values:
+        if key not in KEYS:
+            nearest = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
+            advice = (
+                f"did you mean `{nearest[0]}`?" if nearest else f"known keys: {', '.join(KEYS)}"
+            )
+            raise UserError(f"{where}: unknown key `{key}`", advice)
+
+
+def _normalised(config: Config, where: str) -> Config:
+    """Empty strings and the word None mean none; `data_path` becomes a string or list of them."""
+    paths = config.data_path
+    many = isinstance(paths, (list, tuple))
+    if not all(isinstance(p, str) and p for p in (paths if many else [paths])) or not paths:
+        raise UserError(f"{where}: data_path: {paths!r} must be a file name or a list of them")
+    optional = {
+        key: None
+        for key in ("resume_from", "tensorboard_path")
+        if getattr(config, key) in ("", "None", "none")
+    }
+    return dataclasses.replace(config, data_path=list(paths) if many else paths, **optional)
+
+
+def _check_values(config: Config, where: str) -> None:
+    """Refuse values that cannot work, each with its reason."""
+
+    def require(condition: bool, key: str, reason: str) -> None:
+        if not condition:
+            raise UserError(f"{where}: {key}: {getattr(config, key)} {reason}")
+
+    for key in ("n_layer", "n_head", "n_embd", "train_batch", "test_batch", "accumulate"):
+        require(getattr(config, key) >= 1, key, "must be at least 1")
+    for key in ("eval_steps", "decay_steps", "save_freq", "max_new_tokens"):
+        require(getattr(config, key) >= 1, key, "must be at least 1")
+    for key in ("max_steps", "max_epoch"):
+        value = getattr(config, key)
+        require(value is None or value >= 1, key, "must be at least 1, or empty for no limit")
+    for key in ("warmup_steps", "eval_freq", "keep_last", "top_k", "weight_decay", "grad_clip"):
+        require(getattr(config, key) >= 0, key, "must not be negative")
+    for key in ("vocab_size", "seed", "min_lr", "temperature"):
+        require(getattr(config, key) >= 0, key, "must not be negative")
+    require(config.block_size >= 8, "block_size", "must be at least 8 positions")
+    require(
+        config.n_embd % config.n_head == 0,
+        "n_embd",
+        f"is not divisible by n_head ({config.n_head}): every head needs the same width",
+    )
+    require(0 <= config.dropout < 1, "dropout", "must be from 0 up to but not 1")
+    require(
+        0 < config.train_percent < 1,
+        "train_percent",
+        "must be between 0 and 1: both training and validation need dialogues",
+    )
+    require(0 <= config.unk_rate <= 1, "unk_rate", "must be from 0 to 1")
+    require(config.lr > 0, "lr", "must be positive")
+    require(config.min_lr <= config.lr, "min_lr", f"must not exceed lr ({config.lr})")
+    require(
+        config.warmup_steps <= config.decay_steps,
+        "warmup_steps",
+        f"must not exceed decay_steps ({config.decay_steps})",
+    )
+    for key in ("beta1", "beta2"):
+        require(0 <= getattr(config, key) < 1, key, "must be from 0 up to but not 1")
+    require(0 < config.top_p <= 1, "top_p", "must be above 0 and at most 1")
+    require(config.repetition_penalty > 0, "repetition_penalty", "must be positive")
+    require(config.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}")
+    require(
+        config.train_batch % config.accumulate == 0,
+        "train_batch",
+        f"is not divisible by accumulate ({config.accumulate})",
+    )

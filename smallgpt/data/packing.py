@@ -1,0 +1,229 @@
+"""Dialogues -> rows of `block_size` positions with next to nothing wasted.
+
+A dialogue of n ids has n - 1 positions: the input is every id but the last, the target every id but
+the first. Several dialogues share a row; each keeps its own positions from 0 and, through its
+document number, its own attention (see model.GPT.forward).
+
+A dialogue longer than a row is continued in further rows, as pieces. The rule: a piece ends at the
+last `<sep>` in the last quarter of its row, else at the row's end; the next piece begins with the
+very id the last one ended on (that `<sep>`). So every id but the dialogue's first is a target once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from smallgpt.data.dialogues import Corpus
+from smallgpt.model import IGNORED
+from smallgpt.tokenizer import PAD, SEP, UNK
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows for the model; all tensors int64, shape (B, T).
+
+    ids: inputs; targets: the next ids, `IGNORED` where nothing is to be learnt;
+    positions: place in the dialogue; documents: which dialogue of the row, -1 for empty places.
+    """
+
+    ids: Tensor
+    targets: Tensor
+    positions: Tensor
+    documents: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        tensors = (self.ids, self.targets, self.positions, self.documents)
+        if device.type == "cuda":
+            tensors = tuple(t.pin_memory() for t in tensors)  # type: ignore[assignment]
+        return Batch(*(t.to(device, non_blocking=True) for t in tensors))
+
+    def parts(self, count: int) -> list[Batch]:
+        """`count` batches of equal size, for gradient accumulation."""
+        pieces = [t.chunk(count) for t in (self.ids, self.targets, self.positions, self.documents)]
+        return [Batch(*part) for part in zip(*pieces, strict=True)]
+
+    def target_count(self) -> int:
+        """Number of targets that count: real characters, each `<sep>` and end of dialogue."""
+        return int((self.targets != IGNORED).sum())
+
+
+class PackedRows:
+    """The chosen dialogues of a corpus, packed.
+
+    Args:
+        corpus: the encoded text.
+        dialogues: indices of the dialogues to use.
+        block_size: T, positions a row.
+        seed: which dialogues of equal length meet in a row.
+        id_map: for each id of the corpus its id in the model's vocabulary, where that is another
+            one (resuming on new text); what is `<unk>` there is never a target.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        dialogues: IntArray,
+        block_size: int,
+        seed: int,
+        id_map: npt.NDArray[Any] | None = None,
+    ) -> None:
+        self.corpus = corpus
+        self.block_size = block_size
+        self.id_map = id_map
+        starts, lengths, self.continued = split_long(corpus, dialogues, block_size)
+        row, offset = pack(lengths, block_size, np.random.default_rng((seed, 1)))
+        order = np.lexsort((offset, row))
+        self._starts, self._lengths, self._offset = starts[order], lengths[order], offset[order]
+        rows = int(row.max()) + 1 if len(row) else 0
+        self._first_piece = np.searchsorted(row[order], np.arange(rows + 1))
+        self.positions = int(lengths.sum())
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self._first_piece) - 1
+
+    def efficiency(self) -> float:
+        """Share of the computed positions that carry a target."""
+        return self.positions / max(1, len(self) * self.block_size)
+
+    def batch(self, rows: IntArray, unk_rate: float = 0.0, seed: tuple[int, ...] = (0,)) -> Batch:
+        """Gather rows.
+
+        Args:
+            rows: row numbers, (B,).
+            unk_rate: probability that a rare character is shown to the model as `<unk>`, so that
+                the model learns to read past unknown characters; targets keep the character.
+            seed: of that chance.
+        """
+        first, last = self._first_piece[rows], self._first_piece[rows + 1]
+        count = last - first
+        piece = _ranges(first, count)
+        length = self._lengths[piece]
+        within = _ranges(np.zeros_like(length), length)
+        source = np.repeat(self._starts[piece], length) + within
+        row_of_piece = np.repeat(np.arange(len(rows)), count)
+        place = np.repeat(row_of_piece * self.block_size + self._offset[piece], length) + within
+
+        ids = self.corpus.ids[source].astype(np.int64)
+        targets = self.corpus.ids[source + 1].astype(np.int64)
+        shown = self._with_unknown(ids, unk_rate, seed)
+        if self.id_map is not None:
+            shown, targets = self.id_map[shown], self.id_map[targets]
+            targets = np.where(targets == UNK, IGNORED, targets)
+
+        def filled(values: IntArray, empty: int) -> Tensor:
+            flat = np.full(len(rows) * self.block_size, empty, np.int64)
+            flat[place] = values
+            return torch.from_numpy(flat.reshape(len(rows), self.block_size))
+
+        return Batch(
+            ids=filled(shown, PAD),
+            targets=filled(targets, IGNORED),
+            positions=filled(within, 0),
+            documents=filled(np.repeat(_ranges(np.zeros_like(count), count), length), -1),
+        )
+
+    def _with_unknown(self, ids: IntArray, rate: float, seed: tuple[int, ...]) -> IntArray:
+        if not rate:
+            return ids
+        chance = np.random.default_rng(seed).random(len(ids), np.float32)
+        return np.where((ids >= self.corpus.rare_from) & (chance < rate), UNK, ids)
+
+
+def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
+    """start, start + 1, … of each given length, one after the other."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def split_long(
+    corpus: Corpus, dialogues: IntArray, block_size: int
+) -> tuple[IntArray, IntArray, int]:
+    """Cut the dialogues into pieces that fit a row.
+
+    Returns:
+        where each piece's input starts in `corpus.ids`, its positions (1 to block_size), and how
+        many dialogues had to be continued.
+    """
+    begin = np.concatenate(([0], corpus.ends[:-1]))[dialogues]
+    end = corpus.ends[dialogues] - 1  # the last id is a target only
+    starts, lengths = [], []
+    continued = 0
+    while len(begin):
+        long = end - begin > block_size
+        starts.append(begin[~long])
+        lengths.append((end - begin)[~long])
+        begin, end = begin[long], end[long]
+        if not starts[1:]:
+            continued = len(begin)
+        cut = _last_separator(corpus.ids, begin, block_size)
+        starts.append(begin)
+        lengths.append(cut - begin)
+        begin = cut
+    if not starts:
+        return np.empty(0, np.int64), np.empty(0, np.int64), 0
+    return np.concatenate(starts), np.concatenate(lengths), continued
+
+
+def _last_separator(ids: npt.NDArray[Any], begin: IntArray, block_size: int) -> IntArray:
+    """Place of the last `<sep>` in the last quarter of each row, else the row's end."""
+    cut = begin + block_size
+    back = np.arange(block_size // 4)
+    for at in range(0, len(begin), 1 << 14):  # in parts, to bound memory
+        part = slice(at, at + (1 << 14))
+        is_separator = ids[cut[part, None] - back] == SEP
+        cut[part] -= np.where(is_separator.any(1), is_separator.argmax(1), 0)
+    return cut
+
+
+def pack(lengths: IntArray, block_size: int, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+    """Best-fit decreasing bin packing: each piece goes into the fullest row that has room.
+
+    Works on whole groups of equal length, so the cost grows with block_size², not with pieces
+    (histogram packing, Krell et al., arXiv:2107.02027).
+
+    Returns:
+        the row of each piece and its offset in that row.
+    """
+    row, offset = np.empty_like(lengths), np.empty_like(lengths)
+    room: list[list[IntArray]] = [[] for _ in range(block_size + 1)]  # rows by free positions
+    shuffled = rng.permutation(len(lengths))
+    by_length = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
+    bounds = np.flatnonzero(np.diff(lengths[by_length])) + 1
+    rows = 0
+    for pieces in np.split(by_length, bounds) if len(lengths) else []:
+        length = int(lengths[pieces[0]])
+        for free in range(length, block_size + 1):
+            while room[free] and len(pieces):
+                group = room[free].pop()
+                used, rest = group[: len(pieces)], group[len(pieces) :]
+                if len(rest):
+                    room[free].append(rest)
+                row[pieces[: len(used)]] = used
+                offset[pieces[: len(used)]] = block_size - free
+                room[free - length].append(used)
+                pieces = pieces[len(used) :]
+        while len(pieces):  # open new rows and fill each with as many of this length as fit
+            new = -(-len(pieces) // (block_size // length))
+            opened = np.arange(rows, rows + new)
+            rows += new
+            for place in range(block_size // length):
+                used = opened[: len(pieces)]
+                row[pieces[: len(used)]] = used
+                offset[pieces[: len(used)]] = place * length
+                pieces = pieces[len(used) :]
+                if len(used) < new:
+                    room[block_size - place * length].append(opened[len(used) :])
+                    opened = used
+            room[block_size % length].append(opened)
+    return row, offset

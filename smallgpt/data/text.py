@@ -1,0 +1,155 @@
+"""Text files as a stream of clean text in bounded memory: decompressed, decoded, newlines unified.
+
+A dialogue file is UTF-8; one utterance a line; a blank line between dialogues.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import hashlib
+import lzma
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from smallgpt.errors import UserError
+
+CHUNK_BYTES = 1 << 23
+GZIP_MAGIC, XZ_MAGIC = b"\x1f\x8b", b"\xfd7zXZ\x00"
+# A line of nothing but white space, such as a full-width space, separates dialogues as well.
+_BLANK_LOOKING = re.compile(r"\n[^\S\n]+(?=\n)")
+_MANY_NEWLINES = re.compile(r"\n{3,}")
+_LEADING_BLANKS = re.compile(r"\A\s*\n")
+
+
+def check_files(paths: list[Path]) -> None:
+    """Stop early, before any work, where a text file cannot be used.
+
+    Raises:
+        UserError: a path is missing, a directory, empty or unreadable.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"data_path: {path} is a directory", "name the text file in it")
+        try:
+            with path.open("rb") as file:
+                empty = not file.read(1)
+        except FileNotFoundError:
+            raise UserError(f"data_path: {path} not found", _where_to_get(path)) from None
+        except OSError as error:
+            raise UserError(f"data_path: {path} cannot be read: {error.strerror}") from None
+        if empty:
+            raise UserError(f"data_path: {path} is empty", "put dialogues in it, see README.md")
+
+
+def _where_to_get(path: Path) -> str:
+    return (
+        "use your own text (UTF-8, one utterance a line, a blank line between dialogues), "
+        "or the public 500k-dialogue text `train.txt` of the GPT2-chitchat project, "
+        f"or built-in small talk: smallgpt data smalltalk --dialogues 60000 > {path}"
+    )
+
+
+def fingerprint(paths: list[Path]) -> str:
+    """A hash of the files' bytes, in order: the same text, the same fingerprint."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:32]
+
+
+def read_text(path: Path) -> Iterator[tuple[str, str]]:
+    """Stream a file as pairs (raw, clean) of consecutive pieces of its text.
+
+    In `raw`, newlines are `\\n` whatever the system that wrote them, and a byte order mark is gone.
+    In `clean`, moreover, every separator between dialogues is exactly one blank line, and there is
+    no white space at the beginning or end of the file.
+
+    Raises:
+        UserError: bytes that are not UTF-8 (with the line), or a damaged .gz or .xz file.
+    """
+    tail, started = "", False
+    for decoded in _decode(path):
+        text = tail + decoded
+        if "\r" in text:
+            # A `\r` at the very end stays in the tail until we know what follows.
+            text = (
+                text.replace("\r\n", "\n").replace("\r", "\n")
+                if text[-1] != "\r"
+                else (text[:-1].replace("\r\n", "\n").replace("\r", "\n") + "\r")
+            )
+        # Whether white space at the end separates dialogues depends on what follows: keep it back.
+        body = text.rstrip()
+        tail = text[len(body) :]
+        if not body:
+            continue
+        clean = body if started else _LEADING_BLANKS.sub("", body)
+        clean = _MANY_NEWLINES.sub("\n\n", _BLANK_LOOKING.sub("\n", clean))
+        started = True
+        yield body, clean
+    if tail:
+        yield tail, ""
+
+
+def _decode(path: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    newlines = 0
+    first = True
+    for data in _read_bytes(path):
+        try:
+            text = decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            line = newlines + error.object[: error.start].count(b"\n") + 1
+            raise UserError(
+                f"{path}, line {line}: not UTF-8 (byte 0x{error.object[error.start]:02x})",
+                "save the file as UTF-8, for example: "
+                f"iconv -f GB18030 -t UTF-8 {path.name} > utf8.txt",
+            ) from None
+        newlines += data.count(b"\n")
+        if first and text:
+            text, first = text.removeprefix("\ufeff"), False
+        if text:
+            yield text
+
+
+def _read_bytes(path: Path) -> Iterator[bytes]:
+    """Decompressed chunks, then one empty chunk at the end of the file."""
+    with (
+        path.open("rb") as raw,
+        tqdm(
+            total=path.stat().st_size,
+            desc=f"reading {path.name}",
+            unit="B",
+            unit_scale=True,
+            delay=1,
+            leave=False,
+        ) as bar,
+    ):
+        file = _decompressed(raw)
+        while True:
+            try:
+                data = file.read(CHUNK_BYTES)
+            except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+                raise UserError(
+                    f"{path} is damaged or cut off: {error}", "get the file again"
+                ) from None
+            bar.update(raw.tell() - bar.n)
+            yield data
+            if not data:
+                return
+
+
+def _decompressed(raw: IO[bytes]) -> IO[bytes]:
+    magic = raw.read(6)
+    raw.seek(0)
+    if magic.startswith(GZIP_MAGIC):
+        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+    if magic.startswith(XZ_MAGIC):
+        return lzma.LZMAFile(raw)
+    return raw

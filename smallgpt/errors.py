@@ -1,0 +1,54 @@
+"""What a user can put right is told in words, without a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Something the user can put right.
+
+    Args:
+        problem: what is wrong and where (file, line, key, value).
+        advice: what to do about it; may be empty.
+    """
+
+    def __init__(self, problem: str, advice: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n  -> {self.advice}" if self.advice else self.problem
+
+
+def note(message: str = "") -> None:
+    """Tell the user something. Everything but replies and results goes to standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn `UserError` and Ctrl-C into one message and an exit code, with no traceback.
+
+    Every entry point runs its body inside this.
+    """
+    try:
+        yield
+    except UserError as error:
+        note(f"error: {error}")
+        raise SystemExit(EXIT_BAD_INPUT) from None
+    except KeyboardInterrupt:
+        note("interrupted")
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader of our output went away (`… | head`). Point standard output at nothing, so
+        # that Python's flush at exit stays silent too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_BAD_INPUT) from None

@@ -1,0 +1,86 @@
+"""How good a checkpoint is, and what is in it; as text for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from smallgpt import checkpoint, runtime
+from smallgpt.chatbot import Chatbot
+from smallgpt.config import Config
+from smallgpt.data import smalltalk
+from smallgpt.data.dialogues import open_corpus
+from smallgpt.data.packing import PackedRows
+from smallgpt.training.validation import validate
+
+
+def on_text(path: Path, files: list[Path], device: str = "auto") -> str:
+    """Loss, perplexity and bits per character of a checkpoint over all dialogues of a text.
+
+    Characters the model does not know are not counted as targets.
+    """
+    stored = checkpoint.load(path)
+    config = stored.config
+    here = runtime.start(Config(device=device))
+    corpus = open_corpus(files)
+    rows = PackedRows(
+        corpus,
+        np.arange(len(corpus)),
+        config.block_size,
+        config.seed,
+        stored.tokenizer.ids_from(corpus.tokenizer),
+    )
+    model = stored.model().to(here.device)
+    return str(validate(model, rows, here, config.test_batch, len(rows), config.seed))
+
+
+def on_smalltalk(path: Path, dialogues: int, seed: int, device: str = "auto") -> str:
+    """Play held-out small talk; the share of fitting replies, by situation and in all."""
+    stored = checkpoint.load(path)
+    model = stored.model().to(runtime.choose_device(device))
+    plays = smalltalk.held_out(dialogues, seed)
+    with tqdm(total=sum(len(p.user_turns) for p in plays), unit="reply", leave=False) as bar:
+
+        def respond(history: list[str]) -> str:
+            bar.update()
+            bot = Chatbot(model, stored.tokenizer, stored.config, seed)
+            for utterance in history[:-1]:
+                bot.conversation.add(utterance)
+            return bot.reply(history[-1])
+
+        score = smalltalk.judge_all(plays, respond)
+    return _table(score)
+
+
+def _table(score: smalltalk.Score) -> str:
+    """One line a situation, the weakest first, and the total last."""
+    by_share = sorted(score.by_situation.items(), key=lambda item: item[1][0] / item[1][1])
+    lines = [
+        f"{good:5d} of {total:5d}  {100 * good / total:5.1f} %  {name}"
+        for name, (good, total) in by_share
+    ]
+    lines.append(
+        f"{score.fitting:5d} of {score.total:5d}  {100 * score.share:5.1f} %  fitting in all"
+    )
+    return "\n".join(lines)
+
+
+def describe_checkpoint(path: Path) -> str:
+    """Step, shape, scores, vocabulary and files of a checkpoint whose checksums are right."""
+    stored = checkpoint.load(path)
+    config = stored.config
+    manifest = {k: v for k, v in stored.manifest.items() if k not in ("sha256", "format")}
+    parameters = stored.model().parameter_count()
+    lines = [
+        f"{path}: whole, all checksums right",
+        *(f"  {name}: {value}" for name, value in manifest.items()),
+        f"  parameters: {parameters:,} (and {config.block_size * config.n_embd:,} for positions)",
+        f"  shape: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "
+        f"context {config.block_size}, vocabulary {config.vocab_size:,}",
+        f"  characters: {''.join(stored.tokenizer.characters[:40])} …",
+        f"  trained on: {', '.join(map(str, config.data_paths()))}",
+        *(f"  {f.name}: {f.stat().st_size:,} bytes" for f in sorted(path.iterdir())),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Model files as others write and read them."""

@@ -1,0 +1,140 @@
+"""Our model as a Hugging Face GPT-2: the same weights under the same names, in its layout."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from smallgpt.config import Config, ModelConfig, SamplingConfig
+from smallgpt.errors import UserError
+from smallgpt.model import GPT
+from smallgpt.tokenizer import PAD, SEP, UNK
+
+CONFIG_FILE = "config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
+WEIGHTS_FILE = "model.safetensors"
+_PREFIX = "transformer."
+# GPT-2 keeps these matrices as (in, out); ours are (out, in) like every torch Linear.
+_TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+
+
+def write(directory: Path, config: Config, weights: Mapping[str, Tensor]) -> None:
+    """Write config.json, generation_config.json and model.safetensors (float32).
+
+    Args:
+        weights: the state dict of a GPT of this config.
+
+    Raises:
+        OSError or SafetensorError: the files cannot be written.
+    """
+    for name, value in (
+        (CONFIG_FILE, model_config(config)),
+        (GENERATION_CONFIG_FILE, generation_config(config)),
+    ):
+        (directory / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    tensors = {}
+    for name, tensor in weights.items():
+        tensor = tensor.detach().to("cpu", torch.float32)
+        transposed = tensor.t() if _TRANSPOSED.search(name) else tensor
+        tensors[_PREFIX + name] = transposed.contiguous()
+    if not config.bias:  # GPT-2 always has biases: ours are zero
+        for name in list(tensors):
+            if name.endswith(".weight") and ".wte." not in name and ".wpe." not in name:
+                width = tensors[name].shape[-1]
+                tensors[name.removesuffix("weight") + "bias"] = torch.zeros(width)
+    safetensors.torch.save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def read(directory: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """The state dict of a GPT of this config.
+
+    Raises:
+        UserError: the file is missing or damaged, or is not a GPT-2 of this shape.
+    """
+    _check_architecture(directory / CONFIG_FILE)
+    file = directory / WEIGHTS_FILE
+    try:
+        tensors = safetensors.torch.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{file} is missing or damaged: {error}") from None
+    with torch.device("meta"):
+        expected = GPT(config).state_dict()
+    weights = {}
+    for name, tensor in expected.items():
+        stored = tensors.pop(_PREFIX + name, None)
+        if stored is None:
+            raise UserError(f"{file} lacks {name}: it is a model of another architecture")
+        stored = stored.t().contiguous() if _TRANSPOSED.search(name) else stored
+        if stored.shape != tensor.shape:
+            raise UserError(
+                f"{file}: {name} has shape {tuple(stored.shape)}, "
+                f"the config says {tuple(tensor.shape)}: a model of another architecture"
+            )
+        weights[name] = stored
+    unknown = [name for name in tensors if config.bias or not name.endswith(".bias")]
+    if unknown:
+        raise UserError(f"{file} has unknown tensors ({unknown[0]} …): another architecture")
+    return weights
+
+
+def _check_architecture(file: Path) -> None:
+    try:
+        values = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    model_type = values.get("model_type") if isinstance(values, dict) else None
+    if model_type != "gpt2":
+        raise UserError(
+            f"{file} describes a model of type {model_type!r}, not gpt2",
+            "Small GPT runs GPT-2 models only",
+        )
+
+
+def model_config(config: ModelConfig) -> dict[str, Any]:
+    """GPT-2's config.json for this shape."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu",  # the exact one; "gelu_new" would be the approximation
+        "vocab_size": config.vocab_size,
+        "n_positions": config.block_size,
+        "n_ctx": config.block_size,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": 4 * config.n_embd,
+        "layer_norm_epsilon": 1e-5,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "initializer_range": 0.02,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": SEP,
+        "pad_token_id": PAD,
+        "dtype": "float32",
+    }
+
+
+def generation_config(config: SamplingConfig) -> dict[str, Any]:
+    """How transformers draws replies, as configured for our chat."""
+    return {
+        "do_sample": config.temperature > 0,
+        "temperature": config.temperature or 1.0,
+        "top_k": config.top_k,
+        "top_p": config.top_p,
+        "repetition_penalty": config.repetition_penalty,
+        "max_new_tokens": config.max_new_tokens,
+        "eos_token_id": [SEP, PAD],
+        "pad_token_id": PAD,
+        "suppress_tokens": [UNK],
+    }

@@ -1,0 +1,194 @@
+"""The whole GPT: a pre-norm decoder with learned positions, exact GELU and a tied output head.
+
+After "Improving Language Understanding by Generative Pre-Training" (Radford et al., 2018) and
+GPT-2. Parameters carry GPT-2's standard names, so that a checkpoint is a Hugging Face model.
+
+Shapes, used as suffixes of names:
+    B  rows of a batch          E  width (n_embd)         V  vocabulary
+    T  new positions of a row   H  heads                  D  width of a head, E / H
+    S  positions attended to: T, and in generation those in the cache before them
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smallgpt.config import ModelConfig
+
+IGNORED = -100
+"""A target that is not counted in the loss."""
+
+
+class KeyValueCache:
+    """Keys and values of the positions seen so far, for generation one character at a time.
+
+    Args:
+        config: the model's shape.
+        rows: B, the number of rows generated side by side.
+    """
+
+    def __init__(
+        self, config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        width = config.n_embd // config.n_head
+        shape = (config.n_layer, 2, rows, config.n_head, config.block_size, width)
+        self.keys_values = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one layer's new keys and values; return all of them, (B, H, S, D) each.
+
+        `length` moves on only when the model has run all its layers.
+        """
+        end = self.length + k_BHTD.shape[2]
+        self.keys_values[layer, 0, :, :, self.length : end] = k_BHTD
+        self.keys_values[layer, 1, :, :, self.length : end] = v_BHTD
+        return self.keys_values[layer, 0, :, :, :end], self.keys_values[layer, 1, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention with queries, keys and values from one matrix."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTE: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        B, T, E = x_BTE.shape
+        q_BHTD, k_BHSD, v_BHSD = (
+            part.view(B, T, self.n_head, E // self.n_head).transpose(1, 2)
+            for part in self.c_attn(x_BTE).split(E, dim=2)
+        )
+        if cache is not None:
+            k_BHSD, v_BHSD = cache.extend(self.layer, k_BHSD, v_BHSD)
+        y_BHTD = F.scaled_dot_product_attention(
+            q_BHTD,
+            k_BHSD,
+            v_BHSD,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is None and T > 1,
+        )
+        y_BTE = y_BHTD.transpose(1, 2).reshape(B, T, E)
+        return self.resid_dropout(self.c_proj(y_BTE))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with the exact (erf) GELU between them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x_BTE))))
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each normalised before and added after."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x_BTE: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        x_BTE = x_BTE + self.attn(self.ln_1(x_BTE), mask, cache)
+        return x_BTE + self.mlp(self.ln_2(x_BTE))
+
+
+class GPT(nn.Module):
+    """A GPT language model of the given shape, with fresh weights.
+
+    Initialisation: normal(0, 0.02), projections into the residual stream 0.02 / sqrt(2 n_layer).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith("c_proj.weight")
+                std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
+                nn.init.normal_(parameter, mean=0.0, std=std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Logits of the next token at every position, (B, T, V).
+
+        Args:
+            ids_BT: token ids.
+            positions_BT: position of each token in its dialogue; by default 0, 1, 2 … behind what
+                the cache holds.
+            documents_BT: number of the dialogue each position belongs to, in a packed row; attention
+                stays within it. By default a row is one dialogue.
+            cache: filled and moved on in generation; excludes `documents_BT`.
+        """
+        T = ids_BT.shape[1]
+        past = cache.length if cache is not None else 0
+        if positions_BT is None:
+            positions_BT = torch.arange(past, past + T, device=ids_BT.device)
+        x_BTE = self.drop(self.wte(ids_BT) + self.wpe(positions_BT))
+        mask = _attention_mask(T, past, documents_BT, x_BTE)
+        for block in self.h:
+            x_BTE = block(x_BTE, mask, cache)
+        if cache is not None:
+            cache.length += T
+        return F.linear(self.ln_f(x_BTE), self.wte.weight)
+
+    def parameter_count(self) -> int:
+        """Number of parameters without the positions, the figure models are named by."""
+        return sum(p.numel() for p in self.parameters()) - self.wpe.weight.numel()
+
+
+def _attention_mask(T: int, past: int, documents_BT: Tensor | None, x_BTE: Tensor) -> Tensor | None:
+    """What may be attended to: an additive mask (0 or -inf), or None for plain causal attention.
+
+    Made once a forward pass in the precision attention runs in, for all layers.
+    """
+    if documents_BT is None and (past == 0 or T == 1):
+        return None
+    device = x_BTE.device
+    allowed = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)
+    if documents_BT is not None:
+        allowed = allowed & (documents_BT[:, None, :, None] == documents_BT[:, None, None, :])
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else x_BTE.dtype
+    return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(
+        ~allowed, float("-inf")
+    )
+
+
+def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Summed cross-entropy in nats over the targets that are not `IGNORED`; a scalar in float32."""
+    return F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(),
+        targets_BT.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )

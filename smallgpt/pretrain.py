@@ -1,0 +1,251 @@
+"""Recipe: dialogues -> GPT. `run` reads top to bottom: config, data, model, loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from smallgpt import checkpoint, runtime
+from smallgpt.chatbot import Chatbot
+from smallgpt.config import Config
+from smallgpt.data.dialogues import Corpus, describe, open_corpus, split
+from smallgpt.data.packing import PackedRows
+from smallgpt.errors import UserError, note
+from smallgpt.model import GPT
+from smallgpt.runtime import Runtime
+from smallgpt.tokenizer import SEP, UNK, Tokenizer
+from smallgpt.training.interruption import StopRequest
+from smallgpt.training.loop import Trainer
+from smallgpt.training.report import Report
+from smallgpt.training.validation import Validation, validate
+
+SAMPLE_REPLIES = 3
+
+
+def run(config: Config, command: str = "python train.py …") -> Path:
+    """Train as configured and return the last checkpoint.
+
+    Args:
+        command: what the user typed, for the message that says how to go on.
+
+    Raises:
+        UserError: something the user can put right; earlier checkpoints are intact.
+        SystemExit: 130 or 143 after Ctrl-C or SIGTERM, with the state saved.
+    """
+    # 1. Config: is there a place to write to, and something to go on from?
+    resumed = _prepare_root(config)
+    here = runtime.start(config)
+
+    # 2. Data: text -> dialogues -> ids -> packed rows.
+    corpus = open_corpus(config.data_paths())
+    tokenizer = resumed.tokenizer if resumed else corpus.tokenizer
+    train_rows, validation_rows = pack_corpus(config, corpus, tokenizer)
+    last_step = config.last_step(len(train_rows) / config.train_batch)
+
+    # 3. Model: fresh, or the checkpoint's.
+    if resumed:
+        config = checkpoint.same_shape(config, resumed.config)
+        model = resumed.model(config)
+    else:
+        config = _with_vocabulary(config, tokenizer)
+        runtime.seed_everything(config.seed)
+        model = GPT(config)
+    model.to(here.device).train()
+    trainer = Trainer(
+        config, here, runtime.compiled(model, config.compile, here.device), train_rows
+    )
+    if resumed and not trainer.load_state(resumed.training_state()):
+        note("the text is not the one of the checkpoint: its rows begin from the start")
+    _describe_run(config, here, corpus, model, train_rows)
+
+    # 4. Loop: step, and now and then validate and save.
+    if trainer.completed >= last_step:
+        raise UserError(
+            f"the checkpoint is at step {trainer.completed} and the run ends at {last_step}",
+            "raise max_steps (or max_epoch) to go on",
+        )
+    session = _Session(config, here, corpus, tokenizer, model, trainer, validation_rows, last_step)
+    return session.run(command)
+
+
+def pack_corpus(
+    config: Config, corpus: Corpus, tokenizer: Tokenizer
+) -> tuple[PackedRows, PackedRows]:
+    """Training and validation rows, in the ids of `tokenizer`."""
+    train, held_back = split(len(corpus), config.train_percent, config.seed)
+    id_map = tokenizer.ids_from(corpus.tokenizer)
+
+    def packed(dialogues: npt.NDArray[np.int64]) -> PackedRows:
+        return PackedRows(corpus, dialogues, config.block_size, config.seed, id_map)
+
+    return packed(train), packed(held_back)
+
+
+@dataclass
+class _Session:
+    """The loop around `Trainer.step`: when to validate, save, and stop."""
+
+    config: Config
+    here: Runtime
+    corpus: Corpus
+    tokenizer: Tokenizer
+    model: GPT
+    trainer: Trainer
+    validation_rows: PackedRows
+    last_step: int
+
+    def run(self, command: str) -> Path:
+        root = Path(self.config.checkpoint_root)
+        completed = self.trainer.completed
+        report = Report(root, self.config.tensorboard_path, completed, self.last_step)
+        try:
+            with StopRequest() as stop:
+                path = self._steps(report, stop)
+        finally:
+            report.close()
+        if stop.signal is not None:
+            note(f"stopped at step {self.trainer.completed}, saved in {path}")
+            note(f"go on with: {command} resume_from=latest")
+            raise SystemExit(stop.exit_code)
+        note(f"done: the model is in {path}")
+        note(f"chat with it: python chat.py {path}")
+        return path
+
+    def _steps(self, report: Report, stop: StopRequest) -> Path:
+        config, trainer = self.config, self.trainer
+        while True:
+            began = time.perf_counter()
+            result = trainer.step()
+            step = trainer.completed
+            report.step(step, result, time.perf_counter() - began)
+
+            last = step == self.last_step
+            save = last or step % config.save_freq == 0
+            if stop.signal is not None:
+                return self._save({})
+            if save or (config.eval_freq and step % config.eval_freq == 0):
+                validation = self._validate(report, step)
+                if save:
+                    path = self._save(validation.as_dict())
+                    checkpoint.prune(path.parent, config.keep_last)
+                if last:
+                    return path
+
+    # What follows is only diagnostics and bookkeeping.
+
+    def _validate(self, report: Report, step: int) -> Validation:
+        config = self.config
+        validation = validate(
+            self.model,
+            self.validation_rows,
+            self.here,
+            config.test_batch,
+            config.eval_steps,
+            config.seed,
+        )
+        report.evaluation(step, validation, self._sample_replies())
+        return validation
+
+    def _sample_replies(self) -> list[tuple[str, str]]:
+        """Replies to the first utterances of some dialogues kept for validation."""
+        _, held_back = split(len(self.corpus), self.config.train_percent, self.config.seed)
+        self.model.eval()
+        replies = []
+        for dialogue in held_back[:: max(1, len(held_back) // SAMPLE_REPLIES)][:SAMPLE_REPLIES]:
+            ids = self.corpus.dialogue(int(dialogue))
+            prompt = self.corpus.tokenizer.decode(ids[: ids.index(SEP)] if SEP in ids else ids[:-1])
+            bot = Chatbot(self.model, self.tokenizer, self.config, self.config.seed)
+            replies.append((prompt, bot.reply(prompt)))
+        self.model.train()
+        return replies
+
+    def _save(self, scores: dict[str, float]) -> Path:
+        return checkpoint.save(
+            Path(self.config.checkpoint_root),
+            self.trainer.completed,
+            self.config,
+            self.tokenizer,
+            self.model.state_dict(),
+            self.trainer.state(),
+            scores,
+        )
+
+
+def _prepare_root(config: Config) -> checkpoint.Checkpoint | None:
+    """Check that the run may write to `checkpoint_root`; load the checkpoint to resume, if any."""
+    if config.ddp:
+        raise UserError("ddp: this version trains in one process", "set ddp: False")
+    root = Path(config.checkpoint_root)
+    found = checkpoint.checkpoints(root)
+    if not config.resume_from:
+        if found:
+            raise UserError(
+                f"{root} already holds the checkpoints of a run (up to {found[-1].name})",
+                "go on with resume_from=latest, or choose another checkpoint_root, "
+                "or delete that folder",
+            )
+        resumed = None
+    else:
+        resumed = checkpoint.load(checkpoint.resolve(config.resume_from, root))
+        if found and resumed.path.resolve() != found[-1].resolve():
+            raise UserError(
+                f"{root} holds {found[-1].name}, which would mix with what follows {resumed.path}",
+                "resume from the latest, choose another checkpoint_root, or delete what is "
+                "no longer wanted",
+            )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"checkpoint_root: cannot write to {root}: {error.strerror}",
+            "choose another checkpoint_root",
+        ) from None
+    return resumed
+
+
+def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
+    needed = len(tokenizer)
+    if config.vocab_size and config.vocab_size < needed:
+        raise UserError(
+            f"vocab_size is {config.vocab_size:,}, but the text has {needed:,} ids "
+            f"({needed - 3:,} characters and 3 control tokens)",
+            f"set vocab_size: {needed} or more, or 0 to take what the text needs",
+        )
+    return dataclasses.replace(config, vocab_size=config.vocab_size or needed)
+
+
+def _describe_run(
+    config: Config, here: Runtime, corpus: Corpus, model: GPT, rows: PackedRows
+) -> None:
+    describe(corpus)
+    if rows.id_map is not None:
+        unknown = int((rows.id_map[3:] == UNK).sum())
+        note(f"      in the checkpoint's vocabulary; {unknown:,} characters are unknown to it")
+    note(
+        f"rows: {len(rows):,} of {config.block_size} for training, "
+        f"{100 * rows.efficiency():.1f} % of their positions used; "
+        f"{rows.continued:,} long dialogues continued in further rows"
+    )
+    total = model.parameter_count() / 1e6
+    note(f"model: {total:.2f} M parameters, {model.wpe.weight.numel() / 1e6:.2f} M for positions")
+    note(f"device: {here}")
+    note(f"memory: about {expected_memory(config, here, model) / 2**30:.1f} GiB for training")
+
+
+def expected_memory(config: Config, here: Runtime, model: GPT) -> float:
+    """Rough bytes for weights, gradients, AdamW's two moments, activations and logits."""
+    states = 16.0 * sum(p.numel() for p in model.parameters())
+    positions = config.train_batch // config.accumulate * config.block_size
+    activation = here.dtype.itemsize
+    per_layer = 22 * config.n_embd * activation  # kept for the backward pass, see docs/log.md
+    logits = config.vocab_size * (activation + 8)
+    return states + positions * (config.n_layer * per_layer + logits)

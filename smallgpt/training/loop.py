@@ -1,0 +1,140 @@
+"""THE loop: what happens in one training step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from smallgpt.config import Config
+from smallgpt.data.order import RowOrder
+from smallgpt.data.packing import PackedRows
+from smallgpt.errors import UserError
+from smallgpt.model import next_token_loss
+from smallgpt.runtime import Runtime, seed_everything
+from smallgpt.training.optimizer import apply_settings, learning_rate, make_optimizer
+
+
+class DivergedError(UserError):
+    """The loss is no longer a number; the weights are still those of the step before."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """loss: mean nats a target; grad_norm: before clipping; tokens: targets, without padding."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+
+
+class Trainer:
+    """Model, optimizer and place in the data.
+
+    Every random number of a step is a function of the seed and the step, so `state` holds no
+    generator and a resumed run is the run that was not interrupted.
+    """
+
+    def __init__(
+        self, config: Config, runtime: Runtime, model: nn.Module, rows: PackedRows
+    ) -> None:
+        self.config = config
+        self.runtime = runtime
+        self.model = model
+        self.rows = rows
+        self.order = RowOrder(len(rows), config.seed)
+        self.optimizer = make_optimizer(model, config)
+        self.scaler = torch.amp.GradScaler(
+            runtime.device.type, enabled=runtime.dtype == torch.float16
+        )
+        self.completed = 0
+        """Steps taken."""
+        self.rows_used = 0
+        """Rows of the order consumed."""
+
+    def step(self) -> StepResult:
+        """One optimizer step over `train_batch` rows.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite; nothing was changed.
+        """
+        config, step = self.config, self.completed
+        seed_everything(config.seed, 3, step)
+        lr = learning_rate(step, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+        rows = self.order.take(self.rows_used, config.train_batch)
+        batch = self.rows.batch(rows, config.unk_rate, (config.seed, 4, step))
+        tokens = batch.target_count()
+        loss = 0.0
+        for part in batch.parts(config.accumulate):
+            part = part.to(self.runtime.device)
+            with self.runtime.autocast():
+                logits = self.model(part.ids, part.positions, part.documents)
+            # The mean over all targets of the step, however it is split.
+            part_loss = next_token_loss(logits, part.targets) / tokens
+            self.scaler.scale(part_loss).backward()
+            loss += part_loss.item()
+
+        self.scaler.unscale_(self.optimizer)
+        largest = config.grad_clip or math.inf
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), largest).item()
+        self._check_finite(loss, grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.completed += 1
+        self.rows_used += config.train_batch
+        return StepResult(loss, grad_norm, lr, tokens)
+
+    def _check_finite(self, loss: float, grad_norm: float) -> None:
+        # With loss scaling an overflowing gradient is normal: the scaler skips that step.
+        finite = math.isfinite(loss) and (self.scaler.is_enabled() or math.isfinite(grad_norm))
+        if not finite:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise DivergedError(
+                f"step {self.completed + 1}: the loss is {loss}, the gradient norm {grad_norm}",
+                "lower lr, lengthen warmup_steps, or use dtype: float32",
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` needs to go on exactly; tensors and plain values only."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "completed": self.completed,
+            "rows_used": self.rows_used,
+            "text": self._text_identity(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> bool:
+        """Go on from a state; False where the text is another one, whose rows begin anew.
+
+        Raises:
+            UserError: the state does not fit this model.
+        """
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.completed = int(state["completed"])
+            same_text = state["text"] == self._text_identity()
+            self.rows_used = int(state["rows_used"]) if same_text else 0
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"the training state does not fit this model: {error}") from None
+        apply_settings(self.optimizer, self.config)
+        return same_text
+
+    def _text_identity(self) -> list[Any]:
+        """What the sequence of rows depends on."""
+        config = self.config
+        return [
+            self.rows.corpus.fingerprint,
+            config.train_percent,
+            config.block_size,
+            config.seed,
+        ]

@@ -1,0 +1,75 @@
+"""How well a model predicts text it was not trained on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from smallgpt.data.packing import PackedRows
+from smallgpt.model import next_token_loss
+from smallgpt.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Validation:
+    """validation_loss: mean nats over `targets` characters, each `<sep>` and end included."""
+
+    validation_loss: float
+    targets: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): how many characters the model hesitates between."""
+        return math.exp(min(self.validation_loss, 700.0))
+
+    @property
+    def bits_per_character(self) -> float:
+        """The loss in bits."""
+        return self.validation_loss / math.log(2)
+
+    def as_dict(self) -> dict[str, float]:
+        """The figures by name."""
+        return {
+            "validation_loss": self.validation_loss,
+            "perplexity": self.perplexity,
+            "bits_per_character": self.bits_per_character,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"validation loss {self.validation_loss:.4f}, perplexity {self.perplexity:.2f}, "
+            f"{self.bits_per_character:.3f} bits a character ({self.targets:,} characters)"
+        )
+
+
+@torch.inference_mode()
+def validate(
+    model: nn.Module,
+    rows: PackedRows,
+    runtime: Runtime,
+    rows_per_batch: int,
+    most_batches: int,
+    seed: int,
+) -> Validation:
+    """Mean loss over a fixed sample of `rows`: the same arguments, the same rows."""
+    sample = np.random.default_rng((seed, 5)).permutation(len(rows))
+    sample = np.sort(sample[: rows_per_batch * most_batches])
+    total, targets = 0.0, 0
+    was_training = model.training
+    model.eval()
+    for start in tqdm(
+        range(0, len(sample), rows_per_batch), desc="validating", leave=False, delay=1
+    ):
+        batch = rows.batch(sample[start : start + rows_per_batch])
+        targets += batch.target_count()
+        batch = batch.to(runtime.device)
+        with runtime.autocast():
+            logits = model(batch.ids, batch.positions, batch.documents)
+        total += next_token_loss(logits, batch.targets).item()
+    model.train(was_training)
+    return Validation(total / max(1, targets), targets)
