@@ -61,19 +61,18 @@ def test_dialogues_are_distinct_and_well_formed(training: list[list[str]]) -> No
         for utterance in utterances:
             assert utterance and utterance == utterance.strip()
             assert not set("[]{}|") & set(utterance), utterance
+            assert utterance[0] not in "，。！？~", utterance
 
 
 def test_there_are_200_000_dialogues() -> None:
-    """By counting one kind alone: scripts without chaining, with their first reply only."""
-    total = 0
-    for script in smalltalk.templates().scripts:
-        if not script.needs:
-            for node in (script, *script.then):
-                asked = sum(len(list(typed(line))) for line in lines(script))
-                replies = sum(map(len, script.bots))
-                ways = asked * len(smalltalk.STATEMENT_ENDS[3:]) * replies
-                total += ways if node is script else ways * len(lines(node))
-    assert total * 0.5 > 200_000  # half is more than the held-out share can take
+    """Counted over the first two turns of single scripts alone, held out or not."""
+
+    def ways(node: Node) -> int:  # a typed line has at least three ways to end
+        return 3 * sum(len(list(typed(line))) for line in lines(node)) * sum(map(len, node.bots))
+
+    scripts = [script for script in smalltalk.templates().scripts if not script.needs]
+    total = sum(ways(script) * ways(node) for script in scripts for node in script.then)
+    assert total > 10 * 200_000
 
 
 def test_the_text_is_small_enough_to_learn(training: list[list[str]]) -> None:
@@ -100,10 +99,15 @@ def test_memory_and_changes_of_topic_have_their_share() -> None:
     assert 0.2 < len(changing) / len(dialogues) < 0.3
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["早上好呀", "你叫什么名字", "你是谁", "你好", "谢谢", "再见", "晚安", "讲个笑话", "今天天气真好", "我好累", "你吃饭了吗", "昨晚睡得好吗", "在吗", "你会做什么", "我饿了", "你几岁了", "你是机器人吗", "推荐一部电影", "我失恋了", "我爱你", "生日快到了", "我感冒了", "周末干什么好", "拜拜", "哈哈", "嗯", "对不起", "新年快乐", "我是老师", "我叫小雨"],
-)
+NEWCOMERS = """
+    早上好呀 你叫什么名字 你是谁 你好 谢谢 再见 晚安 讲个笑话 今天天气真好 我好累
+    你吃饭了吗 昨晚睡得好吗 在吗 你会做什么 我饿了 你几岁了 你是机器人吗 推荐一部电影 我失恋了
+    我爱你
+    我生日快到了 我感冒了 周末干什么好 拜拜 哈哈 嗯 对不起 新年快乐 我是老师 我叫小雨
+"""
+
+
+@pytest.mark.parametrize("line", NEWCOMERS.split())
 def test_what_newcomers_type_opens_a_dialogue(line: str) -> None:
     openings = {
         text for s in smalltalk.templates().scripts for ln in lines(s) for text in typed(ln)
@@ -229,7 +233,12 @@ def test_bots_that_do_not_listen_score_low(held_out: list[smalltalk.HeldOutDialo
 def test_respond_sees_the_conversation_so_far() -> None:
     (dialogue,) = smalltalk.held_out(1, seed=7)
     seen: list[list[str]] = []
-    smalltalk.judge_all([dialogue], lambda history: seen.append(history) or "好")
+
+    def respond(history: list[str]) -> str:
+        seen.append(history)
+        return "好"
+
+    smalltalk.judge_all([dialogue], respond)
     for turn, history in enumerate(seen):
         assert len(history) == 2 * turn + 1
         assert history[::2] == list(dialogue.user_turns[: turn + 1])
@@ -311,5 +320,5 @@ def test_a_broken_template_is_named(user: str, bot: str, message: str) -> None:
 def test_a_user_cannot_repeat_what_only_the_bot_knows() -> None:
     text = BROKEN.format(user="饿了", bot="吃{food}吧")
     text += '    then: [{user: "{food}好吃吗？", bot: "好吃"}]\n'
-    with pytest.raises(ValueError, match="吃饭: in '{food}好吃吗？' the user repeats"):
+    with pytest.raises(ValueError, match=r"吃饭: in '\{food\}好吃吗？' the user repeats"):
         smalltalk.parse(text)

@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -37,7 +37,7 @@ END_MARKS = "？?。！~"  # do not tell two combinations apart
 
 _ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"\{(\w+)(?::(\w+))?\}")
-_SLOT_NAME = re.compile(r"\{(\w+)\}")
+_NAME = re.compile(r"\{(\w+)\}")
 _T = TypeVar("_T")
 
 
@@ -61,16 +61,17 @@ class Node:
     bot line answers every user line. A script starts only when the variables in `needs` have
     been said in the dialogue and those in `lacks` have not. `only` is "first" or "last" for
     a script that must open or close a dialogue, else "". `brings` names every variable that
-    this turn or a later one may set.
+    this turn or a later one may set; `answers` is what the user may say next, unfilled.
     """
 
     situation: str
     users: tuple[tuple[Line, ...], ...]
     bots: tuple[tuple[Line, ...], ...]
-    then: tuple[Node, ...] = ()
+    then: tuple[Node, ...]
+    brings: frozenset[str]
+    answers: frozenset[str]
     needs: frozenset[str] = frozenset()
     lacks: frozenset[str] = frozenset()
-    brings: frozenset[str] = frozenset()
     only: str = ""
     weight: float = 1.0
 
@@ -105,11 +106,12 @@ def parse(text: str) -> Templates:
     """Read templates from YAML `text`; ValueError names the situation and phrasing at fault."""
     raw: dict[str, Any] = yaml.safe_load(text)
     slots = {kind: tuple(values.split()) for kind, values in raw["slots"].items()}
-    scripts = [
-        _node(situation, script, slots, {}, frozenset())
-        for situation, group in raw["situations"].items()
-        for script in group
-    ]
+    scripts = []
+    for situation, group in raw["situations"].items():
+        try:
+            scripts += [_node(situation, script, slots, set(), set()) for script in group]
+        except ValueError as error:
+            raise ValueError(f"{situation}: {error}") from error
     return Templates(slots, tuple(scripts))
 
 
@@ -123,71 +125,66 @@ def _node(
     situation: str,
     raw: Mapping[str, Any],
     slots: Mapping[str, Sequence[str]],
-    known: Mapping[str, str],
-    by_bot: frozenset[str],
+    by_user: set[str],
+    by_bot: set[str],
 ) -> Node:
-    """Build a turn and those after it. `known` and `by_bot`: variables set on the way here."""
-    unknown = set(raw) - {"user", "bot", "then", "needs", "lacks", "only", "weight"}
-    if unknown or raw.get("only", "") not in ("", "first", "last"):
-        raise ValueError(f"{situation}: unknown key or value in {sorted(raw)}")
-    needs = frozenset(raw.get("needs", "").split())
-    known = {**known, **dict.fromkeys(needs, "")}
-    by_bot = by_bot | needs
-    users = tuple(_lines(situation, phrasing, slots) for phrasing in raw["user"].splitlines())
-    bots = tuple(_lines(situation, phrasing, slots) for phrasing in raw["bot"].splitlines())
+    """Build a turn and those after it; `by_user`, `by_bot`: who set which variables so far."""
+    if unknown := set(raw) - {"user", "bot", "then", "needs", "lacks", "only", "weight"}:
+        raise ValueError(f"unknown keys {sorted(unknown)}")
+    needs, lacks = (frozenset(raw.get(key, "").split()) for key in ("needs", "lacks"))
+    users = tuple(_lines(phrasing, slots) for phrasing in raw["user"].splitlines())
+    bots = tuple(_lines(phrasing, slots) for phrasing in raw["bot"].splitlines())
     for line in itertools.chain.from_iterable(users):
-        if by_bot & {name for name, _ in line.slots}:
-            raise ValueError(f"{situation}: in {line.text!r} the user repeats the bot's choice")
-    said = _variables(situation, users, known)
-    known = {**known, **said}
-    told = _variables(situation, bots, known)
-    known, by_bot = {**known, **told}, by_bot | told.keys()
-    then = tuple(_node(situation, child, slots, known, by_bot) for child in raw.get("then", ()))
+        if (by_bot | needs) & dict(line.slots).keys():
+            raise ValueError(f"in {line.text!r} the user repeats what only the bot may know")
+    said = _sets(users, by_user)
+    told = _sets(bots, by_user | by_bot | needs | said)
+    then = tuple(
+        _node(situation, child, slots, by_user | said, by_bot | needs | told)
+        for child in raw.get("then", ())
+    )
+    next_lines = itertools.chain.from_iterable(form for child in then for form in child.users)
     return Node(
         situation,
         users,
         bots,
         then,
-        needs,
-        frozenset(raw.get("lacks", "").split()),
-        frozenset(said) | frozenset(told) | frozenset().union(*(node.brings for node in then)),
-        raw.get("only", ""),
-        raw.get("weight", 1.0),
+        brings=frozenset(said | told).union(*(child.brings for child in then)),
+        answers=frozenset(line.text.rstrip(END_MARKS) for line in next_lines),
+        needs=needs,
+        lacks=lacks,
+        only=raw.get("only", ""),
+        weight=raw.get("weight", 1.0),
     )
 
 
-def _lines(situation: str, phrasing: str, slots: Mapping[str, Sequence[str]]) -> tuple[Line, ...]:
+def _lines(phrasing: str, slots: Mapping[str, Sequence[str]]) -> tuple[Line, ...]:
     """All lines that one phrasing stands for: "早[呀|]" gives "早呀" and "早"."""
     parts = _ALTERNATIVES.split(phrasing)  # literal, alternatives, literal, …
     if any(mark in part for part in parts[::2] for mark in "[]|"):
-        raise ValueError(f"{situation}: unbalanced brackets in {phrasing!r}")
+        raise ValueError(f"unbalanced brackets in {phrasing!r}")
     choices = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]
     lines = []
-    for text in ("".join(chosen) for chosen in itertools.product(*choices)):
+    for text in map("".join, itertools.product(*choices)):
         found = tuple((name, kind or name) for name, kind in _SLOT.findall(text))
         if any(mark in _SLOT.sub("", text) for mark in "{}"):
-            raise ValueError(f"{situation}: unbalanced braces in {phrasing!r}")
-        for _, kind in found:
-            if kind not in slots:
-                raise ValueError(f"{situation}: unknown slot {kind!r} in {phrasing!r}")
+            raise ValueError(f"unbalanced braces in {phrasing!r}")
+        if missing := [kind for _, kind in found if kind not in slots]:
+            raise ValueError(f"unknown slot {missing[0]!r} in {phrasing!r}")
         lines.append(Line(_SLOT.sub(r"{\1}", text), found))
     return tuple(lines)
 
 
-def _variables(
-    situation: str, phrasings: Iterable[Iterable[Line]], known: Mapping[str, str]
-) -> dict[str, str]:
-    """The variables that every one of these lines sets, besides those already `known`."""
-    new = [
-        ({name: kind for name, kind in line.slots if name not in known}, line.text)
-        for line in itertools.chain.from_iterable(phrasings)
-    ]
-    if not new:
-        raise ValueError(f"{situation}: a turn without phrasings")
-    for variables, text in new:
-        if variables != new[0][0]:
-            raise ValueError(f"{situation}: {text!r} and {new[0][1]!r} set different slots")
-    return new[0][0]
+def _sets(phrasings: Iterable[Iterable[Line]], known: Set[str]) -> set[str]:
+    """The variables, besides the `known` ones, that each of these lines sets."""
+    lines = list(itertools.chain.from_iterable(phrasings))
+    if not lines:
+        raise ValueError("a turn without phrasings")
+    first = dict(lines[0].slots).keys() - known
+    for line in lines:
+        if dict(line.slots).keys() - known != first:
+            raise ValueError(f"{line.text!r} and {lines[0].text!r} set different slots")
+    return first
 
 
 # -- drawing dialogues -----------------------------------------------------------------------
@@ -210,6 +207,7 @@ class HeldOutDialogue:
 
     @property
     def user_turns(self) -> tuple[str, ...]:
+        """What the user says, in order."""
         return tuple(turn.user for turn in self.turns)
 
     @property
@@ -224,6 +222,7 @@ class HeldOutDialogue:
 
     @property
     def held_out_pairs(self) -> tuple[tuple[str, str], ...]:
+        """The combinations (see `Turn.pair`) that training never holds."""
         return tuple(turn.pair for turn in self.turns if turn.pair and is_held_out(turn.pair))
 
 
@@ -240,10 +239,13 @@ def is_held_out(pair: tuple[str, str]) -> bool:
 
 
 def _distinct(seed: int, want_held_out: bool) -> Iterator[tuple[Turn, ...]]:
-    rng, deck, seen = random.Random(seed), _Deck(templates()), set[bytes]()
-    repeats = 0
+    rng, seen, repeats = random.Random(seed), set[bytes](), 0
     while repeats < 100_000:  # the templates hold far more dialogues than any corpus needs
-        turns = deck.draw(rng, want_held_out)
+        kind, turns = rng.random(), None
+        # Again until the topics go together and lie on the wanted side; the kind stays, so
+        # that memory and changes of topic have the same share on both sides.
+        while not turns or want_held_out != any(t.pair and is_held_out(t.pair) for t in turns):
+            turns = _talk(rng, _topics(rng, kind))
         mark = hashlib.blake2s(_text(turns).encode(), digest_size=12).digest()
         repeats = repeats + 1 if mark in seen else 0
         if not repeats:
@@ -252,106 +254,60 @@ def _distinct(seed: int, want_held_out: bool) -> Iterator[tuple[Turn, ...]]:
     raise ValueError(f"the templates gave {len(seen)} distinct dialogues, then only repeats")
 
 
-class _Deck:
-    """Draws dialogues; knows which scripts may stand where, and which tell what others ask."""
+def _topics(rng: random.Random, kind: float) -> list[Node]:
+    """The scripts of one dialogue; `kind`, 0 to 1, says whether it tests memory or chains."""
+    asking = [node for node in templates().scripts if node.needs]
+    free = [node for node in templates().scripts if not node.needs]
+    if kind >= MEMORY_SHARE:
+        return _weighted(rng, free, 2 if kind < MEMORY_SHARE + CHAIN_SHARE else 1)
+    (ask,) = _weighted(rng, asking, 1)
+    telling = _weighted(rng, [node for node in free if ask.needs <= node.brings], 1)
+    return [*telling, *_weighted(rng, free, _pick(rng, (0, 1, 1, 2))), ask]
 
-    def __init__(self, source: Templates) -> None:
-        self.slots = source.slots
-        self.asking = [node for node in source.scripts if node.needs]
-        self.free = [node for node in source.scripts if not node.needs]
-        self.telling = {
-            node: [teller for teller in self.free if node.needs <= teller.brings]
-            for node in self.asking
-        }
-        self.followers = {
-            node: {
-                line.text.rstrip(END_MARKS)
-                for child in node.then
-                for line in itertools.chain.from_iterable(child.users)
-            }
-            for node in _all_nodes(source.scripts)
-        }
 
-    def draw(self, rng: random.Random, want_held_out: bool) -> tuple[Turn, ...]:
-        """One dialogue, with or without a held-out combination.
-
-        Its kind is drawn first, then topics until they go together, so that the shares of the
-        kinds are the same on both sides.
-        """
-        kind = rng.random()
-        while True:
-            turns = self._try(rng, kind)
-            if turns and want_held_out == any(t.pair and is_held_out(t.pair) for t in turns):
-                return turns
-
-    def _try(self, rng: random.Random, kind: float) -> tuple[Turn, ...] | None:
-        if kind < MEMORY_SHARE:
-            (ask,) = _weighted(rng, self.asking, 1)
-            between = _weighted(rng, self.free, _pick(rng, (0, 1, 1, 2)))
-            topics = [*_weighted(rng, self.telling[ask], 1), *between, ask]
-        else:
-            topics = _weighted(rng, self.free, 2 if kind < MEMORY_SHARE + CHAIN_SHARE else 1)
-        if any(script.only == "first" for script in topics[1:]):
+def _talk(rng: random.Random, topics: Sequence[Node]) -> tuple[Turn, ...] | None:
+    """Walk down these scripts, one after the other; None where they do not go together."""
+    turns: list[Turn] = []
+    known: dict[str, str] = {}
+    for place, script in enumerate(topics):
+        only = {"first": place == 0, "last": place == len(topics) - 1, "": True}
+        if not only[script.only] or not script.needs <= known.keys():
             return None
-        if any(script.only == "last" for script in topics[:-1]):
+        if known.keys() & (script.lacks | script.brings):
             return None
-        talk = _Talk(self)
-        if all(talk.add(rng, script) for script in topics):
-            return tuple(talk.turns)
-        return None
-
-
-class _Talk:
-    """A dialogue as it grows."""
-
-    def __init__(self, deck: _Deck) -> None:
-        self.deck = deck
-        self.turns: list[Turn] = []
-        self.known: dict[str, str] = {}
-
-    def add(self, rng: random.Random, script: Node) -> bool:
-        """Walk down one script; False where it cannot stand here, or takes too long."""
-        known = self.known.keys()
-        if not script.needs <= known or known & (script.lacks | script.brings):
-            return False
-        node = script
-        while True:
+        nodes: Sequence[Node] = (script,)
+        while nodes:
+            node = _pick(rng, nodes)
             line = _pick(rng, _pick(rng, node.users))
-            if node is script and self.turns:
-                if line.text.rstrip(END_MARKS) in self.deck.followers[self.turns[-1].node]:
-                    return False  # it would read as the answer to the bot's last line
-            said = self._fill(rng, line)
-            user = line.text.format_map(self.known)
-            pair = None
-            if line.slots:
-                pair = ("", user.rstrip(END_MARKS))
-            elif self.turns:
-                pair = (self.turns[-1].user.rstrip(END_MARKS), user.rstrip(END_MARKS))
-            if user.endswith("？"):
-                user = user[:-1] + _pick(rng, QUESTION_ENDS)
-            else:
-                user += _pick(rng, STATEMENT_ENDS)
-            answer = _pick(rng, _pick(rng, node.bots))
-            self._fill(rng, answer)
-            bot = answer.text.format_map(self.known)
-            self.turns.append(Turn(node, user, bot, said, pair))
-            if len(self.turns) > MAX_TURNS:
-                return False
-            if not node.then or rng.random() < STOP_EARLY:
-                return True
-            node = _pick(rng, node.then)
+            if len(turns) == MAX_TURNS:
+                return None
+            if turns and node is script and line.text.rstrip(END_MARKS) in turns[-1].node.answers:
+                return None  # it would read as the answer to the bot's last line
+            turns.append(_turn(rng, node, line, known, turns[-1].user if turns else ""))
+            nodes = () if rng.random() < STOP_EARLY else node.then
+    return tuple(turns)
 
-    def _fill(self, rng: random.Random, line: Line) -> dict[str, str]:
-        """Set the variables that `line` brings up; no value occurs twice in a dialogue."""
-        new: dict[str, str] = {}
-        for name, kind in line.slots:
-            if name not in self.known:
-                values = self.deck.slots[kind]
-                value = _pick(rng, values)
-                while value in self.known.values():
-                    value = _pick(rng, values)
-                self.known[name] = new[name] = value
-        return new
+
+def _turn(rng: random.Random, node: Node, line: Line, known: dict[str, str], before: str) -> Turn:
+    """Say `line` and one reply, adding to `known`; `before` is the user's last line or ""."""
+    said = _fill(rng, line, known)
+    user = line.text.format_map(known)
+    bare = user.rstrip(END_MARKS)
+    user = bare + _pick(rng, QUESTION_ENDS if user.endswith("？") else STATEMENT_ENDS)
+    pair = ("" if line.slots else before.rstrip(END_MARKS), bare) if line.slots or before else None
+    reply = _pick(rng, _pick(rng, node.bots))
+    _fill(rng, reply, known)
+    return Turn(node, user, reply.text.format_map(known), said, pair)
+
+
+def _fill(rng: random.Random, line: Line, known: dict[str, str]) -> dict[str, str]:
+    """Set the variables of `line` that are not `known`; no value occurs twice in a dialogue."""
+    new = {}
+    for name, kind in line.slots:
+        if name not in known:
+            values = [v for v in templates().slots[kind] if v not in known.values()]
+            known[name] = new[name] = _pick(rng, values)
+    return new
 
 
 def _pick(rng: random.Random, options: Sequence[_T]) -> _T:
@@ -362,12 +318,6 @@ def _pick(rng: random.Random, options: Sequence[_T]) -> _T:
 def _weighted(rng: random.Random, scripts: Sequence[Node], count: int) -> list[Node]:
     """`count` scripts, each drawn in proportion to its weight."""
     return rng.choices(scripts, [node.weight for node in scripts], k=count)
-
-
-def _all_nodes(scripts: Iterable[Node]) -> Iterator[Node]:
-    for node in scripts:
-        yield node
-        yield from _all_nodes(node.then)
 
 
 def _text(turns: Iterable[Turn]) -> str:
@@ -401,25 +351,25 @@ class Judge:
         self._known.update(turn.said)
         lines = list(itertools.chain.from_iterable(turn.node.bots))
         for line in lines:
-            match = self._pattern(line).fullmatch(reply.strip())
-            if match:
+            if match := re.fullmatch(self._pattern(line), reply.strip()):
                 self._known.update(match.groupdict())
                 return True
-        for name, kind in dict(itertools.chain.from_iterable(ln.slots for ln in lines)).items():
+        for name, kind in lines[0].slots:
             named = [value for value in self._open_values(kind) if value in reply]
             if name not in self._known and len(named) == 1:
                 self._known[name] = named[0]
         return False
 
-    def _pattern(self, line: Line) -> re.Pattern[str]:
-        kinds, parts = dict(line.slots), _SLOT_NAME.split(line.text)  # literal, name, literal, …
-        for i, part in enumerate(parts):
+    def _pattern(self, line: Line) -> str:
+        kinds, pattern, free = dict(line.slots), "", set[str]()
+        for i, part in enumerate(_NAME.split(line.text)):  # literal, variable, literal, …
             if i % 2 and part not in self._known:
                 values = "|".join(map(re.escape, self._open_values(kinds[part])))
-                parts[i] = f"(?P={part})" if part in parts[1:i:2] else f"(?P<{part}>{values})"
+                pattern += f"(?P={part})" if part in free else f"(?P<{part}>{values})"
+                free.add(part)
             else:
-                parts[i] = re.escape(self._known[part] if i % 2 else part)
-        return re.compile("".join(parts))
+                pattern += re.escape(self._known[part] if i % 2 else part)
+        return pattern
 
     def _open_values(self, kind: str) -> list[str]:
         """The values of a slot list that nobody has used in this dialogue."""
@@ -438,10 +388,12 @@ class Score:
 
     @property
     def fitting(self) -> int:
+        """How many replies fit."""
         return sum(fitting for fitting, _ in self.by_situation.values())
 
     @property
     def total(self) -> int:
+        """How many replies were judged."""
         return sum(total for _, total in self.by_situation.values())
 
     @property
