@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from smallgpt.errors import UserError
 
+Where = Callable[[str], str]
+"""Names the place where a key's value stands, for messages."""
+OPTIMIZERS = ("adamw", "muon")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -97,6 +102,8 @@ class Config(ModelConfig, SamplingConfig):
     """Validation batches at most."""
 
     # optimizer and schedule
+    optimizer: str = "adamw"
+    """adamw, or muon: Muon for the matrices of the layers, AdamW for the rest."""
     lr: float = 3e-4
     min_lr: float = 6e-6
     warmup_steps: int = 1000
@@ -138,6 +145,8 @@ class Config(ModelConfig, SamplingConfig):
 
 KEYS = tuple(field.name for field in dataclasses.fields(Config))
 MODEL_KEYS = tuple(field.name for field in dataclasses.fields(ModelConfig))
+_MAY_BE_EMPTY = {field.name for field in dataclasses.fields(Config) if "None" in str(field.type)}
+_NUMBERS = [field.name for field in dataclasses.fields(Config) if field.type == "float"]
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -149,26 +158,14 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """
     values = _read_yaml(Path(path))
     _check_keys(values, where=str(path))
-    overridden = _parse_overrides(overrides or [])
-    return from_dict({**values, **overridden}, where=str(path))
+    typed = _parse_overrides(overrides or [])
+    return _build({**values, **typed}, lambda key: "command line" if key in typed else str(path))
 
 
 def from_dict(values: dict[str, Any], where: str) -> Config:
     """Check `values` (key -> value) against the schema; `where` names their source in messages."""
     _check_keys(values, where)
-    schema = OmegaConf.structured(Config)
-    OmegaConf.set_readonly(schema, False)
-    for key, value in values.items():
-        try:
-            schema = OmegaConf.merge(schema, {key: value})
-        except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{where}: {key}: {value!r} does not fit: {reason}") from None
-    config = OmegaConf.to_object(schema)
-    assert isinstance(config, Config)
-    config = _normalised(config, where)
-    _check_values(config, where)
-    return config
+    return _build(values, lambda key: where)
 
 
 def to_yaml(config: Config) -> str:
@@ -177,38 +174,48 @@ def to_yaml(config: Config) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        raise UserError(f"{path} is a directory, not a YAML file")
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        if path.is_dir():
+            raise UserError(f"{path} is a directory, not a YAML file")
+        # Interpolations such as ${oc.env:HOME} are resolved later, by the schema.
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         known = ", ".join(sorted(str(p) for p in Path("config").glob("*.yaml")))
         raise UserError(
             f"config file {path} not found", f"shipped configs: {known}" if known else ""
         ) from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {reason}") from None
-    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is not valid YAML: {_one_line(error)}", "write one `key: value` a line"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}", "save it as UTF-8") from None
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(loaded, dict):
-        raise UserError(f"{path} must be a list of `key: value` lines")
+        raise UserError(f"{path} is not a mapping", "write one `key: value` a line")
     return {str(key): value for key, value in loaded.items()}
 
 
 def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
+    """Values stay the strings that were typed; the schema turns them into numbers and so on."""
     values: dict[str, Any] = {}
     for argument in overrides:
-        key, equals, _ = argument.partition("=")
+        key, equals, text = argument.partition("=")
         if not equals:
-            raise UserError(f"argument {argument!r} is not of the form key=value")
-        _check_keys({key: None}, where="command line")
-        try:
-            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([argument]))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"command line: {argument!r} cannot be read: {error}") from None
-        assert isinstance(parsed, dict)
-        values.update({str(k): v for k, v in parsed.items()})
+            raise UserError(
+                f"command line: {argument!r} is not of the form key=value",
+                "write for example lr=3e-4, without spaces around the =",
+            )
+        _check_keys({key: text}, where="command line")
+        values[key] = text
+        if key == "data_path" and text.startswith("["):
+            try:
+                values[key] = yaml.load(text, Loader=yaml.BaseLoader)  # every element a string
+            except yaml.YAMLError:
+                raise UserError(
+                    f"command line: {argument!r} is not a list", "write data_path=[a.txt,b.txt]"
+                ) from None
     return values
 
 
@@ -222,27 +229,56 @@ def _check_keys(values: dict[str, Any], where: str) -> None:
             raise UserError(f"{where}: unknown key `{key}`", advice)
 
 
-def _normalised(config: Config, where: str) -> Config:
-    """Empty strings and the word None mean none; `data_path` becomes a string or list of them."""
+def _build(values: dict[str, Any], where: Where) -> Config:
+    """Merge known keys into the schema, which checks and converts types, and check the values."""
+    schema = OmegaConf.structured(Config)
+    OmegaConf.set_readonly(schema, False)
+    for key, value in values.items():
+        if key in _MAY_BE_EMPTY and value in ("", "None", "none", "null"):
+            value = None
+        if value == "???":  # OmegaConf's sign for a value still to come; it would be passed over
+            raise UserError(f"{where(key)}: {key}: ??? must be replaced by a value")
+        try:
+            schema = OmegaConf.merge(schema, {key: value})
+        except (OmegaConfBaseException, UnicodeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{where(key)}: {key}: {value!r} does not fit: {reason}") from None
+    try:
+        config = OmegaConf.to_object(schema)
+    except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere
+        key = error.full_key or "config"
+        raise UserError(f"{where(key)}: {key}: {_one_line(error)}") from None
+    assert isinstance(config, Config)
+    config = _with_plain_paths(config, where)
+    _check_values(config, where)
+    return config
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _with_plain_paths(config: Config, where: Where) -> Config:
+    """`data_path` is a string or a list of strings."""
     paths = config.data_path
     many = isinstance(paths, (list, tuple))
     if not all(isinstance(p, str) and p for p in (paths if many else [paths])) or not paths:
-        raise UserError(f"{where}: data_path: {paths!r} must be a file name or a list of them")
-    optional = {
-        key: None
-        for key in ("resume_from", "tensorboard_path")
-        if getattr(config, key) in ("", "None", "none")
-    }
-    return dataclasses.replace(config, data_path=list(paths) if many else paths, **optional)
+        raise UserError(
+            f"{where('data_path')}: data_path: {paths!r} is not a file name or a list of them",
+            "write data_path: a.txt or data_path: [a.txt, b.txt]; put numbers in quotes",
+        )
+    return dataclasses.replace(config, data_path=list(paths) if many else paths)
 
 
-def _check_values(config: Config, where: str) -> None:
+def _check_values(config: Config, where: Where) -> None:
     """Refuse values that cannot work, each with its reason."""
 
     def require(condition: bool, key: str, reason: str) -> None:
         if not condition:
-            raise UserError(f"{where}: {key}: {getattr(config, key)} {reason}")
+            raise UserError(f"{where(key)}: {key}: {getattr(config, key)} {reason}")
 
+    for key in _NUMBERS:
+        require(math.isfinite(getattr(config, key)), key, "must be a finite number")
     for key in ("n_layer", "n_head", "n_embd", "train_batch", "test_batch", "accumulate"):
         require(getattr(config, key) >= 1, key, "must be at least 1")
     for key in ("eval_steps", "decay_steps", "save_freq", "max_new_tokens"):
@@ -254,6 +290,8 @@ def _check_values(config: Config, where: str) -> None:
         require(getattr(config, key) >= 0, key, "must not be negative")
     for key in ("vocab_size", "seed", "min_lr", "temperature"):
         require(getattr(config, key) >= 0, key, "must not be negative")
+    require(config.seed < 2**63, "seed", "must be less than 2**63")
+    require(bool(config.checkpoint_root), "checkpoint_root", "must name a folder")
     require(config.block_size >= 8, "block_size", "must be at least 8 positions")
     require(
         config.n_embd % config.n_head == 0,
@@ -279,6 +317,9 @@ def _check_values(config: Config, where: str) -> None:
     require(0 < config.top_p <= 1, "top_p", "must be above 0 and at most 1")
     require(config.repetition_penalty > 0, "repetition_penalty", "must be positive")
     require(config.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}")
+    require(
+        config.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}"
+    )
     require(
         config.train_batch % config.accumulate == 0,
         "train_batch",

@@ -15,7 +15,7 @@ from smallgpt.data.packing import PackedRows
 from smallgpt.errors import UserError
 from smallgpt.model import next_token_loss
 from smallgpt.runtime import Runtime, seed_everything
-from smallgpt.training.optimizer import apply_settings, learning_rate, make_optimizer
+from smallgpt.training.optimizer import apply_settings, learning_rate, make_optimizers
 
 
 class DivergedError(UserError):
@@ -47,7 +47,7 @@ class Trainer:
         self.model = model
         self.rows = rows
         self.order = RowOrder(len(rows), config.seed)
-        self.optimizer = make_optimizer(model, config)
+        self.optimizers = make_optimizers(model, config)
         self.scaler = torch.amp.GradScaler(
             runtime.device.type, enabled=runtime.dtype == torch.float16
         )
@@ -65,8 +65,9 @@ class Trainer:
         config, step = self.config, self.completed
         seed_everything(config.seed, 3, step)
         lr = learning_rate(step, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
 
         rows = self.order.take(self.rows_used, config.train_batch)
         batch = self.rows.batch(rows, config.unk_rate, (config.seed, 4, step))
@@ -81,13 +82,15 @@ class Trainer:
             self.scaler.scale(part_loss).backward()
             loss += part_loss.item()
 
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         largest = config.grad_clip or math.inf
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), largest).item()
         self._check_finite(loss, grad_norm)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self.completed += 1
         self.rows_used += config.train_batch
         return StepResult(loss, grad_norm, lr, tokens)
@@ -96,7 +99,7 @@ class Trainer:
         # With loss scaling an overflowing gradient is normal: the scaler skips that step.
         finite = math.isfinite(loss) and (self.scaler.is_enabled() or math.isfinite(grad_norm))
         if not finite:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)
             raise DivergedError(
                 f"step {self.completed + 1}: the loss is {loss}, the gradient norm {grad_norm}",
                 "lower lr, lengthen warmup_steps, or use dtype: float32",
@@ -105,7 +108,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What `load_state` needs to go on exactly; tensors and plain values only."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "completed": self.completed,
             "rows_used": self.rows_used,
@@ -119,14 +122,15 @@ class Trainer:
             UserError: the state does not fit this model.
         """
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.scaler.load_state_dict(state["scaler"])
             self.completed = int(state["completed"])
             same_text = state["text"] == self._text_identity()
             self.rows_used = int(state["rows_used"]) if same_text else 0
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"the training state does not fit this model: {error}") from None
-        apply_settings(self.optimizer, self.config)
+        apply_settings(self.optimizers, self.config)
         return same_text
 
     def _text_identity(self) -> list[Any]:

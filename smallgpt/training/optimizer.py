@@ -1,4 +1,4 @@
-"""AdamW with two parameter groups, and the learning-rate schedule."""
+"""AdamW or Muon with two kinds of parameters, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -10,20 +10,42 @@ from torch import nn
 from smallgpt.config import Config
 
 
-def make_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101), fused; matrices and embeddings decay, biases and norms do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.dim() >= 2]
-    vectors = [p for p in parameters if p.dim() < 2]
-    optimizer = torch.optim.AdamW([{"params": matrices}, {"params": vectors}], fused=True)
-    apply_settings(optimizer, config)
-    return optimizer
+def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
+    """The optimizers that together train all parameters, at the rate of `learning_rate`.
+
+    adamw: AdamW (arXiv:1711.05101), fused, for everything.
+    muon: Muon (kellerjordan.github.io/posts/muon) for the matrices of the layers, its updates
+    scaled to the size of AdamW's (arXiv:2502.16982); AdamW for embeddings, biases and norms.
+
+    Matrices and embeddings decay, biases and norms do not.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for _, p in named if p.dim() >= 2]
+    vectors = [p for _, p in named if p.dim() < 2]
+    optimizers: list[torch.optim.Optimizer] = []
+    if config.optimizer == "muon":
+        in_layers = [p for name, p in named if p.dim() == 2 and _is_in_layer(name)]
+        chosen = {id(p) for p in in_layers}
+        matrices = [p for p in matrices if id(p) not in chosen]
+        optimizers.append(torch.optim.Muon(in_layers, adjust_lr_fn="match_rms_adamw"))
+    optimizers.append(torch.optim.AdamW([{"params": matrices}, {"params": vectors}], fused=True))
+    apply_settings(optimizers, config)
+    return optimizers
 
 
-def apply_settings(optimizer: torch.optim.Optimizer, config: Config) -> None:
+def _is_in_layer(name: str) -> bool:
+    """Whether a parameter belongs to a layer; `_orig_mod.` stands before names once compiled."""
+    return name.removeprefix("_orig_mod.").startswith("h.")
+
+
+def apply_settings(optimizers: list[torch.optim.Optimizer], config: Config) -> None:
     """Set betas and weight decay; after loading a state too, so that the config's word counts."""
-    for group, decay in zip(optimizer.param_groups, (config.weight_decay, 0.0), strict=True):
-        group |= {"betas": (config.beta1, config.beta2), "weight_decay": decay}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            vectors = all(p.dim() < 2 for p in group["params"])
+            group["weight_decay"] = 0.0 if vectors else config.weight_decay
+            if "betas" in group:
+                group["betas"] = (config.beta1, config.beta2)
 
 
 def learning_rate(step: int, config: Config) -> float:

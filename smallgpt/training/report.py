@@ -30,9 +30,6 @@ class Report:
     def __init__(
         self, root: Path, tensorboard_path: str | None, completed: int, last_step: int
     ) -> None:
-        self.seconds = _keep_until(root / METRICS_FILE, completed)
-        """Seconds of training so far, of resumed runs together; without validation and saving."""
-        self._metrics = (root / METRICS_FILE).open("a", encoding="utf-8")
         self._writer = None
         if tensorboard_path:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -41,6 +38,9 @@ class Report:
                 self._writer = SummaryWriter(tensorboard_path, purge_step=completed + 1)
             except OSError as error:
                 raise UserError(f"tensorboard_path: {tensorboard_path}: {error}") from None
+        self.seconds = _keep_until(root / METRICS_FILE, completed)
+        """Seconds of training so far, of resumed runs together; without validation and saving."""
+        self._metrics = (root / METRICS_FILE).open("a", encoding="utf-8")
         self._loss: float | None = None
         self._speed: float | None = None
         self._bar = tqdm(

@@ -1,0 +1,91 @@
+"""Choice of device and precision."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from smallgpt import runtime
+from smallgpt.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_cuda_falls_back_to_the_cpu_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert runtime.choose_device("cuda") == CPU
+    assert capsys.readouterr().err == "device: no CUDA GPU here, using the CPU\n"
+
+
+def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert runtime.choose_device("auto").type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert runtime.choose_device("auto").type == "mps"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert runtime.choose_device("auto") == CPU
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99", "cpu:x"])
+def test_impossible_devices_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="device"):
+        runtime.choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "amx", "expected"),
+    [
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+        (False, False, torch.float32),
+    ],
+)
+def test_cpu_precision_is_what_the_cpu_does_fast(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, amx: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    dtype, reason = runtime.choose_dtype("auto", CPU)
+    assert dtype == expected
+    assert "native" in reason
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((9, 0), torch.bfloat16), ((7, 5), torch.float16), ((6, 1), torch.float32)],
+)
+def test_gpu_precision_follows_its_generation(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert runtime.choose_dtype("auto", torch.device("cuda"))[0] == expected
+
+
+def test_named_precision_is_taken_but_float16_needs_a_gpu() -> None:
+    assert runtime.choose_dtype("float32", CPU) == (torch.float32, "as configured")
+    with pytest.raises(UserError, match="float16 needs a GPU"):
+        runtime.choose_dtype("float16", CPU)
+
+
+def test_seeds_of_different_numbers_differ() -> None:
+    drawn = set()
+    for numbers in [(1, 2), (2, 1), (1, 2, 0), (12,), (1, 3)]:
+        runtime.seed_everything(*numbers)
+        drawn.add(torch.rand(1).item())
+    assert len(drawn) == 5
+
+
+def test_compiling_without_a_compiler_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    model = torch.nn.Linear(1, 1)
+    assert runtime.compiled(model, True, CPU) is model
+    assert "no C++ compiler" in capsys.readouterr().err
