@@ -317,9 +317,7 @@ def _check_values(config: Config, where: Where) -> None:
     require(0 < config.top_p <= 1, "top_p", "must be above 0 and at most 1")
     require(config.repetition_penalty > 0, "repetition_penalty", "must be positive")
     require(config.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}")
-    require(
-        config.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}"
-    )
+    require(config.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}")
     require(
         config.train_batch % config.accumulate == 0,
         "train_batch",

@@ -63,6 +63,7 @@ class Attention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTE: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        """Mix in what the other positions of the row hold, (B, T, E)."""
         B, T, E = x_BTE.shape
         q_BHTD, k_BHSD, v_BHSD = (
             part.view(B, T, self.n_head, E // self.n_head).transpose(1, 2)
@@ -92,6 +93,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTE: Tensor) -> Tensor:
+        """Transform each position by itself, (B, T, E)."""
         return self.dropout(self.c_proj(F.gelu(self.c_fc(x_BTE))))
 
 
@@ -106,6 +108,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, x_BTE: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        """Run the layer, (B, T, E)."""
         x_BTE = x_BTE + self.attn(self.ln_1(x_BTE), mask, cache)
         return x_BTE + self.mlp(self.ln_2(x_BTE))
 
@@ -145,8 +148,8 @@ class GPT(nn.Module):
             ids_BT: token ids.
             positions_BT: position of each token in its dialogue; by default 0, 1, 2 … behind what
                 the cache holds.
-            documents_BT: number of the dialogue each position belongs to, in a packed row; attention
-                stays within it. By default a row is one dialogue.
+            documents_BT: number of the dialogue each position belongs to, in a packed row;
+                attention stays within it. By default a row is one dialogue.
             cache: filled and moved on in generation; excludes `documents_BT`.
         """
         T = ids_BT.shape[1]

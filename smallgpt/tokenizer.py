@@ -47,9 +47,10 @@ class Tokenizer:
     def __init__(self, characters: Sequence[str]) -> None:
         self.characters = list(characters)
         self._id_of = {c: i for i, c in enumerate(self.characters, FIRST_CHARACTER)}
-        if len(self._id_of) != len(self.characters) or any(len(c) != 1 for c in self.characters):
-            raise ValueError("a vocabulary needs distinct single characters")
         self._id_of["\n"] = SEP
+        distinct = len(self._id_of) == len(self.characters) + 1
+        if not distinct or any(len(c) != 1 for c in self.characters):
+            raise ValueError("a vocabulary needs distinct single characters other than the newline")
 
     def __len__(self) -> int:
         """Number of ids, the control tokens included."""
@@ -150,7 +151,7 @@ class Tokenizer:
             return cls(tokens[FIRST_CHARACTER:])
         except FileNotFoundError:
             raise UserError(f"{path} is missing", "is this a Small GPT checkpoint?") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a character vocabulary: {error}") from None
 
 

@@ -95,10 +95,11 @@ def split(dialogues: int, train_percent: float, seed: int) -> tuple[Any, Any]:
 
 def _cache_folder(data: Path) -> Path:
     """Beside the data; in the user's cache folder where that place is read-only."""
-    folder = data.resolve().parent
+    beside = data.resolve().parent / CACHE_FOLDER
+    place = beside if beside.is_dir() else beside.parent
     # The mode is looked at too, because to root every folder seems writable.
-    if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:
-        return folder / CACHE_FOLDER
+    if os.access(place, os.W_OK) and place.stat().st_mode & 0o222:
+        return beside
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "smallgpt"
 
@@ -108,16 +109,21 @@ def _is_complete(cache: Path) -> bool:
 
 
 def _open(cache: Path, key: str) -> Corpus:
-    meta = json.loads((cache / "vocabulary.json").read_text("utf-8"))
-    return Corpus(
-        ids=np.load(cache / "ids.npy", mmap_mode="r"),
-        ends=np.load(cache / "ends.npy"),
-        tokenizer=Tokenizer(meta["characters_in_id_order"]),
-        rare_from=meta["rare_from"],
-        characters=meta["characters"],
-        conversations=meta["conversations"],
-        fingerprint=key,
-    )
+    try:
+        meta = json.loads((cache / "vocabulary.json").read_text("utf-8"))
+        return Corpus(
+            ids=np.load(cache / "ids.npy", mmap_mode="r"),
+            ends=np.load(cache / "ends.npy"),
+            tokenizer=Tokenizer(meta["characters_in_id_order"]),
+            rare_from=meta["rare_from"],
+            characters=meta["characters"],
+            conversations=meta["conversations"],
+            fingerprint=key,
+        )
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the cache {cache} is damaged: {error}", "delete that folder; it is made anew"
+        ) from None
 
 
 def _build(cache: Path, paths: list[Path]) -> None:
@@ -129,9 +135,9 @@ def _build(cache: Path, paths: list[Path]) -> None:
         raise UserError(f"cannot write the cache in {cache.parent}: {error.strerror}") from None
     try:
         _encode(paths, work)
-        os.chmod(work, 0o755)
+        work.chmod(0o755)
         try:
-            os.rename(work, cache)
+            work.rename(cache)
         except OSError:
             if not _is_complete(cache):  # else another process was faster: use its cache
                 raise
@@ -150,24 +156,25 @@ def _encode(paths: list[Path], work: Path) -> None:
     counts, first_seen, ends = _spool(paths, spool)
     if not len(ends):
         raise UserError(f"{_names(paths)}: no text in it", "put dialogues in it, see README.md")
-    order = np.lexsort((first_seen, -counts))  # falling frequency, ties by first appearance
-    tokenizer = Tokenizer([chr(code) for code in order[: np.count_nonzero(counts)]])
-    seconds = _write_ids(spool, work / "ids.npy", tokenizer, ends)
+    used = np.flatnonzero(counts)
+    # Falling frequency, ties by first appearance.
+    order = used[np.lexsort((first_seen[used], -counts[used]))]
+    tokenizer = Tokenizer([chr(code) for code in order])
+    conversations, separators = _write_ids(spool, work / "ids.npy", tokenizer, ends)
     spool.unlink()
-    if not seconds:
+    if not conversations:
         raise UserError(
             f"{_names(paths)}: {len(ends):,} dialogues, but none of two utterances",
             "write one utterance a line and leave a blank line between dialogues only",
         )
     np.save(work / "ends.npy", ends)
-    in_order = counts[order[: len(tokenizer.characters)]]
-    share_before = np.cumsum(in_order) / max(1, in_order.sum())
+    share = np.cumsum(counts[order]) / counts.sum()
     meta = {
         "files": [str(path) for path in paths],
         "dialogues": len(ends),
-        "conversations": seconds,
-        "characters": int(in_order.sum()),
-        "rare_from": FIRST_CHARACTER + int(np.searchsorted(share_before, 1 - RARE_SHARE)) + 1,
+        "conversations": conversations,
+        "characters": int(ends[-1]) - len(ends) - separators,
+        "rare_from": FIRST_CHARACTER + int(np.searchsorted(share, 1 - RARE_SHARE)) + 1,
         "characters_in_id_order": tokenizer.characters,
     }
     (work / "vocabulary.json").write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
@@ -233,20 +240,28 @@ def _mark_ends(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     return np.delete(marked, first_of_two + 1)
 
 
-def _write_ids(spool: Path, path: Path, tokenizer: Tokenizer, ends: npt.NDArray[np.int64]) -> int:
-    """Turn code points into ids; return how many dialogues have two utterances or more."""
+def _write_ids(
+    spool: Path, path: Path, tokenizer: Tokenizer, ends: npt.NDArray[np.int64]
+) -> tuple[int, int]:
+    """Turn code points into ids.
+
+    Returns:
+        how many dialogues have two utterances or more, and the number of `<sep>`.
+    """
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
     table = np.append(tokenizer.lookup_table(), PAD).astype(dtype)
     codes = np.memmap(spool, np.uint32, mode="r")
     ids = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=codes.shape)
     conversation = np.zeros(len(ends), bool)
+    total = 0
     for start in range(0, len(codes), _CHUNK):
         part = table[codes[start : start + _CHUNK]]
         ids[start : start + _CHUNK] = part
         separators = np.flatnonzero(part == SEP) + start
         conversation[np.searchsorted(ends, separators, side="right")] = True
+        total += len(separators)
     ids.flush()
-    return int(conversation.sum())
+    return int(conversation.sum()), total
 
 
 def _names(paths: list[Path]) -> str:

@@ -25,7 +25,7 @@ class RowOrder:
 
     def take(self, start: int, count: int) -> npt.NDArray[np.int64]:
         """Rows number `start` to `start + count` of the sequence, counted over all epochs."""
-        parts = []
+        parts = [np.empty(0, np.int64)]
         while count:
             epoch, at = divmod(start, self.rows)
             part = self._rows_of(epoch)[at : at + count]

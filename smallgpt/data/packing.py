@@ -189,14 +189,35 @@ def _last_separator(ids: npt.NDArray[Any], begin: IntArray, block_size: int) -> 
 def pack(lengths: IntArray, block_size: int, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
     """Best-fit decreasing bin packing: each piece goes into the fullest row that has room.
 
-    Works on whole groups of equal length, so the cost grows with block_size², not with pieces
-    (histogram packing, Krell et al., arXiv:2107.02027).
+    Works on whole groups of pieces of equal length and rows of equal room, so the cost grows with
+    block_size², not with pieces (histogram packing, Krell et al., arXiv:2107.02027).
 
     Returns:
         the row of each piece and its offset in that row.
     """
     row, offset = np.empty_like(lengths), np.empty_like(lengths)
     room: list[list[IntArray]] = [[] for _ in range(block_size + 1)]  # rows by free positions
+
+    def fill(group: IntArray, free: int, pieces: IntArray) -> IntArray:
+        """Put pieces of one length into rows with `free` positions; return the pieces left over.
+
+        Each row takes all it can before the next: the fullest row with room is the one just used.
+        """
+        length = int(lengths[pieces[0]])
+        each = free // length
+        placed = min(len(pieces), each * len(group))
+        nth = np.arange(placed)
+        row[pieces[:placed]] = group[nth // each]
+        offset[pieces[:placed]] = block_size - free + nth % each * length
+        full, more = divmod(placed, each)
+        touched = full + (more > 0)
+        for rows_left, taken in ((group[:full], each), (group[full:touched], more)):
+            if len(rows_left):
+                room[free - taken * length].append(rows_left)
+        if touched < len(group):
+            room[free].append(group[touched:])
+        return pieces[placed:]
+
     shuffled = rng.permutation(len(lengths))
     by_length = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
     bounds = np.flatnonzero(np.diff(lengths[by_length])) + 1
@@ -205,25 +226,9 @@ def pack(lengths: IntArray, block_size: int, rng: np.random.Generator) -> tuple[
         length = int(lengths[pieces[0]])
         for free in range(length, block_size + 1):
             while room[free] and len(pieces):
-                group = room[free].pop()
-                used, rest = group[: len(pieces)], group[len(pieces) :]
-                if len(rest):
-                    room[free].append(rest)
-                row[pieces[: len(used)]] = used
-                offset[pieces[: len(used)]] = block_size - free
-                room[free - length].append(used)
-                pieces = pieces[len(used) :]
-        while len(pieces):  # open new rows and fill each with as many of this length as fit
+                pieces = fill(room[free].pop(), free, pieces)
+        if len(pieces):
             new = -(-len(pieces) // (block_size // length))
-            opened = np.arange(rows, rows + new)
+            fill(np.arange(rows, rows + new), block_size, pieces)
             rows += new
-            for place in range(block_size // length):
-                used = opened[: len(pieces)]
-                row[pieces[: len(used)]] = used
-                offset[pieces[: len(used)]] = place * length
-                pieces = pieces[len(used) :]
-                if len(used) < new:
-                    room[block_size - place * length].append(opened[len(used) :])
-                    opened = used
-            room[block_size % length].append(opened)
     return row, offset

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import hashlib
+import io
 import lzma
 import re
 import zlib
@@ -34,9 +35,9 @@ def check_files(paths: list[Path]) -> None:
         UserError: a path is missing, a directory, empty or unreadable.
     """
     for path in paths:
-        if path.is_dir():
-            raise UserError(f"data_path: {path} is a directory", "name the text file in it")
         try:
+            if path.is_dir():
+                raise UserError(f"data_path: {path} is a directory", "name the text file in it")
             with path.open("rb") as file:
                 empty = not file.read(1)
         except FileNotFoundError:
@@ -68,8 +69,8 @@ def read_text(path: Path) -> Iterator[tuple[str, str]]:
     """Stream a file as pairs (raw, clean) of consecutive pieces of its text.
 
     In `raw`, newlines are `\\n` whatever the system that wrote them, and a byte order mark is gone.
-    In `clean`, moreover, every separator between dialogues is exactly one blank line, and there is
-    no white space at the beginning or end of the file.
+    In `clean`, moreover, every separator between dialogues is exactly one blank line, and there are
+    no blank lines at the beginning and no white space at the end of the file.
 
     Raises:
         UserError: bytes that are not UTF-8 (with the line), or a damaged .gz or .xz file.
@@ -77,13 +78,6 @@ def read_text(path: Path) -> Iterator[tuple[str, str]]:
     tail, started = "", False
     for decoded in _decode(path):
         text = tail + decoded
-        if "\r" in text:
-            # A `\r` at the very end stays in the tail until we know what follows.
-            text = (
-                text.replace("\r\n", "\n").replace("\r", "\n")
-                if text[-1] != "\r"
-                else (text[:-1].replace("\r\n", "\n").replace("\r", "\n") + "\r")
-            )
         # Whether white space at the end separates dialogues depends on what follows: keep it back.
         body = text.rstrip()
         tail = text[len(body) :]
@@ -98,24 +92,42 @@ def read_text(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _decode(path: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    newlines = 0
+    """The text with `\\n` for every kind of newline, without a byte order mark."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    lines = _LineCount()
     first = True
     for data in _read_bytes(path):
         try:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            line = newlines + error.object[: error.start].count(b"\n") + 1
+            lines.add(error.object[: error.start])
+            bad = error.object[error.start]
+            utf16 = lines.complete == 0 and error.start == 0 and bad in (0xFE, 0xFF)
             raise UserError(
-                f"{path}, line {line}: not UTF-8 (byte 0x{error.object[error.start]:02x})",
+                f"{path}, line {lines.complete + 1}: not UTF-8 (byte 0x{bad:02x})",
                 "save the file as UTF-8, for example: "
-                f"iconv -f GB18030 -t UTF-8 {path.name} > utf8.txt",
+                f"iconv -f {'UTF-16' if utf16 else 'GB18030'} -t UTF-8 {path.name} > utf8.txt",
             ) from None
-        newlines += data.count(b"\n")
+        lines.add(data)
         if first and text:
             text, first = text.removeprefix("\ufeff"), False
         if text:
             yield text
+
+
+class _LineCount:
+    """Complete lines in the bytes so far, whichever newline the file uses."""
+
+    def __init__(self) -> None:
+        self._feeds = self._returns = 0
+
+    def add(self, data: bytes) -> None:
+        self._feeds += data.count(b"\n")
+        self._returns += data.count(b"\r")
+
+    @property
+    def complete(self) -> int:
+        return max(self._feeds, self._returns)
 
 
 def _read_bytes(path: Path) -> Iterator[bytes]:
@@ -139,6 +151,8 @@ def _read_bytes(path: Path) -> Iterator[bytes]:
                 raise UserError(
                     f"{path} is damaged or cut off: {error}", "get the file again"
                 ) from None
+            except OSError as error:
+                raise UserError(f"{path} cannot be read: {error.strerror}") from None
             bar.update(raw.tell() - bar.n)
             yield data
             if not data:
