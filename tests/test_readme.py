@@ -1,0 +1,128 @@
+"""Every command of the READMEs runs, as written but on a tiny model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import DIALOGUES, REPOSITORY, python_environment
+
+README, CHINESE = REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md"
+COMMAND = re.compile(r"^    ((?:python|make|pip|git|printf) .*)$", re.MULTILINE)
+IN_TEXT = re.compile(r"`((?:make|pip) [^`]+)`")
+TINY = [
+    "data_path=my.txt",
+    "vocab_size=0",
+    "n_layer=1",
+    "n_head=2",
+    "n_embd=16",
+    "train_batch=2",
+    "max_steps=1",
+    "compile=false",
+    "tensorboard_path=",
+]
+# What prepares a machine or takes minutes has a target or a test of its own.
+ELSEWHERE = {
+    "git clone … && cd small-gpt": "tests/test_demo.py",
+    "make demo": "tests/test_demo.py",
+    "printf '早上好呀\\n你叫什么名字\\nexit\\n' | make -s demo": "tests/test_demo.py",
+    "pip install -r requirements.txt": "the target .venv/.run",
+    "pip install .": "tests/test_demo.py",
+    "make test": ".ci/run",
+    "make test-slow": "itself",
+}
+
+
+def commands(readme: Path) -> list[str]:
+    """The commands, without comments; each once, in order."""
+    text = readme.read_text("utf-8")
+    found = [line.split("  #")[0].strip() for line in COMMAND.findall(text)]
+    return list(dict.fromkeys(found + [c for c in IN_TEXT.findall(text) if c != "make help"]))
+
+
+RUN_HERE = [command for command in commands(README) if command not in ELSEWHERE]
+
+
+def test_both_readmes_have_the_same_commands_and_pictures() -> None:
+    assert commands(README) == commands(CHINESE)
+    links = [
+        re.findall(r"\]\((docs/[^)]+|smallgpt/[^)]+)\)", f.read_text("utf-8"))
+        for f in (README, CHINESE)
+    ]
+    assert links[0] == links[1]
+    for link in links[0]:
+        assert (REPOSITORY / link).exists(), link
+
+
+def test_the_commands_run_here_are_the_ones_expected() -> None:
+    assert {shlex.split(command)[1] for command in RUN_HERE} == {"train.py", "chat.py", "-m"}
+    assert len(RUN_HERE) >= 10
+
+
+@pytest.fixture(scope="module")
+def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as after `make demo` and training: programs, configs, text and checkpoints."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("train.py", "chat.py"):
+        shutil.copy(REPOSITORY / name, folder)
+    shutil.copytree(REPOSITORY / "config", folder / "config")
+    (folder / "my.txt").write_text(DIALOGUES, encoding="utf-8")
+    (folder / "data").mkdir()
+    for run in ("demo", "train90M", "train300M"):
+        shutil.copytree(trained, folder / "checkpoints" / run / "cpt1000")
+    return folder
+
+
+@pytest.mark.parametrize("command", RUN_HERE)
+def test_command_of_the_readme(place: Path, command: str) -> None:
+    program, _, output = command.partition(" > ")
+    arguments = shlex.split(program)[1:]
+    if arguments[0] == "train.py":
+        folder = f"checkpoint_root={place / 'trained' / str(abs(hash(command)))}"
+        arguments = [*arguments, *TINY, folder]
+    if "--smalltalk" in arguments:
+        arguments += ["--dialogues", "2"]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=place,
+        input="早上好呀\nexit\n".encode(),
+        capture_output=True,
+        env=python_environment(),
+        timeout=120,
+        check=False,
+    )
+    errors = done.stderr.decode()
+    assert done.returncode == 0, errors
+    if arguments[0] == "chat.py":
+        assert len(done.stdout.decode().splitlines()) == 1
+    elif arguments[0] == "train.py":
+        assert "chat with it: python chat.py" in errors
+    else:
+        assert done.stdout.strip()
+    if output:
+        assert len(done.stdout.decode().split("\n\n")) == 60_000
+
+
+def test_python_of_the_readme(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    text = README.read_text("utf-8")
+    blocks = [
+        "\n".join(line.removeprefix("    ") for line in block.splitlines())
+        for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
+        if re.match(r"    (import|from) ", block)
+    ]
+    assert len(blocks) == 2
+    for block in blocks:
+        names: dict[str, object] = {}
+        exec(block, names)
+        assert names.keys() & {"bot", "context"}
+
+
+def test_shipped_configs_are_the_table_of_the_readme() -> None:
+    named = set(re.findall(r"config/\w+\.yaml", README.read_text("utf-8")))
+    assert named == {f"config/{path.name}" for path in (REPOSITORY / "config").iterdir()}
