@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import torch
@@ -42,19 +42,18 @@ class Chatbot:
         """The whole reply; it and `text` join the conversation."""
         return "".join(self.stream(text))
 
-    def stream(self, text: str) -> Iterator[str]:
+    def stream(self, text: str) -> Generator[str, None, None]:
         """The reply, character by character.
 
         The turn joins the conversation also where the iterator is closed early (Ctrl-C).
         """
         self.conversation.add(text)
-        context, self.left_out = self.conversation.context(self.sampling.max_new_tokens)
         said = ""
-        ids = generate(
-            self.model, context, self.sampling, {SEP, PAD}, self._banned, self._generator
-        )
         try:
-            for token in ids:
+            context, self.left_out = self.conversation.context(self.sampling.max_new_tokens)
+            for token in generate(
+                self.model, context, self.sampling, {SEP, PAD}, self._banned, self._generator
+            ):
                 character = self._tokenizer.decode([token])
                 said += character
                 yield character

@@ -15,13 +15,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
+import math
 import re
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import safetensors
@@ -29,16 +28,18 @@ import torch
 import yaml
 from torch import Tensor
 
+from smallgpt import atomic
 from smallgpt.config import Config, ModelConfig, from_dict, to_yaml
 from smallgpt.errors import UserError
 from smallgpt.formats import gpt2
 from smallgpt.model import GPT
-from smallgpt.tokenizer import Tokenizer
+from smallgpt.tokenizer import TOKENIZER_FILE, Tokenizer
 
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "training_state.pt"
 MANIFEST_FILE = "manifest.json"
 SPECIAL_NAMES = ("latest", "best")
+_NEEDED = (CONFIG_FILE, gpt2.CONFIG_FILE, gpt2.WEIGHTS_FILE, TOKENIZER_FILE)
 _NAME = re.compile(r"cpt(\d+)")
 
 
@@ -55,8 +56,7 @@ class Checkpoint:
 
     def model(self, config: ModelConfig | None = None) -> GPT:
         """The network with these weights, in evaluation mode; `config` may change the dropout."""
-        with torch.device("meta"):  # no time lost on fresh weights
-            model = GPT(config or self.config)
+        model = gpt2.hollow_model(config or self.config)
         model.load_state_dict(self.weights, assign=True)
         return model.eval()
 
@@ -67,16 +67,19 @@ class Checkpoint:
             UserError: the file is missing, damaged, or holds anything but tensors and plain values.
         """
         path = self.path / STATE_FILE
+        if not path.exists():
+            raise UserError(f"{path} is missing: this checkpoint can chat, not resume")
+        verify(self.path, self.manifest, STATE_FILE)
         try:
-            _verify(self.path, self.manifest, STATE_FILE)
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return state
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing: this checkpoint can chat, not resume") from None
-        except UnpicklingError as error:
-            raise UserError(f"{path} is refused: {_first_line(error)}") from None
-        except (OSError, RuntimeError, EOFError, ValueError) as error:
-            raise UserError(f"{path} is damaged: {_first_line(error)}") from None
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # a forged file makes torch stumble in many ways
+            state = None
+        if not isinstance(state, dict):
+            raise UserError(
+                f"{path} is refused: it is not a file of tensors and plain values only",
+                "reading it could run a stranger's code; resume from a checkpoint you made",
+            )
+        return state
 
 
 def save(
@@ -94,39 +97,24 @@ def save(
         UserError: it cannot be written. Earlier checkpoints are untouched.
     """
     target = root / f"cpt{step}"
-    work = root / f".writing-cpt{step}-{os.getpid()}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        gpt2.write(work, config, weights)
-        tokenizer.save(work)
-        (work / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
-        torch.save(training_state, work / STATE_FILE)
-        files = {p.name: _sha256(p) for p in sorted(work.iterdir())}
-        manifest = {"format": 1, "step": step, **scores, "sha256": files}
-        (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        for path in work.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner alone
-            _to_disk(path)
-        _to_disk(work)
-        if target.exists():
-            old = root / f".replaced-cpt{step}-{os.getpid()}"
-            target.rename(old)
-            work.rename(target)
-            shutil.rmtree(old)
-        else:
-            work.rename(target)
-        _to_disk(root)
+        with atomic.directory(target) as work:
+            gpt2.write(work, config, tokenizer, weights)
+            tokenizer.save(work)
+            (work / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+            with (work / STATE_FILE).open("wb") as file:
+                torch.save(training_state, file)
+            files = {p.name: _sha256(p) for p in sorted(work.iterdir())}
+            manifest = {"format": 1, "step": step, **scores, "sha256": files}
+            (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+            for path in work.iterdir():
+                path.chmod(0o644)  # safetensors writes for the owner alone
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        # torch reports a full disk as a RuntimeError of its own
-        shutil.rmtree(work, ignore_errors=True)
         kept = checkpoints(root)
         raise UserError(
             f"checkpoint {target} cannot be written: {_first_line(error)}",
-            f"make room or choose another checkpoint_root; {kept[-1]} is intact"
-            if kept
-            else "make room or choose another checkpoint_root",
+            "make room or choose another checkpoint_root"
+            + (f"; {kept[-1]} is intact" if kept else ""),
         ) from None
     return target
 
@@ -138,9 +126,8 @@ def load(path: Path) -> Checkpoint:
         UserError: it is missing, incomplete, damaged, or of another architecture.
     """
     manifest = read_manifest(path)
-    for name in manifest["sha256"]:
-        if name != STATE_FILE:
-            _verify(path, manifest, name)
+    for name in sorted({*_NEEDED, *manifest["sha256"]} - {STATE_FILE}):
+        verify(path, manifest, name)
     config = _read_config(path / CONFIG_FILE)
     weights = gpt2.read(path, config)
     return Checkpoint(path, manifest["step"], config, Tokenizer.load(path), weights, manifest)
@@ -173,7 +160,15 @@ def checkpoints(root: Path) -> list[Path]:
 
 def best(found: list[Path]) -> Path:
     """The one with the lowest validation loss; one that was never evaluated counts as worst."""
-    return min(reversed(found), key=lambda p: read_manifest(p).get("validation_loss", float("inf")))
+    return min(reversed(found), key=_validation_loss)
+
+
+def _validation_loss(path: Path) -> float:
+    try:
+        loss = read_manifest(path).get("validation_loss")
+    except UserError:
+        return math.inf
+    return loss if isinstance(loss, float) and not math.isnan(loss) else math.inf
 
 
 def prune(root: Path, keep_last: int) -> None:
@@ -184,7 +179,8 @@ def prune(root: Path, keep_last: int) -> None:
     keep = {*found[-keep_last:], best(found)}
     for path in found:
         if path not in keep:
-            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                atomic.remove(path)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -225,14 +221,25 @@ def _read_config(file: Path) -> Config:
         values = yaml.safe_load(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file} cannot be read: {_first_line(error)}") from None
-    return from_dict(values if isinstance(values, dict) else {}, where=str(file))
+    if not isinstance(values, dict):
+        raise UserError(f"{file} is damaged: it holds no keys", _other_checkpoint(file.parent))
+    return from_dict(values, where=str(file))
 
 
-def _verify(path: Path, manifest: dict[str, Any], name: str) -> None:
+def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
+    """Check one file of the checkpoint against its checksum.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     file = path / name
     if not file.is_file():
         raise UserError(f"{file} is missing: the checkpoint is damaged", _other_checkpoint(path))
-    if _sha256(file) != manifest["sha256"].get(name):
+    try:
+        checksum = _sha256(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {_first_line(error)}") from None
+    if checksum != manifest["sha256"].get(name):
         raise UserError(
             f"{file} is damaged: its checksum is not the one it was saved with",
             _other_checkpoint(path),
@@ -249,16 +256,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_disk(path: Path) -> None:
-    """fsync, so that a power cut after the rename finds the contents too."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__  # torch.save hides a full disk behind an error of its own
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +26,8 @@ CheckpointPath = Annotated[
     Path, typer.Argument(help="A checkpoint directory.", metavar="CHECKPOINT")
 ]
 
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+
 app = typer.Typer(
     name="smallgpt",
     help="Small GPT: everything besides train.py and chat.py.",
@@ -37,7 +41,8 @@ app.add_typer(data_app, name="data")
 
 def main() -> None:
     """Entry point of the `smallgpt` command."""
-    with user_errors():
+    _write_utf8()
+    with user_errors():  # the commands are inside one too: typer has its own way with Ctrl-C
         app()
 
 
@@ -45,11 +50,22 @@ def run_script(command: Callable[..., Any]) -> None:
     """Run one function as a whole command line program (train.py, chat.py)."""
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     script.command()(command)
+    _write_utf8()
     with user_errors():
         script()
 
 
+def _write_utf8() -> None:
+    """To a pipe or file we write UTF-8, anywhere; to a terminal what it can show, else `?`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        if sys.stdout.isatty():
+            sys.stdout.reconfigure(errors="replace")
+        else:
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+
+
 @app.command()
+@user_errors()
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train a GPT on dialogues.
 
@@ -66,6 +82,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+@user_errors()
 def chat(config: ConfigFile, overrides: Overrides = None) -> None:
     """Chat with a trained model.
 
@@ -86,15 +103,20 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Path]:
     """The settings, and the checkpoint directory to chat with."""
     from smallgpt import checkpoint
 
-    if path.is_dir():
-        checkpoint.read_manifest(path)
-        return configuration.load(path / "config.yaml", overrides), path
+    missing = not path.exists() and path.suffix not in (".yaml", ".yml")
+    if path.is_dir() or missing or path.suffix in WEIGHTS_SUFFIXES:
+        manifest = checkpoint.read_manifest(path)  # or it says what is wrong with this path
+        checkpoint.verify(path, manifest, checkpoint.CONFIG_FILE)
+        if any(override.startswith("resume_from=") for override in overrides):
+            raise UserError(f"both {path} and resume_from name a checkpoint", "give one of them")
+        return configuration.load(path / checkpoint.CONFIG_FILE, overrides), path
     settings = configuration.load(path, overrides)
     root = Path(settings.checkpoint_root)
     return settings, checkpoint.resolve(settings.resume_from or "latest", root)
 
 
 @app.command()
+@user_errors()
 def evaluate(
     path: CheckpointPath,
     data: Annotated[
@@ -120,6 +142,7 @@ def evaluate(
 
 
 @app.command()
+@user_errors()
 def inspect(path: CheckpointPath) -> None:
     """Show what a checkpoint holds, and check that it is whole."""
     from smallgpt import evaluation
@@ -128,6 +151,7 @@ def inspect(path: CheckpointPath) -> None:
 
 
 @data_app.command()
+@user_errors()
 def smalltalk(
     dialogues: Annotated[int, typer.Option(min=1, help="How many, all distinct.")] = 60_000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 1,
@@ -136,8 +160,6 @@ def smalltalk(
 
     Example: smallgpt data smalltalk --dialogues 60000 --seed 1 > data/smalltalk.txt
     """
-    import sys
-
     from tqdm import tqdm
 
     from smallgpt.data.smalltalk import generate

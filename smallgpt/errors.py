@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141  # as the shell counts a program that SIGPIPE ends
 
 
 class UserError(Exception):
@@ -37,10 +39,11 @@ def note(message: str = "") -> None:
 def user_errors() -> Iterator[None]:
     """Turn `UserError` and Ctrl-C into one message and an exit code, with no traceback.
 
-    Every entry point runs its body inside this.
+    Every command runs inside this; it serves as a decorator too.
     """
     try:
         yield
+        sys.stdout.flush()  # here, where an error is told in words, not at exit
     except UserError as error:
         note(f"error: {error}")
         raise SystemExit(EXIT_BAD_INPUT) from None
@@ -48,7 +51,16 @@ def user_errors() -> Iterator[None]:
         note("interrupted")
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
-        # The reader of our output went away (`… | head`). Point standard output at nothing, so
-        # that Python's flush at exit stays silent too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()  # its reader went away (`… | head`)
+        raise SystemExit(EXIT_BROKEN_PIPE) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        _close_output()
+        note(f"error: the output cannot be written: {error.strerror}\n  -> make room on the disk")
         raise SystemExit(EXIT_BAD_INPUT) from None
+
+
+def _close_output() -> None:
+    """Point standard output at nothing, so that Python's flush at exit stays silent."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -70,16 +70,18 @@ def _table(score: smalltalk.Score) -> str:
 def describe_checkpoint(path: Path) -> str:
     """Step, shape, scores, vocabulary and files of a checkpoint whose checksums are right."""
     stored = checkpoint.load(path)
+    checkpoint.verify(path, stored.manifest, checkpoint.STATE_FILE)
     config = stored.config
     manifest = {k: v for k, v in stored.manifest.items() if k not in ("sha256", "format")}
     parameters = stored.model().parameter_count()
+    characters = [c for c in stored.tokenizer.characters if c.isprintable()]
     lines = [
         f"{path}: whole, all checksums right",
         *(f"  {name}: {value}" for name, value in manifest.items()),
         f"  parameters: {parameters:,} (and {config.block_size * config.n_embd:,} for positions)",
         f"  shape: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "
         f"context {config.block_size}, vocabulary {config.vocab_size:,}",
-        f"  characters: {''.join(stored.tokenizer.characters[:40])} …",
+        f"  characters: {''.join(characters[:40])}{' …' if len(characters) > 40 else ''}",
         f"  trained on: {', '.join(map(str, config.data_paths()))}",
         *(f"  {f.name}: {f.stat().st_size:,} bytes" for f in sorted(path.iterdir())),
     ]

@@ -37,12 +37,14 @@ def generate(
     never[list(banned)] = True
     not_first = never.clone()
     not_first[list(stop)] = True
+    if not_first.all():
+        return  # a vocabulary with nothing to say
     reply: list[int] = []
     new = list(context)
     room = model.config.block_size - len(context)
     for _ in range(min(sampling.max_new_tokens, room)):
         logits_1TV = model(torch.tensor([new], device=device), cache=cache)
-        logits_V = logits_1TV[0, -1].float().cpu()
+        logits_V = logits_1TV[0, -1].cpu().double()
         logits_V = logits_V.masked_fill(never if reply else not_first, float("-inf"))
         token = draw(logits_V, reply, sampling, generator)
         if token in stop:
@@ -55,7 +57,7 @@ def generate(
 def draw(
     logits_V: Tensor, reply: Sequence[int], sampling: SamplingConfig, generator: torch.Generator
 ) -> int:
-    """Draw one id from logits of shape (V,).
+    """Draw one id from logits of shape (V,), float64 so that no temperature is too small.
 
     In this order: repetition penalty over the ids of the reply (CTRL, arXiv:1909.05858),
     temperature, the `top_k` likeliest, the nucleus of probability `top_p` (arXiv:1904.09751).

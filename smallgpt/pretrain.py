@@ -65,11 +65,10 @@ def run(config: Config, command: str = "python train.py …") -> Path:
     _describe_run(config, here, corpus, model, train_rows)
 
     # 4. Loop: step, and now and then validate and save.
-    if trainer.completed >= last_step:
-        raise UserError(
-            f"the checkpoint is at step {trainer.completed} and the run ends at {last_step}",
-            "raise max_steps (or max_epoch) to go on",
-        )
+    if resumed and trainer.completed >= last_step:
+        note(f"nothing to do: {resumed.path} is at step {trainer.completed} of {last_step}; ")
+        note("to train on, raise max_steps (or max_epoch)")
+        return resumed.path
     session = _Session(config, here, corpus, tokenizer, model, trainer, validation_rows, last_step)
     return session.run(command)
 

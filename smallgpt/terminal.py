@@ -40,18 +40,20 @@ def chat(bot: Chatbot) -> None:
         elif not prompt:
             note("(nothing typed; /help explains)")
         else:
-            _answer(bot, prompt)
+            _answer(bot, prompt, on_terminal)
 
 
-def _answer(bot: Chatbot, prompt: str) -> None:
-    """Print the reply as it comes. Ctrl-C ends it."""
+def _answer(bot: Chatbot, prompt: str, on_terminal: bool) -> None:
+    """Print the reply as it comes. On a terminal Ctrl-C ends the reply, else the program."""
     reply = bot.stream(prompt)
     try:
         for character in reply:
             sys.stdout.write(character)
             sys.stdout.flush()
     except KeyboardInterrupt:
-        reply.close()  # type: ignore[attr-defined]
+        reply.close()
+        if not on_terminal:
+            raise
     sys.stdout.write("\n")
     sys.stdout.flush()
     if bot.left_out:

@@ -225,8 +225,6 @@ def test_resume_refuses_what_does_not_fit(settings: dict[str, Any], tmp_path: Pa
     train(settings, save_freq=4)
     with pytest.raises(UserError, match="n_embd is 32, but the checkpoint's is 16"):
         train(settings, resume_from="latest", n_embd=32, max_steps=9)
-    with pytest.raises(UserError, match="at step 8 and the run ends at 8"):
-        train(settings, resume_from="latest")
     with pytest.raises(UserError, match="already holds the checkpoints of a run"):
         train(settings)
     with pytest.raises(UserError, match="holds cpt8, which would mix"):
@@ -234,6 +232,16 @@ def test_resume_refuses_what_does_not_fit(settings: dict[str, Any], tmp_path: Pa
     with pytest.raises(UserError, match="does not fit this model"):
         train(settings, resume_from="latest", max_steps=9, optimizer="muon")
     assert [p.name for p in checkpoint.checkpoints(tmp_path / "run")] == ["cpt4", "cpt8"]
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = train(settings)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+    assert train(settings, resume_from="latest") == path
+    assert "is at step 8 of 8" in capsys.readouterr().err
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
 
 
 def test_resume_elsewhere_starts_a_new_folder(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from smallgpt.config import Config, ModelConfig, SamplingConfig
+from smallgpt.config import Config, ModelConfig
 from smallgpt.errors import UserError
 from smallgpt.model import GPT
-from smallgpt.tokenizer import PAD, SEP, UNK
+from smallgpt.tokenizer import PAD, SEP, Tokenizer
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -26,7 +27,9 @@ _PREFIX = "transformer."
 _TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 
 
-def write(directory: Path, config: Config, weights: Mapping[str, Tensor]) -> None:
+def write(
+    directory: Path, config: Config, tokenizer: Tokenizer, weights: Mapping[str, Tensor]
+) -> None:
     """Write config.json, generation_config.json and model.safetensors (float32).
 
     Args:
@@ -37,7 +40,7 @@ def write(directory: Path, config: Config, weights: Mapping[str, Tensor]) -> Non
     """
     for name, value in (
         (CONFIG_FILE, model_config(config)),
-        (GENERATION_CONFIG_FILE, generation_config(config)),
+        (GENERATION_CONFIG_FILE, generation_config(config, tokenizer)),
     ):
         (directory / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     tensors = {}
@@ -65,10 +68,8 @@ def read(directory: Path, config: ModelConfig) -> dict[str, Tensor]:
         tensors = safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{file} is missing or damaged: {error}") from None
-    with torch.device("meta"):
-        expected = GPT(config).state_dict()
     weights = {}
-    for name, tensor in expected.items():
+    for name, tensor in hollow_model(config).state_dict().items():
         stored = tensors.pop(_PREFIX + name, None)
         if stored is None:
             raise UserError(f"{file} lacks {name}: it is a model of another architecture")
@@ -78,11 +79,32 @@ def read(directory: Path, config: ModelConfig) -> dict[str, Tensor]:
                 f"{file}: {name} has shape {tuple(stored.shape)}, "
                 f"the config says {tuple(tensor.shape)}: a model of another architecture"
             )
-        weights[name] = stored
-    unknown = [name for name in tensors if config.bias or not name.endswith(".bias")]
+        weights[name] = stored.to(tensor.dtype)
+    # Without biases of our own, the file's must be the zeros that `write` put there.
+    unknown = [
+        name
+        for name, tensor in tensors.items()
+        if config.bias or not name.endswith(".bias") or tensor.any()
+    ]
     if unknown:
         raise UserError(f"{file} has unknown tensors ({unknown[0]} …): another architecture")
     return weights
+
+
+def hollow_model(config: ModelConfig) -> GPT:
+    """A GPT of this shape whose parameters have no contents: they are to be assigned."""
+    with torch.device("meta"), _NoInitialisation():
+        return GPT(config)
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Passes over the drawing of fresh weights, for which torch would load a second of modules."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is torch.nn.init.normal_ else func(*args, **kwargs)
 
 
 def _check_architecture(file: Path) -> None:
@@ -125,16 +147,23 @@ def model_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def generation_config(config: SamplingConfig) -> dict[str, Any]:
-    """How transformers draws replies, as configured for our chat."""
-    return {
-        "do_sample": config.temperature > 0,
-        "temperature": config.temperature or 1.0,
+def generation_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """How transformers draws replies, as configured for our chat.
+
+    One difference stays: its repetition penalty counts the characters of the prompt too.
+    """
+    sampled = {
+        "temperature": config.temperature,
         "top_k": config.top_k,
         "top_p": config.top_p,
+    }
+    return {
+        "do_sample": config.temperature > 0,
+        **(sampled if config.temperature > 0 else {}),
         "repetition_penalty": config.repetition_penalty,
         "max_new_tokens": config.max_new_tokens,
         "eos_token_id": [SEP, PAD],
         "pad_token_id": PAD,
-        "suppress_tokens": [UNK],
+        "begin_suppress_tokens": [SEP, PAD],  # a reply is never empty
+        "suppress_tokens": [*tokenizer.unspeakable(), *range(len(tokenizer), config.vocab_size)],
     }

@@ -1,0 +1,106 @@
+"""Directories that are complete or not there, whatever stops the program while it writes one.
+
+A directory is written beside its place, under a name with the number of the writing process, and
+renamed. What a killed process left behind is removed by the next writer.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LEFTOVER = re.compile(r"\.(writing|replaced|removed)-(.+)-(\d{1,9})")
+
+
+@contextmanager
+def directory(target: Path) -> Iterator[Path]:
+    """A new, empty directory to write files into, which becomes `target` at the end of the block.
+
+    One that is there already is replaced. Where the block or the renaming fails, all is as before.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    work = _beside(target, "writing")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clean_up(target.parent)
+        work.mkdir()
+        yield work
+        for path in (*work.iterdir(), work):
+            _to_disk(path)
+        _put_in_place(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a directory; at no time is there half of it."""
+    gone = path.rename(_beside(path, "removed"))
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _beside(target: Path, state: str) -> Path:
+    return target.with_name(f".{state}-{target.name}-{os.getpid()}")
+
+
+def _put_in_place(work: Path, target: Path) -> None:
+    old = _beside(target, "replaced")
+    replaces = target.exists()
+    if replaces:
+        target.rename(old)
+    try:
+        work.rename(target)
+    except BaseException:  # Ctrl-C too
+        if replaces:
+            old.rename(target)
+        raise
+    try:
+        _to_disk(target.parent)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _clean_up(folder: Path) -> None:
+    """Remove what processes that were killed left here; put back what they had moved away."""
+    for path in list(folder.iterdir()):
+        leftover = _LEFTOVER.fullmatch(path.name)
+        if leftover is None or _belongs_to_another(int(leftover[3])):
+            continue
+        place = folder / leftover[2]
+        if leftover[1] == "replaced" and not place.exists():
+            path.rename(place)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _belongs_to_another(process: int) -> bool:
+    """Whether another process of this number runs."""
+    if process == os.getpid():
+        return False
+    if os.name != "posix":
+        return True  # unknown: there, os.kill would not ask but kill
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _to_disk(path: Path) -> None:
+    """fsync, so that a power cut after the renaming finds the contents too."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can
+            raise
+    finally:
+        os.close(descriptor)
