@@ -1,7 +1,7 @@
 """Small GPT: train a small GPT on dialogues, and talk with it.
 
 import smallgpt
-bot = smallgpt.load("checkpoints/demo/cpt1000")
+bot = smallgpt.load("checkpoints/demo/cpt1200")
 bot.reply("早上好呀")
 for piece in bot.stream("昨晚睡得好吗？"):
     print(piece, end="", flush=True)

@@ -1,4 +1,4 @@
-"""Directories that are complete or not there, whatever stops the program while it writes one.
+"""Directories that are complete or not there, and that one process at a time writes into.
 
 A directory is written beside its place, under a name with the number of the writing process, and
 renamed. What a killed process left behind is removed by the next writer.
@@ -13,6 +13,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _LEFTOVER = re.compile(r"\.(writing|replaced|removed)-(.+)-(\d{1,9})")
 
@@ -37,6 +42,31 @@ def directory(target: Path) -> Iterator[Path]:
         _put_in_place(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other processes out of `folder`, which is made where it is missing.
+
+    The system drops the lock when the process ends, however it ends. Without `fcntl` (Windows)
+    there is no lock.
+
+    Raises:
+        BlockingIOError: another process is at work in it.
+        OSError: it cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

@@ -145,9 +145,16 @@ def resolve(resume_from: str, root: Path) -> Path:
     if not found:
         raise UserError(
             f"no checkpoint in {root} (resume_from: {resume_from})",
-            "train one first: python train.py config/demo.yaml, or give resume_from a directory",
+            f"train one first: python train.py {_config_for(root)}, "
+            "or give resume_from a directory",
         )
     return found[-1] if resume_from == "latest" else best(found)
+
+
+def _config_for(root: Path) -> Path:
+    """The shipped config that trains into `root`, else the demo's."""
+    config = Path("config") / f"{root.name}.yaml"
+    return config if config.exists() else Path("config/demo.yaml")
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -193,12 +200,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {path} not found",
             "train one: python train.py config/demo.yaml (or config/train90M.yaml with your text), "
-            "or give resume_from=… the directory of one, such as checkpoints/demo/cpt1000",
+            "or give resume_from=… the directory of one, such as checkpoints/demo/cpt1200",
         )
     if not path.is_dir():
         raise UserError(
             f"{path} is a file, not a checkpoint directory",
-            "give the directory that train.py wrote, such as checkpoints/demo/cpt1000",
+            "give the directory that train.py wrote, such as checkpoints/demo/cpt1200",
         )
     file = path / MANIFEST_FILE
     if not file.is_file():

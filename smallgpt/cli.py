@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -41,7 +42,7 @@ app.add_typer(data_app, name="data")
 
 def main() -> None:
     """Entry point of the `smallgpt` command."""
-    _write_utf8()
+    _prepare_process()
     with user_errors():  # the commands are inside one too: typer has its own way with Ctrl-C
         app()
 
@@ -50,13 +51,19 @@ def run_script(command: Callable[..., Any]) -> None:
     """Run one function as a whole command line program (train.py, chat.py)."""
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     script.command()(command)
-    _write_utf8()
+    _prepare_process()
     with user_errors():
         script()
 
 
-def _write_utf8() -> None:
-    """To a pipe or file we write UTF-8, anywhere; to a terminal what it can show, else `?`."""
+def _prepare_process() -> None:
+    """Settings that must be made before torch is imported or anything is printed.
+
+    Threads that wait for each other soon sleep instead of spinning: on a machine that is busy
+    with something else as well, training is half as fast again (docs/log.md).
+    To a pipe or file we write UTF-8, anywhere; to a terminal what it can show, else `?`.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if isinstance(sys.stdout, io.TextIOWrapper):
         if sys.stdout.isatty():
             sys.stdout.reconfigure(errors="replace")

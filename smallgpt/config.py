@@ -168,9 +168,28 @@ def from_dict(values: dict[str, Any], where: str) -> Config:
     return _build(values, lambda key: where)
 
 
+class _Quoted(str):
+    """A string that YAML writes in quotes: readers disagree on what else `0.` or `1e3` is."""
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+_Dumper.add_representer(
+    _Quoted, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+)
+
+
 def to_yaml(config: Config) -> str:
     """The config as YAML that `load` reads back unchanged."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    values = dataclasses.asdict(config)
+    for key, value in values.items():
+        if isinstance(value, str):
+            values[key] = _Quoted(value)
+        elif isinstance(value, list):
+            values[key] = [_Quoted(item) for item in value]
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -234,12 +253,11 @@ def _build(values: dict[str, Any], where: Where) -> Config:
     schema = OmegaConf.structured(Config)
     OmegaConf.set_readonly(schema, False)
     for key, value in values.items():
-        if key in _MAY_BE_EMPTY and value in ("", "None", "none", "null"):
-            value = None
         if value == "???":  # OmegaConf's sign for a value still to come; it would be passed over
             raise UserError(f"{where(key)}: {key}: ??? must be replaced by a value")
+        empty = key in _MAY_BE_EMPTY and value in ("", "None", "none", "null")
         try:
-            schema = OmegaConf.merge(schema, {key: value})
+            OmegaConf.update(schema, key, None if empty else value)
         except (OmegaConfBaseException, UnicodeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{where(key)}: {key}: {value!r} does not fit: {reason}") from None

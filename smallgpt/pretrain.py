@@ -1,17 +1,17 @@
-"""Recipe: dialogues -> GPT. `run` reads top to bottom: config, data, model, loop."""
+"""Recipe: dialogues -> GPT. `_recipe` reads top to bottom: config, data, model, loop."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from smallgpt import checkpoint, runtime
+from smallgpt import atomic, checkpoint, runtime
 from smallgpt.chatbot import Chatbot
 from smallgpt.config import Config
 from smallgpt.data.dialogues import Corpus, describe, open_corpus, split
@@ -38,8 +38,29 @@ def run(config: Config, command: str = "python train.py …") -> Path:
         UserError: something the user can put right; earlier checkpoints are intact.
         SystemExit: 130 or 143 after Ctrl-C or SIGTERM, with the state saved.
     """
-    # 1. Config: is there a place to write to, and something to go on from?
-    resumed = _prepare_root(config)
+    if config.ddp:
+        raise UserError("ddp: this version trains in one process", "set ddp: False")
+    root = Path(config.checkpoint_root)
+    with ExitStack() as held:
+        try:
+            held.enter_context(atomic.exclusive(root))
+        except BlockingIOError:
+            raise UserError(
+                f"checkpoint_root: another run is at work in {root}",
+                "wait for it, or choose another checkpoint_root",
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"checkpoint_root: cannot write to {root}: {error.strerror}",
+                "choose another checkpoint_root",
+            ) from None
+        return _recipe(config, command)
+
+
+def _recipe(config: Config, command: str) -> Path:
+    """The numbered steps of the path of the data."""
+    # 1. Config: is this a new run, or what does it go on from?
+    resumed = _resumed(config)
     here = runtime.start(config)
 
     # 2. Data: text -> dialogues -> ids -> packed rows.
@@ -66,7 +87,7 @@ def run(config: Config, command: str = "python train.py …") -> Path:
 
     # 4. Loop: step, and now and then validate and save.
     if resumed and trainer.completed >= last_step:
-        note(f"nothing to do: {resumed.path} is at step {trainer.completed} of {last_step}; ")
+        note(f"nothing to do: {resumed.path} is at step {trainer.completed} of {last_step}")
         note("to train on, raise max_steps (or max_epoch)")
         return resumed.path
     session = _Session(config, here, corpus, tokenizer, model, trainer, validation_rows, last_step)
@@ -176,10 +197,8 @@ class _Session:
         )
 
 
-def _prepare_root(config: Config) -> checkpoint.Checkpoint | None:
-    """Check that the run may write to `checkpoint_root`; load the checkpoint to resume, if any."""
-    if config.ddp:
-        raise UserError("ddp: this version trains in one process", "set ddp: False")
+def _resumed(config: Config) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from, if any; never two runs in one `checkpoint_root`."""
     root = Path(config.checkpoint_root)
     found = checkpoint.checkpoints(root)
     if not config.resume_from:
@@ -189,25 +208,14 @@ def _prepare_root(config: Config) -> checkpoint.Checkpoint | None:
                 "go on with resume_from=latest, or choose another checkpoint_root, "
                 "or delete that folder",
             )
-        resumed = None
-    else:
-        resumed = checkpoint.load(checkpoint.resolve(config.resume_from, root))
-        if found and resumed.path.resolve() != found[-1].resolve():
-            raise UserError(
-                f"{root} holds {found[-1].name}, which would mix with what follows {resumed.path}",
-                "resume from the latest, choose another checkpoint_root, or delete what is "
-                "no longer wanted",
-            )
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe = root / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
+        return None
+    resumed = checkpoint.load(checkpoint.resolve(config.resume_from, root))
+    if found and resumed.path.resolve() != found[-1].resolve():
         raise UserError(
-            f"checkpoint_root: cannot write to {root}: {error.strerror}",
-            "choose another checkpoint_root",
-        ) from None
+            f"{root} holds {found[-1].name}, which would mix with what follows {resumed.path}",
+            "resume from the latest, choose another checkpoint_root, or delete what is "
+            "no longer wanted",
+        )
     return resumed
 
 

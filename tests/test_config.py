@@ -362,6 +362,14 @@ def test_written_config_is_read_back_unchanged(
     assert load(write(folder, to_yaml(config))) == config
 
 
+@pytest.mark.parametrize("path", ["0.", "1e3", "yes", "null", "~", "2026-11-23", "a: b", "语料 #1"])
+def test_written_strings_stay_strings(path: str, tmp_path: Path) -> None:
+    config = Config(data_path=path, resume_from=f"x{path}")
+    assert load(write(tmp_path, to_yaml(config))) == config
+    listed = Config(data_path=[path, "b.txt"])
+    assert load(write(tmp_path, to_yaml(listed))) == listed
+
+
 def test_data_paths_are_a_list_with_the_home_folder_filled_in() -> None:
     assert Config(data_path="~/a.txt").data_paths() == [Path.home() / "a.txt"]
     assert Config(data_path=["a", "b"]).data_paths() == [Path("a"), Path("b")]

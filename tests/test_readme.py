@@ -74,7 +74,7 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my.txt").write_text(DIALOGUES, encoding="utf-8")
     (folder / "data").mkdir()
     for run in ("demo", "train90M", "train300M"):
-        shutil.copytree(trained, folder / "checkpoints" / run / "cpt1000")
+        shutil.copytree(trained, folder / "checkpoints" / run / "cpt1200")
     return folder
 
 

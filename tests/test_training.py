@@ -85,6 +85,10 @@ def trainer(settings: dict[str, Any], **changes: Any) -> Trainer:
     return Trainer(chosen, runtime.start(chosen), GPT(chosen), rows)
 
 
+def gradients(run: Trainer) -> list[torch.Tensor]:
+    return [p.grad for p in run.model.parameters() if p.grad is not None]
+
+
 # -- one step ---------------------------------------------------------------------------------
 
 
@@ -142,9 +146,7 @@ def test_gradient_is_clipped(settings: dict[str, Any]) -> None:
     run = trainer(settings, grad_clip=1e-3)
     seen = []
     run.optimizers[0].register_step_pre_hook(
-        lambda *_: seen.append(
-            math.sqrt(sum(float(p.grad.square().sum()) for p in run.model.parameters()))  # type: ignore[union-attr]
-        )
+        lambda *_: seen.append(math.sqrt(sum(float(g.square().sum()) for g in gradients(run))))
     )
     assert run.step().grad_norm > 0.01
     assert seen[0] == pytest.approx(1e-3, rel=1e-3)
@@ -351,6 +353,24 @@ def test_no_place_to_write_stops_before_the_work(settings: dict[str, Any], tmp_p
         train(settings, checkpoint_root=str(tmp_path / "file" / "run"))
     with pytest.raises(UserError, match="tensorboard_path"):
         train(settings, tensorboard_path=str(tmp_path / "file"))
+
+
+def test_second_run_in_one_folder_is_refused_and_the_first_goes_on(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[bool] = []
+    real = Trainer.step
+
+    def step(self: Trainer) -> Any:
+        if self.completed == 3 and not refused:
+            refused.append(True)
+            with pytest.raises(UserError, match="another run is at work in"):
+                train(settings)
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    assert train(settings).name == "cpt8"
+    assert refused
 
 
 def test_ddp_is_refused_in_words(settings: dict[str, Any]) -> None:
