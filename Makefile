@@ -37,7 +37,7 @@ clean: ## Delete the environment, the demo model and its text
 $(VENV)/.run: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 ..." >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) >&2 || { rm -rf $(VENV); exit 2; }
 	@echo "installing what requirements.txt lists into $(VENV) (once) ..." >&2
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt >&2
 	@touch $@

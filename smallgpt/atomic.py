@@ -19,6 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+LOCK_FILE = ".lock"
 _LEFTOVER = re.compile(r"\.(writing|replaced|removed)-(.+)-(\d{1,9})")
 
 
@@ -48,25 +49,22 @@ def directory(target: Path) -> Iterator[Path]:
 def exclusive(folder: Path) -> Iterator[None]:
     """Keep other processes out of `folder`, which is made where it is missing.
 
-    The system drops the lock when the process ends, however it ends. Without `fcntl` (Windows)
-    there is no lock.
+    The system drops the lock when the process ends, however it ends. Where the system (Windows) or
+    the file system cannot lock there is no lock.
 
     Raises:
         BlockingIOError: another process is at work in it.
         OSError: it cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-    if fcntl is None:
+    with (folder / LOCK_FILE).open("a") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.ENOSYS):
+                raise
         yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def remove(path: Path) -> None:
@@ -126,6 +124,8 @@ def _belongs_to_another(process: int) -> bool:
 
 def _to_disk(path: Path) -> None:
     """fsync, so that a power cut after the renaming finds the contents too."""
+    if os.name != "posix":
+        return  # there, only a file opened for writing can be flushed
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -255,7 +255,9 @@ def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
 
 def _other_checkpoint(path: Path) -> str:
     others = [p for p in checkpoints(path.parent) if p != path]
-    return f"an earlier one is {others[-1]}" if others else "there is no other checkpoint beside it"
+    if not others:
+        return "there is no other checkpoint beside it"
+    return f"another one is {others[-1]}; to go on training from it, delete {path} first"
 
 
 def _sha256(path: Path) -> str:

@@ -82,10 +82,15 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """
     overrides = overrides or []
     settings = configuration.load(config, overrides)
-    from smallgpt import pretrain  # after the config is known to be good: torch takes a second
+    from smallgpt import (
+        pretrain,
+        runtime,
+    )  # after the config is known to be good: torch takes a second
 
     kept = [o for o in overrides if not o.startswith("resume_from=")]
-    pretrain.run(settings, shlex.join(["python", "train.py", str(config), *kept]))
+    pretrain.run(
+        settings, f"{runtime.python_command()} {shlex.join(['train.py', str(config), *kept])}"
+    )
 
 
 @app.command()
@@ -172,5 +177,8 @@ def smalltalk(
     from smallgpt.data.smalltalk import generate
 
     texts = tqdm(generate(dialogues, seed), total=dialogues, unit="dialogue", delay=1, leave=False)
-    for number, text in enumerate(texts):
-        sys.stdout.write(("\n" if number else "") + text + "\n")
+    try:
+        for number, text in enumerate(texts):
+            sys.stdout.write(("\n" if number else "") + text + "\n")
+    except ValueError as error:
+        raise UserError(f"--dialogues {dialogues}: {error}", "ask for fewer") from None

@@ -80,9 +80,9 @@ class Config(ModelConfig, SamplingConfig):
     """torch.compile the training step."""
     ddp: bool = False
     local_rank: int = 0
-    """Read for old files; torchrun's environment decides."""
+    """Read for old files, and not used."""
     world_size: int = 1
-    """Read for old files; torchrun's environment decides."""
+    """Read for old files, and not used."""
     seed: int = 114514
 
     # how long and how much at a time
@@ -93,7 +93,8 @@ class Config(ModelConfig, SamplingConfig):
     train_batch: int = 32
     """Rows of `block_size` a step, over all processes."""
     accumulate: int = 1
-    """Split a step's rows into this many parts to save memory; the result is the same."""
+    """Split a step's rows into this many parts to save memory. The result is the same, to rounding
+    and to where dropout falls."""
     test_batch: int = 8
     """Rows a validation batch."""
     eval_freq: int = 500
@@ -126,7 +127,8 @@ class Config(ModelConfig, SamplingConfig):
     tensorboard_path: str | None = None
     """Folder for TensorBoard; empty for none."""
     resume_from: str | None = None
-    """A checkpoint directory, or `latest` or `best` in `checkpoint_root`."""
+    """A checkpoint directory, or `latest` or `best` in `checkpoint_root`. Training goes on from the
+    latest only, or from any into another `checkpoint_root`."""
 
     def data_paths(self) -> list[Path]:
         """The files of `data_path`, in order."""

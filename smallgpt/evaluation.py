@@ -33,7 +33,8 @@ def on_text(path: Path, files: list[Path], device: str = "auto") -> str:
         stored.tokenizer.ids_from(corpus.tokenizer),
     )
     model = stored.model().to(here.device)
-    return str(validate(model, rows, here, config.test_batch, len(rows), config.seed))
+    everything = len(rows)
+    return str(validate(model, rows, here, config.test_batch, everything, config.seed))
 
 
 def on_smalltalk(path: Path, dialogues: int, seed: int, device: str = "auto") -> str:
@@ -70,13 +71,17 @@ def _table(score: smalltalk.Score) -> str:
 def describe_checkpoint(path: Path) -> str:
     """Step, shape, scores, vocabulary and files of a checkpoint whose checksums are right."""
     stored = checkpoint.load(path)
-    checkpoint.verify(path, stored.manifest, checkpoint.STATE_FILE)
+    resumable = (path / checkpoint.STATE_FILE).exists()
+    if resumable:
+        checkpoint.verify(path, stored.manifest, checkpoint.STATE_FILE)
     config = stored.config
     manifest = {k: v for k, v in stored.manifest.items() if k not in ("sha256", "format")}
     parameters = stored.model().parameter_count()
     characters = [c for c in stored.tokenizer.characters if c.isprintable()]
     lines = [
-        f"{path}: whole, all checksums right",
+        f"{path}: whole, all checksums right"
+        if resumable
+        else f"{path}: all checksums right; it can chat, but has no training state to resume",
         *(f"  {name}: {value}" for name, value in manifest.items()),
         f"  parameters: {parameters:,} (and {config.block_size * config.n_embd:,} for positions)",
         f"  shape: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from smallgpt import atomic, checkpoint, runtime
 from smallgpt.chatbot import Chatbot
@@ -18,7 +21,7 @@ from smallgpt.data.dialogues import Corpus, describe, open_corpus, split
 from smallgpt.data.packing import PackedRows
 from smallgpt.errors import UserError, note
 from smallgpt.model import GPT
-from smallgpt.runtime import Runtime
+from smallgpt.runtime import Runtime, python_command
 from smallgpt.tokenizer import SEP, UNK, Tokenizer
 from smallgpt.training.interruption import StopRequest
 from smallgpt.training.loop import Trainer
@@ -38,8 +41,11 @@ def run(config: Config, command: str = "python train.py …") -> Path:
         UserError: something the user can put right; earlier checkpoints are intact.
         SystemExit: 130 or 143 after Ctrl-C or SIGTERM, with the state saved.
     """
-    if config.ddp:
-        raise UserError("ddp: this version trains in one process", "set ddp: False")
+    if config.ddp or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "ddp: this version trains in one process",
+            "set ddp: False and start it with python, not torchrun",
+        )
     root = Path(config.checkpoint_root)
     with ExitStack() as held:
         try:
@@ -127,14 +133,19 @@ class _Session:
         try:
             with StopRequest() as stop:
                 path = self._steps(report, stop)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise UserError(
+                f"out of memory at step {self.trainer.completed + 1}: {str(error).splitlines()[0]}",
+                f"raise accumulate (now {self.config.accumulate}) or lower train_batch",
+            ) from None
         finally:
             report.close()
-        if stop.signal is not None:
+        if stop.requested():
             note(f"stopped at step {self.trainer.completed}, saved in {path}")
             note(f"go on with: {command} resume_from=latest")
             raise SystemExit(stop.exit_code)
         note(f"done: the model is in {path}")
-        note(f"chat with it: python chat.py {path}")
+        note(f"chat with it: {python_command()} chat.py {shlex.quote(str(path))}")
         return path
 
     def _steps(self, report: Report, stop: StopRequest) -> Path:
@@ -147,19 +158,18 @@ class _Session:
 
             last = step == self.last_step
             save = last or step % config.save_freq == 0
-            if stop.signal is not None:
-                return self._save({})
+            validation = None
             if save or (config.eval_freq and step % config.eval_freq == 0):
-                validation = self._validate(report, step)
-                if save:
-                    path = self._save(validation.as_dict())
-                    checkpoint.prune(path.parent, config.keep_last)
-                if last:
+                validation = self._validate(report, step, stop)
+            if save or stop.requested():
+                path = self._save(validation.as_dict() if validation else {})
+                checkpoint.prune(path.parent, config.keep_last)
+                if last or stop.requested():
                     return path
 
     # What follows is only diagnostics and bookkeeping.
 
-    def _validate(self, report: Report, step: int) -> Validation:
+    def _validate(self, report: Report, step: int, stop: StopRequest) -> Validation | None:
         config = self.config
         validation = validate(
             self.model,
@@ -168,15 +178,17 @@ class _Session:
             config.test_batch,
             config.eval_steps,
             config.seed,
+            stop.requested,
         )
-        report.evaluation(step, validation, self._sample_replies())
+        if validation is not None:
+            report.evaluation(step, validation, self._sample_replies())
         return validation
 
     def _sample_replies(self) -> list[tuple[str, str]]:
         """Replies to the first utterances of some dialogues kept for validation."""
-        _, held_back = split(len(self.corpus), self.config.train_percent, self.config.seed)
         self.model.eval()
         replies = []
+        held_back = self.validation_rows.dialogues
         for dialogue in held_back[:: max(1, len(held_back) // SAMPLE_REPLIES)][:SAMPLE_REPLIES]:
             ids = self.corpus.dialogue(int(dialogue))
             prompt = self.corpus.tokenizer.decode(ids[: ids.index(SEP)] if SEP in ids else ids[:-1])
@@ -249,10 +261,13 @@ def _describe_run(
 
 
 def expected_memory(config: Config, here: Runtime, model: GPT) -> float:
-    """Rough bytes for weights, gradients, AdamW's two moments, activations and logits."""
-    states = 16.0 * sum(p.numel() for p in model.parameters())
-    positions = config.train_batch // config.accumulate * config.block_size
-    activation = here.dtype.itemsize
-    per_layer = 22 * config.n_embd * activation  # kept for the backward pass, see docs/log.md
-    logits = config.vocab_size * (activation + 8)
-    return states + positions * (config.n_layer * per_layer + logits)
+    """Rough bytes at the peak of a step; measured against the real ones in docs/log.md."""
+    width = here.dtype.itemsize
+    rows = config.train_batch // config.accumulate
+    states = 16.0 * sum(p.numel() for p in model.parameters())  # weights, gradients, two moments
+    activations = 22 * config.n_embd * config.block_size * width
+    if here.device.type == "cpu":
+        activations += config.n_head * config.block_size**2 * width  # see model.attend
+    logits = config.vocab_size * config.block_size * (2 * width + 12)
+    program = 0.4 * 2**30 if here.device.type == "cpu" else 0.0
+    return program + states + rows * (config.n_layer * activations + logits)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import shlex
 import shutil
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -115,6 +118,17 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, "this CPU has no native bfloat16"
 
 
+def python_command() -> str:
+    """What a user types to run this Python: `python` where that is it, else its path."""
+    here = Path(sys.executable)
+    found = shutil.which("python")
+    if found and Path(found).samefile(here) and Path(found).parent == here.parent:
+        return "python"
+    return shlex.quote(
+        str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
+    )
+
+
 def seed_everything(*numbers: int) -> None:
     """Seed torch on all devices from several numbers, such as (seed, step)."""
     mixed = 0
@@ -131,6 +145,9 @@ def compiled(model: nn.Module, wanted: bool, device: torch.device) -> nn.Module:
         note("compile: no C++ compiler (g++ or clang++) found, running without")
         return model
     if device.type == "mps":
+        note("compile: not on an Apple GPU, running without")
         return model
     note("compile: the first step takes a minute or so longer")
+    # Where the compiler fails (no Triton, no Python headers …), run without it instead of stopping.
+    torch._dynamo.config.suppress_errors = True
     return torch.compile(model)  # type: ignore[return-value]

@@ -77,7 +77,7 @@ def test_missing_and_truncated_files(root: Path, saved: Path) -> None:
             file.write_bytes(whole[: len(whole) // 2])
             message = refusal(lambda: load(saved).training_state())
             assert f"{file} is damaged" in message
-            assert f"an earlier one is {root / 'cpt3'}" in message
+            assert f"another one is {root / 'cpt3'}" in message
         file.unlink()
         message = refusal(lambda: load(saved).training_state())
         assert file.name in message

@@ -231,7 +231,7 @@ def test_strangers_code_does_not_run(
     )
     assert f"error: {trained_copy / 'training_state.pt'} is refused" in said
     assert not marker.exists()
-    assert list(root.iterdir()) == []
+    assert [path.name for path in root.iterdir()] == [".lock"]
 
 
 # The other commands.

@@ -4,14 +4,15 @@ import gzip
 import json
 import lzma
 import os
-import threading
+import subprocess
+import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import python_environment
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -243,18 +244,38 @@ def test_full_disk_is_told_and_leaves_nothing_behind(
     assert cached(text.parent) == []
 
 
-def test_two_builders_at_once_both_succeed(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, together = dialogues_module._encode, threading.Barrier(2, timeout=20)
+BUILDER = """
+import sys, time
+from pathlib import Path
+import smallgpt.data.dialogues as dialogues
+encode = dialogues._encode
+def encode_together(paths, work):
+    encode(paths, work)
+    mine, other = map(Path, sys.argv[2:])
+    mine.touch()  # both found no cache, and both are about to put theirs in place
+    while not other.exists():
+        time.sleep(0.01)
+dialogues._encode = encode_together
+corpus = dialogues.open_corpus([Path(sys.argv[1])])
+print(len(corpus), len(corpus.ids))
+"""
 
-    def encode_together(paths: list[Path], work: Path) -> None:
-        together.wait()  # both found no cache
-        encode(paths, work)
-        together.wait()  # both are about to put theirs in place
 
-    monkeypatch.setattr(dialogues_module, "_encode", encode_together)
-    with ThreadPoolExecutor(2) as pool:
-        one, two = pool.map(open_corpus, [[text], [text]])
-    assert texts_of(one) == texts_of(two) == ["早上好\n早", "吃了吗\n吃了"]
+def test_two_builders_at_once_both_succeed(text: Path, tmp_path: Path) -> None:
+    marks = [tmp_path / "one", tmp_path / "two"]
+    builders = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILDER, str(text), *map(str, order)],
+            env=python_environment(),
+            stdout=subprocess.PIPE,
+        )
+        for order in (marks, marks[::-1])
+    ]
+    outputs = [builder.communicate(timeout=60)[0] for builder in builders]
+    assert [builder.returncode for builder in builders] == [0, 0]
+    corpus = open_corpus([text])
+    assert outputs == [f"{len(corpus)} {len(corpus.ids)}\n".encode()] * 2
+    assert texts_of(corpus) == ["早上好\n早", "吃了吗\n吃了"]
     assert len(cached(text.parent)) == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,12 +168,15 @@ def test_validation_is_the_same_rows_every_time_and_padding_never_counts(
     here = run.runtime
     first = validate(run.model, run.rows, here, 2, 2, seed=1)
     again = validate(run.model, run.rows, here, 2, 2, seed=1)
+    assert first is not None
     assert first == again
     one_at_a_time = validate(run.model, run.rows, here, 1, 4, seed=1)
+    assert one_at_a_time is not None
     assert one_at_a_time.targets == first.targets
     assert one_at_a_time.validation_loss == pytest.approx(first.validation_loss, rel=1e-5)
     assert first.bits_per_character == pytest.approx(math.log2(first.perplexity))
     everything = validate(run.model, run.rows, here, 2, 1000, seed=1)
+    assert everything is not None
     assert everything.targets == run.rows.positions
 
 
@@ -371,6 +375,81 @@ def test_second_run_in_one_folder_is_refused_and_the_first_goes_on(
     monkeypatch.setattr(Trainer, "step", step)
     assert train(settings).name == "cpt8"
     assert refused
+
+
+def test_sigterm_during_validation_saves_at_once(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = PackedRows.batch
+    batches = []
+
+    def batch(self: PackedRows, *arguments: Any) -> Any:
+        if len(arguments) == 1:  # only validation asks without a seed
+            batches.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(PackedRows, "batch", batch)
+    with pytest.raises(SystemExit) as stopped:
+        train(settings, eval_freq=4, test_batch=1)
+    assert stopped.value.code == 143
+    assert len(batches) == 1
+    assert [p.name for p in checkpoint.checkpoints(tmp_path / "run")] == ["cpt4"]
+
+
+def test_out_of_memory_says_what_to_lower(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: Trainer) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(UserError, match=r"out of memory at step 1(.*\n.*)raise accumulate"):
+        train(settings)
+
+
+def test_overflowing_gradients_skip_the_step_of_every_optimizer(settings: dict[str, Any]) -> None:
+    class Scaler:
+        """Scales by one, as if a GPU in float16: an infinite gradient is its business."""
+
+        def __init__(self) -> None:
+            self.updates = 0
+
+        def is_enabled(self) -> bool:
+            return True
+
+        def scale(self, loss: torch.Tensor) -> torch.Tensor:
+            return loss
+
+        def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter is run.model.h[0].mlp.c_fc.weight:  # type: ignore[union-attr, index]
+                        parameter.grad.fill_(math.inf)
+
+        def step(self, optimizer: torch.optim.Optimizer) -> None:
+            optimizer.step()
+
+        def update(self) -> None:
+            self.updates += 1
+
+    run = trainer(settings, optimizer="muon")
+    run.scaler = Scaler()  # type: ignore[assignment]
+    before = [p.clone() for p in run.model.parameters()]
+    assert run.step().grad_norm == math.inf
+    after = list(run.model.parameters())
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert run.scaler.updates == 1  # type: ignore[attr-defined]
+
+
+def test_metrics_of_deleted_checkpoints_are_kept_aside(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.rmtree(train(settings))
+    old = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
+    train(settings, max_steps=2)
+    assert len(metrics(tmp_path / "run")) == 3
+    assert (tmp_path / "run" / "metrics.jsonl.old").read_text("utf-8") == old
 
 
 def test_ddp_is_refused_in_words(settings: dict[str, Any]) -> None:

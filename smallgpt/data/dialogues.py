@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smallgpt import atomic
 from smallgpt.data.text import check_files, fingerprint, read_text
 from smallgpt.errors import UserError, note
 from smallgpt.tokenizer import FIRST_CHARACTER, PAD, SEP, UNICODE_SIZE, Tokenizer
@@ -127,27 +126,17 @@ def _open(cache: Path, key: str) -> Corpus:
 
 
 def _build(cache: Path, paths: list[Path]) -> None:
-    """Encode into a temporary folder, then rename: a cache is complete or not there at all."""
+    """Encode into a folder that is complete or not there at all, whoever else does the same."""
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix="tmp-", dir=cache.parent))
+        with atomic.directory(cache) as work:
+            _encode(paths, work)
     except OSError as error:
-        raise UserError(f"cannot write the cache in {cache.parent}: {error.strerror}") from None
-    try:
-        _encode(paths, work)
-        work.chmod(0o755)
-        try:
-            work.rename(cache)
-        except OSError:
-            if not _is_complete(cache):  # else another process was faster: use its cache
-                raise
-    except OSError as error:
+        if _is_complete(cache):
+            return  # another process was faster: its cache is as good
         raise UserError(
             f"cannot write the cache {cache}: {error.strerror or error}",
-            "it needs about three times the size of the text on disk",
+            "while it is made it needs six bytes a character on disk",
         ) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _encode(paths: list[Path], work: Path) -> None:

@@ -77,6 +77,7 @@ class PackedRows:
         id_map: npt.NDArray[Any] | None = None,
     ) -> None:
         self.corpus = corpus
+        self.dialogues = dialogues
         self.block_size = block_size
         self.id_map = id_map
         starts, lengths, self.continued = split_long(corpus, dialogues, block_size)

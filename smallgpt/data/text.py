@@ -51,8 +51,8 @@ def check_files(paths: list[Path]) -> None:
 def _where_to_get(path: Path) -> str:
     return (
         "use your own text (UTF-8, one utterance a line, a blank line between dialogues), "
-        "or the public 500k-dialogue text `train.txt` of the GPT2-chitchat project, "
-        f"or built-in small talk: smallgpt data smalltalk --dialogues 60000 > {path}"
+        "or the public text of 500,000 dialogues linked at github.com/yangjianxin1/GPT2-chitchat, "
+        f"or built-in small talk: python -m smallgpt data smalltalk --dialogues 60000 > {path}"
     )
 
 

@@ -35,6 +35,10 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = number
 
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal is not None
+
     @property
     def exit_code(self) -> int:
         """128 + the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""

@@ -87,8 +87,9 @@ class Trainer:
         largest = config.grad_clip or math.inf
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), largest).item()
         self._check_finite(loss, grad_norm)
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+        if math.isfinite(grad_norm):
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
         self.completed += 1
@@ -96,7 +97,7 @@ class Trainer:
         return StepResult(loss, grad_norm, lr, tokens)
 
     def _check_finite(self, loss: float, grad_norm: float) -> None:
-        # With loss scaling an overflowing gradient is normal: the scaler skips that step.
+        # With loss scaling an overflowing gradient is normal: that step is skipped.
         finite = math.isfinite(loss) and (self.scaler.is_enabled() or math.isfinite(grad_norm))
         if not finite:
             self.model.zero_grad(set_to_none=True)
@@ -124,7 +125,8 @@ class Trainer:
         try:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
             self.completed = int(state["completed"])
             same_text = state["text"] == self._text_identity()
             self.rows_used = int(state["rows_used"]) if same_text else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,13 @@ class Report:
                 self._writer = SummaryWriter(tensorboard_path, purge_step=completed + 1)
             except OSError as error:
                 raise UserError(f"tensorboard_path: {tensorboard_path}: {error}") from None
-        self.seconds = _keep_until(root / METRICS_FILE, completed)
-        """Seconds of training so far, of resumed runs together; without validation and saving."""
-        self._metrics = (root / METRICS_FILE).open("a", encoding="utf-8")
+        try:
+            self.seconds = _keep_until(root / METRICS_FILE, completed)
+            """Seconds of training, of resumed runs together; without validating and saving."""
+            self._metrics = (root / METRICS_FILE).open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{root / METRICS_FILE}: {error.strerror}") from None
+        self._warned = False
         self._loss: float | None = None
         self._speed: float | None = None
         self._bar = tqdm(
@@ -95,15 +100,18 @@ class Report:
     def _write(
         self, step: int, figures: dict[str, float], more: dict[str, Any] | None = None
     ) -> None:
-        line = {"step": step, **figures, **(more or {})}
+        finite = {name: x if math.isfinite(x) else None for name, x in figures.items()}
+        line = {"step": step, **finite, **(more or {})}
         try:
             self._metrics.write(json.dumps(line, ensure_ascii=False) + "\n")
             self._metrics.flush()
-        except OSError as error:
-            raise UserError(f"{METRICS_FILE} cannot be written: {error.strerror}") from None
-        if self._writer is not None:
-            for name, value in figures.items():
-                self._writer.add_scalar(name, value, step)
+            if self._writer is not None:
+                for name, value in figures.items():
+                    self._writer.add_scalar(name, value, step)
+        except OSError as error:  # a full disk: the next checkpoint will say so, the run goes on
+            if not self._warned:
+                self.say(f"the metrics cannot be written: {error.strerror}")
+            self._warned = True
 
 
 def _smooth(old: float | None, new: float) -> float:
@@ -114,15 +122,18 @@ def _keep_until(path: Path, completed: int) -> float:
     """Drop lines behind step `completed` and a half-written last one; return the seconds."""
     if not path.exists():
         return 0.0
+    if not completed:  # of a run whose checkpoints were deleted
+        path.replace(path.with_name(f"{METRICS_FILE}.old"))
+        return 0.0
     kept, seconds = [], 0.0
-    for line in path.read_text("utf-8").splitlines():
+    for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+            if entry["step"] <= completed:
+                kept.append(line)
+                seconds = float(entry.get("seconds", seconds))
+        except (ValueError, KeyError, TypeError):
             continue
-        if entry["step"] <= completed:
-            kept.append(line)
-            seconds = entry.get("seconds", seconds)
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
     temporary.replace(path)

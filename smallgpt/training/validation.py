@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +56,13 @@ def validate(
     rows_per_batch: int,
     most_batches: int,
     seed: int,
-) -> Validation:
-    """Mean loss over a fixed sample of `rows`: the same arguments, the same rows."""
+    stopped: Callable[[], bool] = lambda: False,
+) -> Validation | None:
+    """Mean loss over a fixed sample of `rows`: the same arguments, the same rows.
+
+    Returns:
+        the result, or None where `stopped()` became true before the end.
+    """
     sample = np.random.default_rng((seed, 5)).permutation(len(rows))
     sample = np.sort(sample[: rows_per_batch * most_batches])
     total, targets = 0.0, 0
@@ -65,6 +71,9 @@ def validate(
     for start in tqdm(
         range(0, len(sample), rows_per_batch), desc="validating", leave=False, delay=1
     ):
+        if stopped():
+            model.train(was_training)
+            return None
         batch = rows.batch(sample[start : start + rows_per_batch])
         targets += batch.target_count()
         batch = batch.to(runtime.device)
