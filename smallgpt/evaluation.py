@@ -12,6 +12,7 @@ from smallgpt.chatbot import Chatbot
 from smallgpt.config import Config
 from smallgpt.data import smalltalk
 from smallgpt.data.dialogues import open_corpus
+from smallgpt.data.judge import Score, judge_all
 from smallgpt.data.packing import PackedRows
 from smallgpt.training.validation import validate
 
@@ -51,11 +52,11 @@ def on_smalltalk(path: Path, dialogues: int, seed: int, device: str = "auto") ->
                 bot.conversation.add(utterance)
             return bot.reply(history[-1])
 
-        score = smalltalk.judge_all(plays, respond)
+        score = judge_all(plays, respond)
     return _table(score)
 
 
-def _table(score: smalltalk.Score) -> str:
+def _table(score: Score) -> str:
     """One line a situation, the weakest first, and the total last."""
     by_share = sorted(score.by_situation.items(), key=lambda item: item[1][0] / item[1][1])
     lines = [

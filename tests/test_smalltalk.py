@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from smallgpt.data import smalltalk
-from smallgpt.data.smalltalk import END_MARKS, Judge, Line, Node
+from smallgpt.data.judge import Judge, judge_all
+from smallgpt.data.smalltalk import END_MARKS, Line, Node
 
 TRAINING = 20_000
 
@@ -214,17 +215,17 @@ def test_about_a_tenth_is_held_out() -> None:
 
 def test_the_reference_fits_everywhere(held_out: list[smalltalk.HeldOutDialogue]) -> None:
     replies = iter([reply for dialogue in held_out for reply in dialogue.reference])
-    score = smalltalk.judge_all(held_out, lambda history: f" {next(replies)}\n")
+    score = judge_all(held_out, lambda history: f" {next(replies)}\n")
     assert score.share == 1.0 and not score.misfits
     assert score.total == sum(len(dialogue.turns) for dialogue in held_out)
     assert score.by_situation.keys() == {s for d in held_out for s in d.situations}
 
 
 def test_bots_that_do_not_listen_score_low(held_out: list[smalltalk.HeldOutDialogue]) -> None:
-    echo = smalltalk.judge_all(held_out, lambda history: history[-1])
+    echo = judge_all(held_out, lambda history: history[-1])
     replies = [reply for dialogue in held_out for reply in dialogue.reference]
     random.Random(0).shuffle(replies)
-    shuffled = smalltalk.judge_all(held_out, lambda history: replies.pop())
+    shuffled = judge_all(held_out, lambda history: replies.pop())
     assert echo.share < 0.01
     assert shuffled.share < 0.05
     assert shuffled.total - shuffled.fitting == len(shuffled.misfits)
@@ -238,7 +239,7 @@ def test_respond_sees_the_conversation_so_far() -> None:
         seen.append(history)
         return "好"
 
-    smalltalk.judge_all([dialogue], respond)
+    judge_all([dialogue], respond)
     for turn, history in enumerate(seen):
         assert len(history) == 2 * turn + 1
         assert history[::2] == list(dialogue.user_turns[: turn + 1])
