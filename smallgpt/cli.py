@@ -82,15 +82,12 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """
     overrides = overrides or []
     settings = configuration.load(config, overrides)
-    from smallgpt import (
-        pretrain,
-        runtime,
-    )  # after the config is known to be good: torch takes a second
+    # Only now that the config is known to be good: torch takes a second to import.
+    from smallgpt import pretrain, runtime
 
     kept = [o for o in overrides if not o.startswith("resume_from=")]
-    pretrain.run(
-        settings, f"{runtime.python_command()} {shlex.join(['train.py', str(config), *kept])}"
-    )
+    typed = shlex.join(["train.py", str(config), *kept])
+    pretrain.run(settings, f"{runtime.python_command()} {typed}")
 
 
 @app.command()

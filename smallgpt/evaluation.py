@@ -34,8 +34,8 @@ def on_text(path: Path, files: list[Path], device: str = "auto") -> str:
         stored.tokenizer.ids_from(corpus.tokenizer),
     )
     model = stored.model().to(here.device)
-    everything = len(rows)
-    return str(validate(model, rows, here, config.test_batch, everything, config.seed))
+    measured = validate(model, rows, here, config.test_batch, len(rows), config.seed)
+    return str(measured)
 
 
 def on_smalltalk(path: Path, dialogues: int, seed: int, device: str = "auto") -> str:

@@ -252,3 +252,16 @@ def python_environment() -> dict[str, str]:
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     # PYTHONUNBUFFERED would hide a forgotten flush.
     return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
+
+
+def run_on_a_full_disk(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run Python in a process of its own whose standard output is a full disk."""
+    with Path("/dev/full").open("wb") as full:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=python_environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=30,
+            check=False,
+        )

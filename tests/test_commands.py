@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, Run, python_environment, reseal
+from conftest import REPOSITORY, Run, python_environment, reseal, run_on_a_full_disk
 from test_checkpoint_damage import Evil
 from typer.testing import CliRunner, Result
 
@@ -281,14 +281,6 @@ def test_smalltalk_is_the_same_bytes_anywhere(run: Run) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_smalltalk_on_a_full_disk() -> None:
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "smallgpt", "data", "smalltalk", "--dialogues", "5"],
-            env=python_environment(),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            timeout=30,
-            check=False,
-        )
+    done = run_on_a_full_disk("-m", "smallgpt", "data", "smalltalk", "--dialogues", "5")
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: the output cannot be written: No space left on device")

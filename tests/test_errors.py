@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import python_environment
+from conftest import python_environment, run_on_a_full_disk
 
 from smallgpt.errors import UserError, user_errors
 
@@ -56,15 +56,7 @@ def test_a_reader_that_goes_away_is_no_error(statement: str) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("statement", ["print('a')", "for i in range(100_000): print(i)"])
 def test_a_full_disk_is_told_in_words(statement: str) -> None:
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", PRINT.format(statement)],
-            env=python_environment(),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            timeout=30,
-            check=False,
-        )
+    done = run_on_a_full_disk("-c", PRINT.format(statement))
     assert done.returncode == 2
     assert done.stderr == (
         b"error: the output cannot be written: No space left on device\n"

@@ -20,14 +20,15 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
     Matrices and embeddings decay, biases and norms do not.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for _, p in named if p.dim() >= 2]
     vectors = [p for _, p in named if p.dim() < 2]
+    in_layers = [p for name, p in named if p.dim() >= 2 and _is_in_layer(name)]
+    embeddings = [p for name, p in named if p.dim() >= 2 and not _is_in_layer(name)]
     optimizers: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
-        in_layers = [p for name, p in named if p.dim() == 2 and _is_in_layer(name)]
-        chosen = {id(p) for p in in_layers}
-        matrices = [p for p in matrices if id(p) not in chosen]
         optimizers.append(torch.optim.Muon(in_layers, adjust_lr_fn="match_rms_adamw"))
+        matrices = embeddings
+    else:
+        matrices = embeddings + in_layers
     optimizers.append(torch.optim.AdamW([{"params": matrices}, {"params": vectors}], fused=True))
     apply_settings(optimizers, config)
     return optimizers

@@ -68,17 +68,18 @@ def validate(
     total, targets = 0.0, 0
     was_training = model.training
     model.eval()
-    for start in tqdm(
-        range(0, len(sample), rows_per_batch), desc="validating", leave=False, delay=1
-    ):
-        if stopped():
-            model.train(was_training)
-            return None
-        batch = rows.batch(sample[start : start + rows_per_batch])
-        targets += batch.target_count()
-        batch = batch.to(runtime.device)
-        with runtime.autocast():
-            logits = model(batch.ids, batch.positions, batch.documents)
-        total += next_token_loss(logits, batch.targets).item()
-    model.train(was_training)
+    try:
+        for start in tqdm(
+            range(0, len(sample), rows_per_batch), desc="validating", leave=False, delay=1
+        ):
+            if stopped():
+                return None
+            batch = rows.batch(sample[start : start + rows_per_batch])
+            targets += batch.target_count()
+            batch = batch.to(runtime.device)
+            with runtime.autocast():
+                logits = model(batch.ids, batch.positions, batch.documents)
+            total += next_token_loss(logits, batch.targets).item()
+    finally:
+        model.train(was_training)
     return Validation(total / max(1, targets), targets)
