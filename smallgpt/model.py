@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smallgpt.config import ModelConfig
-
-IGNORED = -100
-"""A target that is not counted in the loss."""
+from smallgpt.loss import next_token_loss
 
 
 class KeyValueCache:
@@ -36,7 +34,8 @@ class KeyValueCache:
     ) -> None:
         width = config.n_embd // config.n_head
         shape = (config.n_layer, 2, rows, config.n_head, config.block_size, width)
-        self.keys_values = torch.empty(shape, device=device, dtype=dtype)
+        memory = torch.empty(shape, device=device, dtype=dtype)
+        self.keys_values = [tuple(layer) for layer in memory]
         self.length = 0
 
     def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,9 +44,10 @@ class KeyValueCache:
         `length` moves on only when the model has run all its layers.
         """
         end = self.length + k_BHTD.shape[2]
-        self.keys_values[layer, 0, :, :, self.length : end] = k_BHTD
-        self.keys_values[layer, 1, :, :, self.length : end] = v_BHTD
-        return self.keys_values[layer, 0, :, :, :end], self.keys_values[layer, 1, :, :, :end]
+        keys, values = self.keys_values[layer]
+        keys[:, :, self.length : end] = k_BHTD
+        values[:, :, self.length : end] = v_BHTD
+        return keys[:, :, :end], values[:, :, :end]
 
 
 class Attention(nn.Module):
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         if cache is not None:
             k_BHSD, v_BHSD = cache.extend(self.layer, k_BHSD, v_BHSD)
         dropout = self.dropout if self.training else 0.0
-        y_BHTD = attend(q_BHTD, k_BHSD, v_BHSD, mask, dropout)
+        y_BHTD = attend(q_BHTD.to(k_BHSD.dtype), k_BHSD, v_BHSD, mask, dropout).to(x_BTE.dtype)
         y_BTE = y_BHTD.transpose(1, 2).reshape(B, T, E)
         return self.resid_dropout(self.c_proj(y_BTE))
 
@@ -83,8 +83,13 @@ def attend(
     """softmax(q kᵀ / sqrt(D) + mask) v, shape (B, H, T, D); without a mask, causal.
 
     This is `scaled_dot_product_attention`, written out where that is several times as fast: for
-    packed rows in 16 bits on a CPU (docs/log.md).
+    packed rows in 16 bits and for a single position, both on a CPU (docs/log.md).
     """
+    if q_BHTD.shape[2] == 1 and mask is None and q_BHTD.device.type == "cpu":
+        q_ND1 = (q_BHTD * q_BHTD.shape[-1] ** -0.5).flatten(0, 1).transpose(1, 2)
+        scores_NS1 = torch.bmm(k_BHSD.flatten(0, 1), q_ND1)
+        weights_N1S = F.softmax(scores_NS1.transpose(1, 2), dim=-1)
+        return torch.bmm(weights_N1S, v_BHSD.flatten(0, 1)).view(q_BHTD.shape)
     if mask is not None and q_BHTD.device.type == "cpu" and q_BHTD.dtype != torch.float32:
         scores_BHTS = (q_BHTD * q_BHTD.shape[-1] ** -0.5) @ k_BHSD.transpose(-1, -2)
         weights_BHTS = F.softmax(scores_BHTS.add_(mask), dim=-1)
@@ -151,8 +156,9 @@ class GPT(nn.Module):
         positions_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        targets_BT: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the next token at every position, (B, T, V).
+        """Logits of the next token at every position, (B, T, V); with targets, their loss.
 
         Args:
             ids_BT: token ids.
@@ -161,6 +167,8 @@ class GPT(nn.Module):
             documents_BT: number of the dialogue each position belongs to, in a packed row;
                 attention stays within it. By default a row is one dialogue.
             cache: filled and moved on in generation; excludes `documents_BT`.
+            targets_BT: the next ids; the result is then their summed loss, a scalar in nats
+                (see loss.next_token_loss).
         """
         T = ids_BT.shape[1]
         past = cache.length if cache is not None else 0
@@ -172,7 +180,10 @@ class GPT(nn.Module):
             x_BTE = block(x_BTE, mask, cache)
         if cache is not None:
             cache.length += T
-        return F.linear(self.ln_f(x_BTE), self.wte.weight)
+        x_BTE = self.ln_f(x_BTE)
+        if targets_BT is not None:
+            return next_token_loss(x_BTE.flatten(0, 1), self.wte.weight, targets_BT.flatten())
+        return F.linear(x_BTE, self.wte.weight)
 
     def parameter_count(self) -> int:
         """Number of parameters without the positions, the figure models are named by."""
@@ -194,14 +205,4 @@ def _attention_mask(T: int, past: int, documents_BT: Tensor | None, x_BTE: Tenso
     dtype = torch.get_autocast_dtype(device.type) if autocast else x_BTE.dtype
     return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(
         ~allowed, float("-inf")
-    )
-
-
-def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Summed cross-entropy in nats over the targets that are not `IGNORED`; a scalar in float32."""
-    return F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(),
-        targets_BT.flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
     )

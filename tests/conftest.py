@@ -90,6 +90,7 @@ class ScriptedGPT(GPT):
         positions_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        targets_BT: Tensor | None = None,
     ) -> Tensor:
         assert cache is not None
         time.sleep(self._delay)

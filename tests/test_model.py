@@ -13,7 +13,7 @@ from torch import Tensor
 from smallgpt.config import ModelConfig, load
 from smallgpt.data.dialogues import Corpus
 from smallgpt.data.packing import Batch, PackedRows
-from smallgpt.model import GPT, IGNORED, KeyValueCache, next_token_loss
+from smallgpt.model import GPT, KeyValueCache
 from smallgpt.tokenizer import PAD, SEP, Tokenizer
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "config"
@@ -115,7 +115,7 @@ def test_a_fresh_model_guesses_evenly() -> None:
     torch.manual_seed(0)
     config = ModelConfig(block_size=64, vocab_size=1000, n_layer=2, n_head=2, n_embd=64)
     ids = random_ids(4, 65, vocabulary=1000)
-    loss = next_token_loss(GPT(config)(ids[:, :-1]), ids[:, 1:]) / (4 * 64)
+    loss = GPT(config)(ids[:, :-1], targets_BT=ids[:, 1:]) / (4 * 64)
     assert loss.item() == pytest.approx(math.log(1000), abs=0.1)
 
 
@@ -190,14 +190,14 @@ def test_a_dialogue_among_others_has_the_logits_it_has_alone(lengths: list[int])
 
 def test_gradients_of_packed_rows_are_those_of_the_dialogues_alone() -> None:
     model, batch = fresh(SMALL), packed([5, 7, 3, 4, 4, 1, 60])
-    next_token_loss(model(batch.ids, batch.positions, batch.documents), batch.targets).backward()
+    model(batch.ids, batch.positions, batch.documents, None, batch.targets).backward()
     together = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     for row, documents in enumerate(batch.documents):
         for document in range(int(documents.max()) + 1):
             places = documents == document
-            alone = model(batch.ids[row, places][None])
-            next_token_loss(alone, batch.targets[row, places][None]).backward()
+            targets = batch.targets[row, places][None]
+            model(batch.ids[row, places][None], targets_BT=targets).backward()
     alone = [p.grad for p in model.parameters() if p.grad is not None]
     assert len(together) == len(alone) == len(list(model.parameters()))
     for one, other in zip(together, alone, strict=True):
@@ -233,20 +233,3 @@ def test_cache_in_chunks_equals_the_whole_row(chunks: list[int]) -> None:
         at += size
         assert cache.length == at
     torch.testing.assert_close(torch.cat(parts, dim=1), model(ids[:, :at]))
-
-
-# the loss
-
-
-def test_loss_is_the_sum_over_counted_targets() -> None:
-    logits = torch.randn(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    targets = torch.tensor([[3, IGNORED, 0, 6, IGNORED], [IGNORED, 2, 2, IGNORED, 1]])
-    expected = 0.0
-    for row in range(2):
-        for place in range(5):
-            target = int(targets[row, place])
-            if target != IGNORED:
-                shares = logits[row, place].exp() / logits[row, place].exp().sum()
-                expected -= math.log(shares[target])
-    assert next_token_loss(logits, targets).item() == pytest.approx(expected, rel=1e-5)
-    assert next_token_loss(logits, torch.full((2, 5), IGNORED)).item() == 0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smallgpt.data.dialogues import Corpus, open_corpus
 from smallgpt.data.packing import PackedRows, pack, split_long
-from smallgpt.model import IGNORED
+from smallgpt.loss import IGNORED
 from smallgpt.tokenizer import FIRST_CHARACTER, PAD, SEP, UNK, Tokenizer
 
 CHITCHAT = Path(__file__).parent.parent.parent / "shared/data/chitchat.txt.xz"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from smallgpt.data.dialogues import Corpus
-from smallgpt.model import IGNORED
+from smallgpt.loss import IGNORED
 from smallgpt.tokenizer import PAD, SEP, UNK
 
 IntArray = npt.NDArray[np.int64]

@@ -13,7 +13,6 @@ from smallgpt.config import Config
 from smallgpt.data.order import RowOrder
 from smallgpt.data.packing import PackedRows
 from smallgpt.errors import UserError
-from smallgpt.model import next_token_loss
 from smallgpt.runtime import Runtime, seed_everything
 from smallgpt.training.optimizer import apply_settings, learning_rate, make_optimizers
 
@@ -76,9 +75,9 @@ class Trainer:
         for part in batch.parts(config.accumulate):
             part = part.to(self.runtime.device)
             with self.runtime.autocast():
-                logits = self.model(part.ids, part.positions, part.documents)
+                summed = self.model(part.ids, part.positions, part.documents, None, part.targets)
             # The mean over all targets of the step, however it is split.
-            part_loss = next_token_loss(logits, part.targets) / tokens
+            part_loss = summed / tokens
             self.scaler.scale(part_loss).backward()
             loss += part_loss.item()
 

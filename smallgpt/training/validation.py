@@ -12,7 +12,6 @@ from torch import nn
 from tqdm import tqdm
 
 from smallgpt.data.packing import PackedRows
-from smallgpt.model import next_token_loss
 from smallgpt.runtime import Runtime
 
 
@@ -78,8 +77,8 @@ def validate(
             targets += batch.target_count()
             batch = batch.to(runtime.device)
             with runtime.autocast():
-                logits = model(batch.ids, batch.positions, batch.documents)
-            total += next_token_loss(logits, batch.targets).item()
+                loss = model(batch.ids, batch.positions, batch.documents, None, batch.targets)
+            total += loss.item()
     finally:
         model.train(was_training)
     return Validation(total / max(1, targets), targets)

@@ -1,0 +1,73 @@
+"""Next-token cross-entropy taken from the last layer's output, without keeping all logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+"""A target that is not counted in the loss."""
+CHUNK = 2048
+"""Positions whose logits exist at a time: enough for full-speed matrix products."""
+
+
+def next_token_loss(x_NE: Tensor, weight_VE: Tensor, targets_N: Tensor) -> Tensor:
+    """Summed cross-entropy in nats of softmax(x weightᵀ) over the targets that count.
+
+    The gradient is computed along with the loss, chunk by chunk, while a chunk's logits are at
+    hand ("Cut Your Losses in Large-Vocabulary Language Models", arXiv:2411.09009, has the idea):
+    logits and their gradient, the largest tensors of a step, are never kept.
+
+    Args:
+        x_NE: output of the last norm.
+        weight_VE: the head.
+        targets_N: ids, `IGNORED` where nothing is to be learnt.
+
+    Returns:
+        a scalar in float32; matrix products run in autocast's precision.
+    """
+    kind = x_NE.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NE.dtype
+    loss: Tensor = _NextTokenLoss.apply(  # type: ignore[no-untyped-call]
+        x_NE, weight_VE, targets_N, dtype
+    )
+    return loss
+
+
+class _NextTokenLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        with_gradient = any(ctx.needs_input_grad)
+        weight = weight_VE.to(dtype)
+        loss = torch.zeros((), device=x_NE.device)
+        dx_NE = torch.empty_like(x_NE, dtype=dtype) if with_gradient else None
+        dweight_VE = torch.zeros_like(weight_VE) if with_gradient else None
+        for start in range(0, len(x_NE), CHUNK):
+            part = slice(start, start + CHUNK)
+            x, targets = x_NE[part].to(dtype), targets_N[part, None]
+            counted = targets != IGNORED
+            targets = targets.where(counted, 0)
+            log_p = F.log_softmax(x @ weight.t(), dim=1, dtype=torch.float32)
+            loss -= log_p.gather(1, targets).where(counted, 0.0).sum()
+            if dx_NE is not None and dweight_VE is not None:
+                gradient = log_p.exp_().scatter_add_(
+                    1, targets, -torch.ones_like(targets, dtype=log_p.dtype)
+                )
+                gradient = gradient.mul_(counted).to(dtype)
+                dx_NE[part] = gradient @ weight
+                dweight_VE += gradient.t() @ x
+        if with_gradient:
+            ctx.save_for_backward(dx_NE, dweight_VE)
+            ctx.dtype = x_NE.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        dx_NE, dweight_VE = ctx.saved_tensors
+        (scale,) = gradients
+        return (dx_NE * scale).to(ctx.dtype), dweight_VE * scale, None, None
