@@ -28,7 +28,7 @@ CACHE_VERSION = 1
 RARE_SHARE = 0.01
 """The rarest characters that together make up this share of the text stand in for unknown ones."""
 _END_OF_DIALOGUE = UNICODE_SIZE  # a code point of our own in the spooled text
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20  # code points; small enough that the processor's cache holds much of the work
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,8 @@ def _count(
     first_seen: npt.NDArray[np.int64],
     seen: int,
 ) -> None:
-    here = np.bincount(codes, minlength=UNICODE_SIZE)
+    here = np.bincount(codes)
+    counts = counts[: len(here)]  # up to the highest code point in use, far from all
     new = (here > 0) & (counts == 0)
     if new.any():
         where = np.flatnonzero(new[codes])[::-1]  # backwards: the first appearance is set last
@@ -239,17 +240,18 @@ def _write_ids(
     """
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
     table = np.append(tokenizer.lookup_table(), PAD).astype(dtype)
-    codes = np.memmap(spool, np.uint32, mode="r")
-    ids = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=codes.shape)
+    header = {"descr": table.dtype.str, "fortran_order": False, "shape": (int(ends[-1]),)}
     conversation = np.zeros(len(ends), bool)
-    total = 0
-    for start in range(0, len(codes), _CHUNK):
-        part = table[codes[start : start + _CHUNK]]
-        ids[start : start + _CHUNK] = part
-        separators = np.flatnonzero(part == SEP) + start
-        conversation[np.searchsorted(ends, separators, side="right")] = True
-        total += len(separators)
-    ids.flush()
+    total = start = 0
+    # Read and written, not mapped: mapped files would count as memory of the process.
+    with spool.open("rb") as codes, path.open("wb") as ids:
+        np.lib.format.write_array_header_1_0(ids, header)
+        while len(part := table[np.fromfile(codes, np.uint32, _CHUNK)]):
+            part.tofile(ids)
+            separators = np.flatnonzero(part == SEP) + start
+            conversation[np.searchsorted(ends, separators, side="right")] = True
+            total += len(separators)
+            start += len(part)
     return int(conversation.sum()), total
 
 

@@ -1,0 +1,162 @@
+"""What the benchmarks share: a process for each contestant, the machine's limits, JSON lines."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from smallgpt.errors import UserError, note
+
+CHITCHAT = Path("../shared/data/chitchat.txt.xz")
+SMALLTALK = Path("data/smalltalk.txt")
+
+
+def benchmark_text(given: Path | None) -> Path:
+    """The text to measure on: the one given, the chitchat corpus where it is at hand, else small
+    talk of our own.
+
+    Raises:
+        UserError: the one given does not exist.
+    """
+    if given is not None and not given.exists():
+        raise UserError(f"--data: {given} not found", "name a text file of dialogues")
+    path = given or (CHITCHAT if CHITCHAT.exists() else SMALLTALK)
+    if not path.exists():
+        from smallgpt.data.smalltalk import generate
+
+        note(f"writing small talk to {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n\n".join(generate(60_000, 1)) + "\n", encoding="utf-8")
+    note(f"text: {path}")
+    return path
+
+
+class Contestant:
+    """An object in a process of its own, so that settings and peak memory are its own.
+
+    Calls of several contestants alternate: while one works, the others sleep.
+
+    Args:
+        make: builds the object; called in the new process, so it must be importable.
+    """
+
+    def __init__(self, make: Callable[..., Any], *args: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._receive()
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the object and wait for its result.
+
+        Raises:
+            UserError: what the method raised as such.
+            RuntimeError: it failed otherwise; the message is its traceback.
+        """
+        self._connection.send((method, args))
+        return self._receive()
+
+    def peak_memory(self) -> int:
+        """Largest resident size of its process so far, in bytes."""
+        return int(self.call("<peak memory>"))
+
+    def _receive(self) -> Any:
+        try:
+            failed, result = self._connection.recv()
+        except EOFError:
+            raise RuntimeError("a benchmark's process ended, perhaps out of memory") from None
+        if failed:
+            raise result if isinstance(result, UserError) else RuntimeError(result)
+        return result
+
+    def __enter__(self) -> Contestant:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(connection: Connection, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    try:
+        served = make(*args)
+        connection.send((False, None))
+        while True:
+            method, args = connection.recv()
+            if method == "<peak memory>":
+                connection.send((False, peak_memory()))
+            else:
+                connection.send((False, getattr(served, method)(*args)))
+    except (EOFError, KeyboardInterrupt):
+        return
+    except UserError as error:
+        connection.send((True, error))
+    except BaseException:
+        connection.send((True, traceback.format_exc()))
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, whose ru_maxrss starts at what the parent process had
+        (size,) = (s for s in status.read_text().splitlines() if s.startswith("VmHWM:"))
+        return int(size.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
+    """Floating-point operations a second of a square matrix product: the best of several."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+    return 2 * size**3 / min(seconds_of(lambda: a @ b, device) for _ in range(12))
+
+
+def read_bandwidth(megabytes: int = 400) -> float:
+    """Bytes a second at which the CPU reads memory that no cache holds: the best of several."""
+    numbers = torch.ones(megabytes * 250_000)
+    return numbers.nbytes / min(seconds_of(numbers.sum, torch.device("cpu")) for _ in range(12))
+
+
+def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock seconds of one call, until the device has finished."""
+    _finish(device)
+    began = time.perf_counter()
+    work()
+    _finish(device)
+    return time.perf_counter() - began
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median(values: Iterable[float]) -> float:
+    """The median, in seconds or whatever the values are."""
+    return statistics.median(values)
+
+
+def print_json(**values: Any) -> None:
+    """One JSON object on a line of standard output; floats with four significant digits."""
+    shown = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
+    print(json.dumps(shown, ensure_ascii=False), flush=True)
