@@ -1,0 +1,223 @@
+"""Speed of training: the plain recipe against our step, alternating in one run.
+
+    python -m benchmarks.training                               12M and 90M on the CPU
+    python -m benchmarks.training --device cuda --size 90M --size 300M       `make bench-gpu`
+
+One JSON object a size. Characters a second count real characters only (`<sep>` and the end of a
+dialogue included), positions padding as well. `utilisation` is 6 x parameters x positions a second,
+the products of the layers and the head without attention, as a share of the fastest matrix product
+measured in the same run in the same precision.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks.measure import (
+    Contestant,
+    benchmark_text,
+    matmul_peak,
+    median,
+    print_json,
+    seconds_of,
+)
+from benchmarks.plain import PlainTrainer, padded_rows
+from smallgpt import config as configuration
+from smallgpt import runtime
+from smallgpt.config import Config
+from smallgpt.data.dialogues import open_corpus
+from smallgpt.errors import UserError, note, user_errors
+from smallgpt.model import GPT
+from smallgpt.pretrain import pack_corpus
+from smallgpt.training.loop import Trainer
+
+WARM_UP_STEPS = 2
+DIALOGUES = 4000
+"""The plain recipe takes its rows from so many dialogues; more would only take time to pad."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's shape; rows of 256 a step of the plain recipe and, on a CPU, of ours."""
+
+    layers: int
+    heads: int
+    width: int
+    plain_rows: int
+    our_rows: int
+
+
+SIZES = {
+    "tiny": Size(2, 2, 32, 4, 4),
+    "12M": Size(6, 6, 384, 32, 32),
+    "90M": Size(12, 12, 768, 8, 16),
+    "300M": Size(26, 15, 960, 8, 8),
+}
+
+
+class PlainSide:
+    """The plain recipe in a process of its own."""
+
+    def __init__(self, size: Size, text: Path, device: str) -> None:
+        corpus = open_corpus([text])
+        rows = padded_rows(corpus, range(min(DIALOGUES, len(corpus))), 256)
+        self.device = torch.device(device)
+        self.trainer = PlainTrainer(
+            rows,
+            len(corpus.tokenizer),
+            size.layers,
+            size.heads,
+            size.width,
+            min(size.plain_rows, len(rows)),
+            1000,
+            self.device,
+        )
+
+    def step(self) -> tuple[int, int, float]:
+        """Positions, real characters and seconds of a step."""
+        characters = 0
+
+        def work() -> None:
+            nonlocal characters
+            characters = self.trainer.step()
+
+        seconds = seconds_of(work, self.device)
+        return self.trainer.batch * 256, characters, seconds
+
+
+class OurSide:
+    """`Trainer.step`, as train.py runs it."""
+
+    def __init__(self, config: Config) -> None:
+        corpus = open_corpus(config.data_paths())
+        self.config = config
+        self.here = runtime.start(config)
+        rows, _ = pack_corpus(config, corpus, corpus.tokenizer)
+        runtime.seed_everything(config.seed)
+        model = GPT(config).to(self.here.device).train()
+        self.parameters = model.parameter_count()
+        compiled = runtime.compiled(model, config.compile, self.here.device)
+        self.trainer = Trainer(config, self.here, compiled, rows)
+
+    def step(self) -> tuple[int, int, float]:
+        """Positions, real characters and seconds of a step."""
+        characters = 0
+
+        def work() -> None:
+            nonlocal characters
+            characters = self.trainer.step().tokens
+
+        seconds = seconds_of(work, self.here.device)
+        return self.config.train_batch * self.config.block_size, characters, seconds
+
+    def describe(self) -> tuple[int, str]:
+        """Number of parameters without positions, and the precision."""
+        return self.parameters, str(self.here.dtype).removeprefix("torch.")
+
+    def peak(self) -> float:
+        """Floating-point operations a second of a matrix product in our precision."""
+        return matmul_peak(self.here.dtype, self.here.device)
+
+    def peak_gpu_memory(self) -> int:
+        """Bytes of GPU memory our tensors have taken at most; 0 on a CPU."""
+        cuda = self.here.device.type == "cuda"
+        return torch.cuda.max_memory_allocated(self.here.device) if cuda else 0
+
+
+def our_config(name: str, text: Path, device: str, optimizer: str, compile_step: bool) -> Config:
+    """Ours for a size: on a GPU as shipped, batch, dropout and compile included."""
+    vocabulary = len(open_corpus([text]).tokenizer)
+    if device != "cpu":
+        changes = [f"data_path={text}", f"device={device}", f"vocab_size={max(vocabulary, 7587)}"]
+        return configuration.load(f"config/train{name}.yaml", changes)
+    size = SIZES[name]
+    return Config(
+        data_path=str(text),
+        vocab_size=vocabulary,
+        n_layer=size.layers,
+        n_head=size.heads,
+        n_embd=size.width,
+        train_batch=size.our_rows,
+        optimizer=optimizer,
+        compile=compile_step,
+        device=device,
+    )
+
+
+def compare(name: str, config: Config, text: Path, rounds: int) -> None:
+    """Time both, alternating, and print the figures."""
+    with ExitStack() as held:
+        plain = held.enter_context(Contestant(PlainSide, SIZES[name], text, config.device))
+        ours = held.enter_context(Contestant(OurSide, config))
+        for side in (plain, ours):
+            for _ in range(WARM_UP_STEPS):
+                side.call("step")
+        memory = {"plain": plain.peak_memory(), "ours": ours.peak_memory()}
+        plain_steps, our_steps, peaks = [], [], []
+        for _ in range(rounds):
+            plain_steps.append(plain.call("step"))
+            our_steps.append(ours.call("step"))
+            peaks.append(ours.call("peak"))
+        parameters, precision = ours.call("describe")
+        gpu_memory = ours.call("peak_gpu_memory")
+    plain_positions, plain_characters = _rates(plain_steps)
+    our_positions, our_characters = _rates(our_steps)
+    on_gpu = {"gpu_memory_gb": gpu_memory / 1e9} if gpu_memory else {}
+    print_json(
+        size=name,
+        parameters=parameters,
+        plain_positions_per_second=plain_positions,
+        plain_characters_per_second=plain_characters,
+        our_positions_per_second=our_positions,
+        our_characters_per_second=our_characters,
+        ratio=our_characters / plain_characters,
+        rows=config.train_batch,
+        precision=precision,
+        optimizer=config.optimizer,
+        matmul_peak_gflops=max(peaks) / 1e9,
+        utilisation=6 * parameters * our_positions / max(peaks),
+        plain_peak_memory_gb=memory["plain"] / 1e9,
+        our_peak_memory_gb=memory["ours"] / 1e9,
+        **on_gpu,
+    )
+
+
+def _rates(steps: list[tuple[int, int, float]]) -> tuple[float, float]:
+    """Positions and characters a second: median seconds, mean characters."""
+    seconds = median(took for _, _, took in steps)
+    characters = sum(count for _, count, _ in steps) / len(steps)
+    return steps[0][0] / seconds, characters / seconds
+
+
+@user_errors()
+def main(
+    size: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SIZES)}.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Text of dialogues.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    optimizer: Annotated[str, typer.Option(help="adamw or muon (on a CPU).")] = "adamw",
+    compile_step: Annotated[
+        bool, typer.Option("--compile", help="torch.compile on a CPU.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Steps of each that are timed.")] = 7,
+) -> None:
+    """Print one JSON object a size."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        note("no CUDA GPU here: skipped")
+        return
+    names = size or ["12M", "90M"]
+    for name in names:
+        if name not in SIZES:
+            raise UserError(f"--size: {name!r} is not known", f"one of {', '.join(SIZES)}")
+    text = benchmark_text(data)
+    for name in names:
+        compare(name, our_config(name, text, device, optimizer, compile_step), text, rounds)
+
+
+if __name__ == "__main__":
+    typer.run(main)
