@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import torch
 
-from smallgpt import checkpoint
+from smallgpt import background, checkpoint, inference
 from smallgpt.config import SamplingConfig
 from smallgpt.conversation import Conversation
+from smallgpt.formats import gpt2
 from smallgpt.generation import generate
 from smallgpt.model import GPT
 from smallgpt.tokenizer import PAD, SEP, Tokenizer
@@ -23,10 +24,16 @@ class Chatbot:
         tokenizer: its vocabulary.
         sampling: how replies are drawn.
         seed: the same seed and the same talk give the same replies.
+        await_weights: called before each reply; returns when the model has its weights.
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, sampling: SamplingConfig, seed: int = 0
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        sampling: SamplingConfig,
+        seed: int = 0,
+        await_weights: Callable[[], object] = lambda: None,
     ) -> None:
         self.model = model
         self.sampling = sampling
@@ -34,6 +41,7 @@ class Chatbot:
         self.left_out = 0
         """Characters of the last prompt that did not fit the context."""
         self._tokenizer = tokenizer
+        self._await_weights = await_weights
         self._generator = torch.Generator().manual_seed(seed)
         unused = range(len(tokenizer), model.config.vocab_size)
         self._banned = [*tokenizer.unspeakable(), *unused]
@@ -47,6 +55,7 @@ class Chatbot:
 
         The turn joins the conversation also where the iterator is closed early (Ctrl-C).
         """
+        self._await_weights()
         self.conversation.add(text)
         said = ""
         try:
@@ -70,15 +79,32 @@ def load(
     sampling: SamplingConfig | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
+    dtype: str = "auto",
+    wait: bool = True,
 ) -> Chatbot:
     """A chatbot from a checkpoint directory; nothing else is needed.
 
     Args:
         sampling: by default as the checkpoint was configured.
+        dtype: precision of the weights: auto, float32, bfloat16, float16 or int8.
+        wait: False returns while the weights are still made ready. The first reply waits for them,
+            and raises the UserError if their file is damaged.
 
     Raises:
-        UserError: there is no usable checkpoint at `path`.
+        UserError: there is no usable checkpoint at `path`, or the device cannot compute in `dtype`.
     """
-    stored = checkpoint.load(Path(path).expanduser())
-    model = stored.model().to(device)
-    return Chatbot(model, stored.tokenizer, sampling or stored.config, seed)
+    stored = checkpoint.load(Path(path).expanduser(), verify_weights=False)
+    device = torch.device(device)
+    model = gpt2.hollow_model(stored.config).eval()
+    precision = inference.choose_precision(dtype, device, model.parameter_count())
+
+    verified = background.begin(stored.verify_weights)
+    filled = background.begin(lambda: inference.fill(model, stored.weights, precision, device))
+
+    def await_weights() -> None:
+        verified.result()
+        filled.result()
+
+    if wait:
+        await_weights()
+    return Chatbot(model, stored.tokenizer, sampling or stored.config, seed, await_weights)

@@ -28,7 +28,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from smallgpt import atomic
+from smallgpt import atomic, background
 from smallgpt.config import Config, ModelConfig, from_dict, to_yaml
 from smallgpt.errors import UserError
 from smallgpt.formats import gpt2
@@ -40,6 +40,8 @@ STATE_FILE = "training_state.pt"
 MANIFEST_FILE = "manifest.json"
 SPECIAL_NAMES = ("latest", "best")
 _NEEDED = (CONFIG_FILE, gpt2.CONFIG_FILE, gpt2.WEIGHTS_FILE, TOKENIZER_FILE)
+_PART = 1 << 22
+"""Bytes read at a time: large parts, as each waits for the interpreter's other threads."""
 _NAME = re.compile(r"cpt(\d+)")
 
 
@@ -56,9 +58,18 @@ class Checkpoint:
 
     def model(self, config: ModelConfig | None = None) -> GPT:
         """The network with these weights, in evaluation mode; `config` may change the dropout."""
-        model = gpt2.hollow_model(config or self.config)
-        model.load_state_dict(self.weights, assign=True)
-        return model.eval()
+        model = gpt2.hollow_model(config or self.config).eval()
+        weights = {name: tensor.contiguous() for name, tensor in self.weights.items()}
+        model.load_state_dict(weights, assign=True)
+        return model
+
+    def verify_weights(self) -> None:
+        """Check the weights against the manifest, where `load` was told not to.
+
+        Raises:
+            UserError: they are damaged.
+        """
+        verify(self.path, self.manifest, gpt2.WEIGHTS_FILE)
 
     def training_state(self) -> dict[str, Any]:
         """Optimizer state and position, on the CPU.
@@ -119,14 +130,19 @@ def save(
     return target
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path, verify_weights: bool = True) -> Checkpoint:
     """Read a checkpoint directory; weights are memory-mapped, and checked against the manifest.
+
+    Args:
+        verify_weights: False leaves the checksum of the weights, a second for a large model, to
+            `Checkpoint.verify_weights`.
 
     Raises:
         UserError: it is missing, incomplete, damaged, or of another architecture.
     """
     manifest = read_manifest(path)
-    for name in sorted({*_NEEDED, *manifest["sha256"]} - {STATE_FILE}):
+    later = set() if verify_weights else {gpt2.WEIGHTS_FILE}
+    for name in sorted({*_NEEDED, *manifest["sha256"]} - {STATE_FILE} - later):
         verify(path, manifest, name)
     config = _read_config(path / CONFIG_FILE)
     weights = gpt2.read(path, config)
@@ -261,8 +277,12 @@ def _other_checkpoint(path: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, part = hashlib.sha256(), memoryview(bytearray(_PART))
+    with path.open("rb", buffering=0) as file:
+        while length := file.readinto(part):
+            background.end_with_the_program()
+            digest.update(part[:length])
+    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from smallgpt import config as configuration
-from smallgpt.config import Config
+from smallgpt.config import DTYPES, Config
 from smallgpt.errors import UserError, user_errors
 
 ConfigFile = Annotated[
@@ -27,6 +27,12 @@ CheckpointPath = Annotated[
     Path, typer.Argument(help="A checkpoint directory.", metavar="CHECKPOINT")
 ]
 
+TRAINING_SPINS, CHAT_SPINS = "1000", "10000"
+"""How often threads that wait for each other look before they sleep; set before torch is imported.
+
+On a machine that is busy with something else as well, training is half as fast again where they
+soon sleep. The many short products of a reply need more patience (docs/log.md).
+"""
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 app = typer.Typer(
@@ -57,13 +63,10 @@ def run_script(command: Callable[..., Any]) -> None:
 
 
 def _prepare_process() -> None:
-    """Settings that must be made before torch is imported or anything is printed.
+    """Settings that must be made before anything is printed.
 
-    Threads that wait for each other soon sleep instead of spinning: on a machine that is busy
-    with something else as well, training is half as fast again (docs/log.md).
     To a pipe or file we write UTF-8, anywhere; to a terminal what it can show, else `?`.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if isinstance(sys.stdout, io.TextIOWrapper):
         if sys.stdout.isatty():
             sys.stdout.reconfigure(errors="replace")
@@ -82,6 +85,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """
     overrides = overrides or []
     settings = configuration.load(config, overrides)
+    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     # Only now that the config is known to be good: torch takes a second to import.
     from smallgpt import pretrain, runtime
 
@@ -100,11 +104,13 @@ def chat(config: ConfigFile, overrides: Overrides = None) -> None:
 
     Example: python chat.py config/demo.yaml temperature=0.8
     """
-    bot_settings, path = _chat_settings(config, overrides or [])
+    os.environ.setdefault("GOMP_SPINCOUNT", CHAT_SPINS)
+    settings, path = _chat_settings(config, overrides or [])
     from smallgpt import chatbot, runtime, terminal
 
-    device = runtime.choose_device(bot_settings.device)
-    bot = chatbot.load(path, bot_settings, device, bot_settings.seed)
+    device = runtime.choose_device(settings.device)
+    # The weights are made ready while the first line is typed.
+    bot = chatbot.load(path, settings, device, settings.seed, settings.dtype, wait=False)
     terminal.chat(bot)
 
 
@@ -118,6 +124,8 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Path]:
         checkpoint.verify(path, manifest, checkpoint.CONFIG_FILE)
         if any(override.startswith("resume_from=") for override in overrides):
             raise UserError(f"both {path} and resume_from name a checkpoint", "give one of them")
+        # Its dtype is the one it was trained in.
+        overrides = ["dtype=auto", *overrides]
         return configuration.load(path / checkpoint.CONFIG_FILE, overrides), path
     settings = configuration.load(path, overrides)
     root = Path(settings.checkpoint_root)
@@ -138,16 +146,23 @@ def evaluate(
     dialogues: Annotated[int, typer.Option(min=1, help="Dialogues to play.")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help=f"Measure the model as chat runs it in {', '.join(DTYPES)}."),
+    ] = None,
 ) -> None:
     """Measure a checkpoint: loss on a text, fitting replies in small talk, or both."""
     if not data and not smalltalk:
         raise UserError("nothing to evaluate on", "give --data TEXT or --smalltalk (or both)")
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype: {dtype!r} is no precision", f"use {', '.join(DTYPES)}")
+    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     from smallgpt import evaluation
 
     if data:
-        typer.echo(evaluation.on_text(path, data, device))
+        typer.echo(evaluation.on_text(path, data, device, dtype))
     if smalltalk:
-        typer.echo(evaluation.on_smalltalk(path, dialogues, seed, device))
+        typer.echo(evaluation.on_smalltalk(path, dialogues, seed, device, dtype))
 
 
 @app.command()

@@ -5,26 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from smallgpt import checkpoint, runtime
+from smallgpt import checkpoint, inference, runtime
 from smallgpt.chatbot import Chatbot
 from smallgpt.config import Config
 from smallgpt.data import smalltalk
 from smallgpt.data.dialogues import open_corpus
 from smallgpt.data.judge import Score, judge_all
 from smallgpt.data.packing import PackedRows
+from smallgpt.formats import gpt2
+from smallgpt.model import GPT
 from smallgpt.training.validation import validate
 
 
-def on_text(path: Path, files: list[Path], device: str = "auto") -> str:
+def on_text(path: Path, files: list[Path], device: str = "auto", dtype: str | None = None) -> str:
     """Loss, perplexity and bits per character of a checkpoint over all dialogues of a text.
 
     Characters the model does not know are not counted as targets.
+
+    Args:
+        dtype: measure the model as chat runs it in this precision; by default as training does.
     """
     stored = checkpoint.load(path)
     config = stored.config
     here = runtime.start(Config(device=device))
+    if dtype is None:
+        model = stored.model().to(here.device)
+    else:
+        model = _model_as_in_chat(stored, here.device, dtype)
+        here = runtime.Runtime(here.device, torch.float32, "the weights have the precision")
     corpus = open_corpus(files)
     rows = PackedRows(
         corpus,
@@ -33,15 +44,16 @@ def on_text(path: Path, files: list[Path], device: str = "auto") -> str:
         config.seed,
         stored.tokenizer.ids_from(corpus.tokenizer),
     )
-    model = stored.model().to(here.device)
     measured = validate(model, rows, here, config.test_batch, len(rows), config.seed)
     return str(measured)
 
 
-def on_smalltalk(path: Path, dialogues: int, seed: int, device: str = "auto") -> str:
+def on_smalltalk(
+    path: Path, dialogues: int, seed: int, device: str = "auto", dtype: str | None = None
+) -> str:
     """Play held-out small talk; the share of fitting replies, by situation and in all."""
     stored = checkpoint.load(path)
-    model = stored.model().to(runtime.choose_device(device))
+    model = _model_as_in_chat(stored, runtime.choose_device(device), dtype or "float32")
     plays = smalltalk.held_out(dialogues, seed)
     with tqdm(total=sum(len(p.user_turns) for p in plays), unit="reply", leave=False) as bar:
 
@@ -54,6 +66,12 @@ def on_smalltalk(path: Path, dialogues: int, seed: int, device: str = "auto") ->
 
         score = judge_all(plays, respond)
     return _table(score)
+
+
+def _model_as_in_chat(stored: checkpoint.Checkpoint, device: torch.device, dtype: str) -> GPT:
+    model = gpt2.hollow_model(stored.config).eval()
+    precision = inference.choose_precision(dtype, device, model.parameter_count())
+    return inference.fill(model, stored.weights, precision, device)
 
 
 def _table(score: Score) -> str:

@@ -85,12 +85,13 @@ def attend(
     This is `scaled_dot_product_attention`, written out where that is several times as fast: for
     packed rows in 16 bits and for a single position, both on a CPU (docs/log.md).
     """
-    if q_BHTD.shape[2] == 1 and mask is None and q_BHTD.device.type == "cpu":
+    on_cpu = q_BHTD.device.type == "cpu"
+    if q_BHTD.shape[2] == 1 and mask is None and on_cpu and not dropout:
         q_ND1 = (q_BHTD * q_BHTD.shape[-1] ** -0.5).flatten(0, 1).transpose(1, 2)
         scores_NS1 = torch.bmm(k_BHSD.flatten(0, 1), q_ND1)
         weights_N1S = F.softmax(scores_NS1.transpose(1, 2), dim=-1)
         return torch.bmm(weights_N1S, v_BHSD.flatten(0, 1)).view(q_BHTD.shape)
-    if mask is not None and q_BHTD.device.type == "cpu" and q_BHTD.dtype != torch.float32:
+    if mask is not None and on_cpu and q_BHTD.dtype != torch.float32:
         scores_BHTS = (q_BHTD * q_BHTD.shape[-1] ** -0.5) @ k_BHSD.transpose(-1, -2)
         weights_BHTS = F.softmax(scores_BHTS.add_(mask), dim=-1)
         return F.dropout(weights_BHTS, dropout) @ v_BHSD

@@ -20,6 +20,7 @@ from smallgpt.config import Config
 from smallgpt.data.dialogues import Corpus, describe, open_corpus, split
 from smallgpt.data.packing import PackedRows
 from smallgpt.errors import UserError, note
+from smallgpt.loss import CHUNK
 from smallgpt.model import GPT
 from smallgpt.runtime import Runtime, python_command
 from smallgpt.tokenizer import SEP, UNK, Tokenizer
@@ -268,6 +269,6 @@ def expected_memory(config: Config, here: Runtime, model: GPT) -> float:
     activations = 22 * config.n_embd * config.block_size * width
     if here.device.type == "cpu":
         activations += config.n_head * config.block_size**2 * width  # see model.attend
-    logits = config.vocab_size * config.block_size * (2 * width + 12)
+    logits = CHUNK * config.vocab_size * (width + 8)  # see loss.next_token_loss
     program = 0.4 * 2**30 if here.device.type == "cpu" else 0.0
-    return program + states + rows * (config.n_layer * activations + logits)
+    return program + states + logits + rows * config.n_layer * activations

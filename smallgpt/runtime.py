@@ -66,7 +66,7 @@ def reuse_freed_memory() -> None:
         return
     trim_threshold, mmap_max = -1, -4  # from malloc.h
     libc = ctypes.CDLL(None)
-    libc.mallopt(trim_threshold, (1 << 31) - 1)
+    libc.mallopt(trim_threshold, -1)  # never
     libc.mallopt(mmap_max, 0)
 
 
@@ -98,7 +98,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The precision named, or for `auto` what the hardware does fast; and the reason."""
+    """The precision to train in: the one named, or for `auto` what the hardware does fast; and why.
+
+    Raises:
+        UserError: the device cannot compute in it, or nothing can be trained in it.
+    """
+    if name == "int8":
+        raise UserError(
+            "dtype: int8 is for talking with a trained model, not for training",
+            "train with dtype: auto; chat.py and smallgpt evaluate take int8",
+        )
     if name == "float16" and device.type == "cpu":
         raise UserError("dtype: float16 needs a GPU", "use auto, float32 or bfloat16 on a CPU")
     if name != "auto":

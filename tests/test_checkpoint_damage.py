@@ -101,7 +101,7 @@ def test_a_disk_that_cannot_be_read(saved: Path, monkeypatch: pytest.MonkeyPatch
     def broken(*arguments: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("hashlib.file_digest", broken)
+    monkeypatch.setattr("hashlib.sha256", broken)
     message = refusal(lambda: load(saved))
     assert "cannot be read: Input/output error" in message
 

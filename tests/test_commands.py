@@ -28,9 +28,9 @@ def smallgpt(*arguments: str | Path, typed: str = "") -> Result:
     return CliRunner().invoke(cli.app, [str(a) for a in arguments], input=typed.encode())
 
 
-def refusal(*arguments: str | Path) -> str:
+def refusal(*arguments: str | Path, typed: str = "") -> str:
     """What a command that must be refused says: nothing but one message, and exit code 2."""
-    result = smallgpt(*arguments)
+    result = smallgpt(*arguments, typed=typed)
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit)
     assert result.stdout == ""
@@ -190,8 +190,8 @@ def test_chat_with_the_folder_above(trained: Path) -> None:
 def test_damaged_files(trained_copy: Path, name: str) -> None:
     content = (trained_copy / name).read_bytes()
     (trained_copy / name).write_bytes(content[:-3] + b"#\n\n")
-    for command in ("chat", "inspect"):
-        said = refusal(command, trained_copy)
+    for command in ("chat", "inspect"):  # chat has shown its prompt when it looks at the weights
+        said = refusal(command, trained_copy, typed="晚安\n").removeprefix(">>> ")
         assert said.startswith(f"error: {trained_copy / name} is damaged: its checksum")
         assert "there is no other checkpoint beside it" in said
     assert "is damaged" in refusal("evaluate", trained_copy, "--smalltalk", "--dialogues", "1")

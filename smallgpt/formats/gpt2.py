@@ -57,7 +57,7 @@ def write(
 
 
 def read(directory: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """The state dict of a GPT of this config.
+    """The state dict of a GPT of this config: views of the file, which is memory-mapped.
 
     Raises:
         UserError: the file is missing or damaged, or is not a GPT-2 of this shape.
@@ -73,7 +73,7 @@ def read(directory: Path, config: ModelConfig) -> dict[str, Tensor]:
         stored = tensors.pop(_PREFIX + name, None)
         if stored is None:
             raise UserError(f"{file} lacks {name}: it is a model of another architecture")
-        stored = stored.t().contiguous() if _TRANSPOSED.search(name) else stored
+        stored = stored.t() if _TRANSPOSED.search(name) else stored
         if stored.shape != tensor.shape:
             raise UserError(
                 f"{file}: {name} has shape {tuple(stored.shape)}, "

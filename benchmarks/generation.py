@@ -1,0 +1,227 @@
+"""Chat without waiting: seconds a character, seconds to the first one, seconds to the prompt.
+
+    python -m benchmarks.generation
+    python -m benchmarks.generation --size 300M --rounds 5
+
+Plain is the published architecture in float32 with a full forward pass a character. Ours is
+`generation.generate` on a model as chat has it. Weights are random, batch 1, on the CPU. Each
+contestant has a process of its own, and they take turns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks.measure import Contestant, median, print_json, read_bandwidth
+from benchmarks.plain import PlainGPT
+from smallgpt import checkpoint, config, inference
+from smallgpt.cli import CHAT_SPINS
+from smallgpt.config import Config, SamplingConfig
+from smallgpt.errors import UserError, note, user_errors
+from smallgpt.formats import gpt2
+from smallgpt.generation import generate
+from smallgpt.model import GPT
+from smallgpt.tokenizer import Tokenizer
+
+CPU = torch.device("cpu")
+SIZES = ("90M", "300M")
+DTYPES = ("float32", "bfloat16", "int8")
+CONTEXTS = (20, 250)
+PROMPT = 50
+"""Characters of the prompt whose reply's first character is waited for."""
+CHARACTERS = 11
+"""Characters timed a turn, the middle one of them at the context in question."""
+CHAT = Path(__file__).resolve().parent.parent / "chat.py"
+
+
+def shape_of(size: str) -> Config:
+    """The shape of `config/train{size}.yaml`; `tiny` is for trying out."""
+    if size == "tiny":
+        return Config(vocab_size=200, n_layer=2, n_head=2, n_embd=64)
+    path = Path("config") / f"train{size}.yaml"
+    if not path.exists():
+        raise UserError(f"--size: {size} has no {path}", f"use {' or '.join(SIZES)}")
+    return dataclasses.replace(config.load(path), dropout=0.0)
+
+
+class Plain:
+    """The plain model; made in its own process."""
+
+    def __init__(self, size: str) -> None:
+        shape = shape_of(size)
+        self.model = PlainGPT(
+            shape.vocab_size, shape.n_layer, shape.n_head, shape.n_embd, shape.block_size
+        ).eval()
+
+    @torch.inference_mode()
+    def seconds_a_character(self, context: int) -> float:
+        """One full forward pass, and the likeliest character."""
+        began = time.perf_counter()
+        int(self.model(torch.ones(1, context, dtype=torch.long))[0, -1].argmax())
+        return time.perf_counter() - began
+
+
+class Ours:
+    """Our model as chat has it in `dtype`, with random weights; made in its own process."""
+
+    def __init__(self, size: str, dtype: str) -> None:
+        shape = shape_of(size)
+        weights = GPT(shape).state_dict()
+        self.vocab_size = shape.vocab_size
+        precision = inference.choose_precision(dtype, CPU, sum(w.numel() for w in weights.values()))
+        self.model = inference.fill(gpt2.hollow_model(shape).eval(), weights, precision, CPU)
+        matrices = [w for name, w in weights.items() if name.startswith("h.") and w.dim() == 2]
+        layers, head = sum(m.numel() for m in matrices), weights["wte.weight"].numel()
+        width = precision.dtype.itemsize
+        self._bytes = layers * (1 if precision.int8 else width) + head * width
+
+    def bytes_a_character(self) -> int:
+        """Bytes of the weights that one character needs: the layers' matrices and the head."""
+        return self._bytes
+
+    def seconds_a_character(self, context: int) -> float:
+        """The median over characters around this context, each the likeliest one."""
+        times = self._times(context - CHARACTERS // 2 - 1, CHARACTERS + 1)
+        return median(later - earlier for earlier, later in itertools.pairwise(times[1:]))
+
+    def seconds_to_first(self, prompt: int) -> float:
+        """From a prompt of so many characters to the first of the reply."""
+        times = self._times(prompt, 1)
+        return times[1] - times[0]
+
+    def _times(self, context: int, characters: int) -> list[float]:
+        """When a reply began, and when each of its characters came."""
+        sampling = SamplingConfig(temperature=0, max_new_tokens=characters)
+        ids = torch.randint(self.vocab_size, (context,)).tolist()
+        times = [time.perf_counter()]
+        for _ in generate(self.model, ids, sampling, (), (), torch.Generator()):
+            times.append(time.perf_counter())
+        return times
+
+
+def main(
+    size: Annotated[list[str] | None, typer.Option(help="90M or 300M; both unless given.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contestant.")] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny model, to try this out.")] = False,
+) -> None:
+    """Print one JSON object a case."""
+    sizes = ["tiny"] if quick else size or list(SIZES)
+    for name in sizes:
+        shape_of(name)
+    for name in sizes:
+        compare(name, rounds)
+    compare_startup(sizes[-1], rounds)
+
+
+def compare(size: str, rounds: int) -> None:
+    """Seconds a character of all contestants at every context; and to the first character."""
+    note(f"{size}: making the models")
+    with ExitStack() as stack:
+        os.environ.pop("GOMP_SPINCOUNT", None)
+        plain = stack.enter_context(Contestant(Plain, size))
+        os.environ["GOMP_SPINCOUNT"] = CHAT_SPINS  # as chat.py does
+        ours = {dtype: stack.enter_context(Contestant(Ours, size, dtype)) for dtype in DTYPES}
+        for context in CONTEXTS:
+            contestants = [plain, *ours.values()]
+            turns = [
+                (read_bandwidth(), [c.call("seconds_a_character", context) for c in contestants])
+                for _ in range(rounds + 1)
+            ][1:]  # the first turn warms up
+            bandwidth = median(speed for speed, _ in turns)
+            seconds = [median(column) for column in zip(*(s for _, s in turns), strict=True)]
+            print_json(case="plain", size=size, context=context, seconds_a_character=seconds[0])
+            for (dtype, contestant), took in zip(ours.items(), seconds[1:], strict=True):
+                needed = contestant.call("bytes_a_character")
+                print_json(
+                    case="ours",
+                    size=size,
+                    dtype=dtype,
+                    context=context,
+                    seconds_a_character=took,
+                    times_plain=seconds[0] / took,
+                    weight_bytes=needed,
+                    memory_gigabytes_a_second=bandwidth / 1e9,
+                    share_of_bandwidth_limit=needed / bandwidth / took,
+                )
+        for dtype, contestant in ours.items():
+            took = median(contestant.call("seconds_to_first", PROMPT) for _ in range(rounds))
+            print_json(case="first", size=size, dtype=dtype, prompt=PROMPT, seconds=took)
+
+
+def compare_startup(size: str, rounds: int) -> None:
+    """From the start of chat.py to its prompt, against importing torch and reading the weights."""
+    note(f"{size}: writing a checkpoint")
+    os.environ.pop("GOMP_SPINCOUNT", None)
+    with tempfile.TemporaryDirectory() as folder:
+        shape = shape_of(size)
+        characters = [chr(0x4E00 + number) for number in range(shape.vocab_size - 3)]
+        path = checkpoint.save(
+            Path(folder), 1, shape, Tokenizer(characters), GPT(shape).state_dict(), {}, {}
+        )
+        turns = [
+            (
+                _seconds(
+                    lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)
+                ),
+                _seconds(lambda: _read(path / gpt2.WEIGHTS_FILE)),
+                seconds_to_prompt(path),
+            )
+            for _ in range(rounds + 1)
+        ][1:]
+    imported, read, prompt = (median(column) for column in zip(*turns, strict=True))
+    print_json(
+        case="startup",
+        size=size,
+        import_torch_seconds=imported,
+        read_weights_seconds=read,
+        prompt_seconds=prompt,
+        ratio=prompt / (imported + read),
+    )
+
+
+def seconds_to_prompt(path: Path) -> float:
+    """From the start of `python chat.py` to its prompt, at a pipe."""
+    command = [sys.executable, str(CHAT), str(path), "device=cpu"]
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as chat:
+        assert chat.stderr and chat.stdin
+        said = b""
+        while not said.endswith(b">>> "):
+            byte = chat.stderr.read(1)
+            if not byte:
+                raise RuntimeError(f"chat.py ended: {said.decode(errors='replace')}")
+            said += byte
+        took = time.perf_counter() - began
+        chat.stdin.close()
+    return took
+
+
+def _read(file: Path) -> None:
+    part = bytearray(1 << 20)
+    with file.open("rb", buffering=0) as opened:
+        while opened.readinto(part):
+            pass
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    with user_errors():
+        typer.run(main)
