@@ -6,7 +6,7 @@ DEMO_TEXT := data/smalltalk.txt
 DEMO_ROOT := checkpoints/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow format pictures clean
+.PHONY: help demo test test-slow format pictures bench bench-time bench-gpu clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -30,6 +30,18 @@ format: $(VENV)/.dev ## Format the code
 
 pictures: $(DEMO_ROOT)/.trained $(VENV)/.dev ## Make the pictures of the README from the demo run
 	$(BIN)/python -m tools.pictures $(DEMO_ROOT) docs/pictures
+
+bench: $(VENV)/.dev ## Measure training, data and generation against the plain recipe (minutes)
+	@$(BIN)/python -m benchmarks.training
+	@$(BIN)/python -m benchmarks.data
+	@$(BIN)/python -m benchmarks.generation
+
+BUDGET ?= 900
+bench-time: $(VENV)/.dev ## Time to the same loss; BUDGET=3600 gives the plain recipe an hour
+	@$(BIN)/python -m benchmarks.time_to_loss --budget $(BUDGET) --plot docs/pictures/time_to_loss.png
+
+bench-gpu: $(VENV)/.dev ## Measure training of 90M and 300M on a GPU, as shipped; skips without one
+	@$(BIN)/python -m benchmarks.training --device cuda --size 90M --size 300M
 
 clean: ## Delete the environment, the demo model and its text
 	rm -rf $(VENV) $(DEMO_ROOT) $(DEMO_TEXT)

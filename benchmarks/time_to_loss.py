@@ -37,7 +37,7 @@ HELD_OUT = 1000
 PLAIN_ROWS = 32
 TRIAL_STEPS = 4
 """Steps that are timed beforehand, to turn seconds into steps for the schedule."""
-POINTS = 20
+POINTS = 16
 """Validations of each."""
 GIVE_UP = 5
 """Ours ends without success after so many times its planned steps."""
@@ -92,32 +92,32 @@ def prepare(text: Path, layers: int, heads: int, width: int, seed: int) -> Task:
 
 
 def plain_curve(task: Task, budget: float) -> Curve:
-    """Train the plain recipe for `budget` seconds of pure training time."""
+    """Train the plain recipe for `budget` seconds of pure training time.
+
+    The cosine's end is where the budget will be used up by the median of the steps so far.
+    """
     rows = padded_rows(task.corpus, task.train, task.shape["block_size"])
     held_out = padded_rows(task.corpus, task.held_out, task.shape["block_size"])
-
-    def trainer(steps: int) -> PlainTrainer:
-        return PlainTrainer(
-            rows,
-            task.shape["vocab_size"],
-            task.shape["n_layer"],
-            task.shape["n_head"],
-            task.shape["n_embd"],
-            PLAIN_ROWS,
-            steps,
-            torch.device("cpu"),
-            seed=task.seed,
-        )
-
-    steps = max(1, round(budget / _step_seconds(trainer(1))))
-    note(f"plain: {steps} steps")
-    contestant = trainer(steps)
-    points, seconds = [], []
+    contestant = PlainTrainer(
+        rows,
+        task.shape["vocab_size"],
+        task.shape["n_layer"],
+        task.shape["n_head"],
+        task.shape["n_embd"],
+        PLAIN_ROWS,
+        steps=1,
+        device=torch.device("cpu"),
+        seed=task.seed,
+    )
+    points: list[Point] = []
+    seconds: list[float] = []
     for step, took in _steps(contestant):
         seconds.append(took)
-        if step % max(1, steps // POINTS) == 0 or step == steps:
+        contestant.steps = max(1, round(budget / median(seconds)))
+        last = step >= contestant.steps
+        if last or step >= (len(points) + 1) * contestant.steps / POINTS:
             points.append(_point("plain", step, contestant.loss(held_out), median(seconds)))
-        if step == steps:
+        if last:
             break
     return Curve(points, median(seconds))
 
@@ -164,7 +164,7 @@ def our_config(task: Task, decay_steps: int) -> Config:
     )
 
 
-def _step_seconds(trainer: PlainTrainer | Trainer) -> float:
+def _step_seconds(trainer: Trainer) -> float:
     """Of a trainer that is thrown away; the first step, which warms up, does not count."""
     seconds = [took for _, took in itertools.islice(_steps(trainer), TRIAL_STEPS + 1)]
     return median(seconds[1:])

@@ -35,6 +35,9 @@ ELSEWHERE = {
     "pip install .": "tests/test_demo.py",
     "make test": ".ci/run",
     "make test-slow": "itself",
+    "make bench": "tests/test_benchmark*.py, in small",
+    "make bench-time": "tests/test_benchmarks.py, in small",
+    "make bench-gpu": "tests/test_benchmarks.py, without a GPU",
 }
 
 
