@@ -6,7 +6,7 @@ DEMO_TEXT := data/smalltalk.txt
 DEMO_ROOT := checkpoints/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow format pictures bench bench-time bench-gpu clean
+.PHONY: help demo test test-slow test-distributed drill format pictures bench bench-time bench-scaling bench-gpu clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -24,6 +24,12 @@ test: $(VENV)/.dev ## Format, types, import directions and tests
 test-slow: $(VENV)/.dev ## The tests that train for minutes
 	$(BIN)/python -m pytest -m slow
 
+test-distributed: $(VENV)/.dev ## Training on two machines, made of network namespaces (needs root)
+	$(BIN)/python -m pytest -m distributed -s
+
+drill: $(VENV)/.dev ## Kill training at 30 random moments and resume each time
+	$(BIN)/python -m pytest -m drill -s
+
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -39,6 +45,9 @@ bench: $(VENV)/.dev ## Measure training, data and generation against the plain r
 BUDGET ?= 900
 bench-time: $(VENV)/.dev ## Time to the same loss; BUDGET=3600 gives the plain recipe an hour
 	@$(BIN)/python -m benchmarks.time_to_loss --budget $(BUDGET) --plot docs/pictures/time_to_loss.png
+
+bench-scaling: $(VENV)/.dev ## Measure two processes against one
+	@$(BIN)/python -m benchmarks.scaling
 
 bench-gpu: $(VENV)/.dev ## Measure training of 90M and 300M on a GPU, as shipped; skips without one
 	@$(BIN)/python -m benchmarks.training --device cuda --size 90M --size 300M

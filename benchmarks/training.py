@@ -102,8 +102,7 @@ class OurSide:
         runtime.seed_everything(config.seed)
         model = GPT(config).to(self.here.device).train()
         self.parameters = model.parameter_count()
-        compiled = runtime.compiled(model, config.compile, self.here.device)
-        self.trainer = Trainer(config, self.here, compiled, rows)
+        self.trainer = Trainer(config, self.here, model, rows)
 
     def step(self) -> tuple[int, int, float]:
         """Positions, real characters and seconds of a step."""

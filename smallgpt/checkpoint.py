@@ -38,11 +38,15 @@ from smallgpt.tokenizer import TOKENIZER_FILE, Tokenizer
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "training_state.pt"
 MANIFEST_FILE = "manifest.json"
-SPECIAL_NAMES = ("latest", "best")
+SPECIAL_NAMES = ("latest", "auto", "best")
 _NEEDED = (CONFIG_FILE, gpt2.CONFIG_FILE, gpt2.WEIGHTS_FILE, TOKENIZER_FILE)
 _PART = 1 << 22
 """Bytes read at a time: large parts, as each waits for the interpreter's other threads."""
 _NAME = re.compile(r"cpt(\d+)")
+
+
+class DamagedError(UserError):
+    """A checkpoint is not what was written; another one may be whole."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def save(
     Raises:
         UserError: it cannot be written. Earlier checkpoints are untouched.
     """
-    target = root / f"cpt{step}"
+    target = place(root, step)
     try:
         with atomic.directory(target) as work:
             gpt2.write(work, config, tokenizer, weights)
@@ -130,6 +134,11 @@ def save(
     return target
 
 
+def place(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step belongs."""
+    return root / f"cpt{step}"
+
+
 def load(path: Path, verify_weights: bool = True) -> Checkpoint:
     """Read a checkpoint directory; weights are memory-mapped, and checked against the manifest.
 
@@ -150,7 +159,7 @@ def load(path: Path, verify_weights: bool = True) -> Checkpoint:
 
 
 def resolve(resume_from: str, root: Path) -> Path:
-    """The directory meant by `resume_from`: a path, or `latest` or `best` in `root`.
+    """The directory meant by `resume_from`: a path, or `latest` (or `auto`) or `best` in `root`.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -164,7 +173,7 @@ def resolve(resume_from: str, root: Path) -> Path:
             f"train one first: python train.py {_config_for(root)}, "
             "or give resume_from a directory",
         )
-    return found[-1] if resume_from == "latest" else best(found)
+    return best(found) if resume_from == "best" else found[-1]
 
 
 def _config_for(root: Path) -> Path:
@@ -236,7 +245,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             raise TypeError("step or sha256 is not what it should be")
         return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged: {error!r}", _other_checkpoint(path)) from None
+        raise DamagedError(f"{file} is damaged: {error!r}", _other_checkpoint(path)) from None
 
 
 def _read_config(file: Path) -> Config:
@@ -257,13 +266,13 @@ def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
     """
     file = path / name
     if not file.is_file():
-        raise UserError(f"{file} is missing: the checkpoint is damaged", _other_checkpoint(path))
+        raise DamagedError(f"{file} is missing: the checkpoint is damaged", _other_checkpoint(path))
     try:
         checksum = _sha256(file)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {_first_line(error)}") from None
     if checksum != manifest["sha256"].get(name):
-        raise UserError(
+        raise DamagedError(
             f"{file} is damaged: its checksum is not the one it was saved with",
             _other_checkpoint(path),
         )

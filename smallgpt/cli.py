@@ -87,11 +87,10 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     settings = configuration.load(config, overrides)
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     # Only now that the config is known to be good: torch takes a second to import.
-    from smallgpt import pretrain, runtime
+    from smallgpt import pretrain
 
     kept = [o for o in overrides if not o.startswith("resume_from=")]
-    typed = shlex.join(["train.py", str(config), *kept])
-    pretrain.run(settings, f"{runtime.python_command()} {typed}")
+    pretrain.run(settings, shlex.join(["train.py", str(config), *kept]))
 
 
 @app.command()

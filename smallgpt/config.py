@@ -80,6 +80,9 @@ class Config(ModelConfig, SamplingConfig):
     compile: bool = False
     """torch.compile the training step."""
     ddp: bool = False
+    """Refuse to run without torchrun, which starts several processes for one run."""
+    ddp_timeout: float = 600.0
+    """Seconds a process waits for the others before it gives up."""
     local_rank: int = 0
     """Read for old files, and not used."""
     world_size: int = 1
@@ -129,7 +132,8 @@ class Config(ModelConfig, SamplingConfig):
     """Folder for TensorBoard; empty for none."""
     resume_from: str | None = None
     """A checkpoint directory, or `latest` or `best` in `checkpoint_root`. Training goes on from the
-    latest only, or from any into another `checkpoint_root`."""
+    latest only, or from any into another `checkpoint_root`. `auto` is the latest if there is one,
+    else a new run."""
 
     def data_paths(self) -> list[Path]:
         """The files of `data_path`, in order."""
@@ -327,6 +331,7 @@ def _check_values(config: Config, where: Where) -> None:
     )
     require(0 <= config.unk_rate <= 1, "unk_rate", "must be from 0 to 1")
     require(config.lr > 0, "lr", "must be positive")
+    require(config.ddp_timeout > 0, "ddp_timeout", "must be positive")
     require(config.min_lr <= config.lr, "min_lr", f"must not exceed lr ({config.lr})")
     require(
         config.warmup_steps <= config.decay_steps,
@@ -339,8 +344,24 @@ def _check_values(config: Config, where: Where) -> None:
     require(config.repetition_penalty > 0, "repetition_penalty", "must be positive")
     require(config.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}")
     require(config.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}")
-    require(
-        config.train_batch % config.accumulate == 0,
-        "train_batch",
-        f"is not divisible by accumulate ({config.accumulate})",
+    check_shares(config, processes=1, where=f"{where('train_batch')}: ")
+
+
+def check_shares(config: Config, processes: int, where: str = "") -> None:
+    """Each process must get as many rows as the others, in each part of a step.
+
+    Raises:
+        UserError: with the nearest `train_batch` that can be shared.
+    """
+    shares = processes * config.accumulate
+    below = config.train_batch // shares * shares
+    if config.train_batch == below:
+        return
+    among = f"accumulate ({config.accumulate})"
+    if processes > 1:
+        among = f"{processes} processes x {among}"
+    nearest = f"{below} or {below + shares}" if below else str(shares)
+    raise UserError(
+        f"{where}train_batch: {config.train_batch} is not divisible by {among}",
+        f"set train_batch to {nearest}",
     )

@@ -5,12 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # as the shell counts a program that SIGPIPE ends
+SECONDS_FOR_THE_FIRST = 3.0
+"""Where torchrun started several processes and all find the same error, the first of the machine
+tells it; the others wait so long before they do, and torchrun ends them meanwhile."""
+
+_quiet = False
 
 
 class UserError(Exception):
@@ -32,7 +38,14 @@ class UserError(Exception):
 
 def note(message: str = "") -> None:
     """Tell the user something. Everything but replies and results goes to standard error."""
-    print(message, file=sys.stderr, flush=True)
+    if not _quiet:
+        print(message, file=sys.stderr, flush=True)
+
+
+def be_quiet() -> None:
+    """From now on `note` says nothing: another process of this run speaks for all."""
+    global _quiet
+    _quiet = True
 
 
 @contextmanager
@@ -45,7 +58,9 @@ def user_errors() -> Iterator[None]:
         yield
         sys.stdout.flush()  # here, where an error is told in words, not at exit
     except UserError as error:
-        note(f"error: {error}")
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(SECONDS_FOR_THE_FIRST)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:
         note("interrupted")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 import time
 from contextlib import ExitStack
@@ -14,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from smallgpt import atomic, checkpoint, runtime
+from smallgpt import atomic, checkpoint, distributed, resume, runtime
 from smallgpt.chatbot import Chatbot
-from smallgpt.config import Config
+from smallgpt.config import Config, check_shares
 from smallgpt.data.dialogues import Corpus, describe, open_corpus, split
 from smallgpt.data.packing import PackedRows
+from smallgpt.distributed import World
 from smallgpt.errors import UserError, note
 from smallgpt.loss import CHUNK
 from smallgpt.model import GPT
@@ -32,72 +32,77 @@ from smallgpt.training.validation import Validation, validate
 SAMPLE_REPLIES = 3
 
 
-def run(config: Config, command: str = "python train.py …") -> Path:
+def run(config: Config, command: str = "train.py …") -> Path:
     """Train as configured and return the last checkpoint.
 
     Args:
-        command: what the user typed, for the message that says how to go on.
+        command: what the user typed behind `python` or `torchrun`, for the message that says how to
+            go on.
 
     Raises:
         UserError: something the user can put right; earlier checkpoints are intact.
         SystemExit: 130 or 143 after Ctrl-C or SIGTERM, with the state saved.
     """
-    if config.ddp or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    with distributed.join(config, command) as world, ExitStack() as held:
+        if world.is_first:
+            _take(Path(config.checkpoint_root), held)
+        return _recipe(config, command, world)
+
+
+def _take(root: Path, held: ExitStack) -> None:
+    """Keep other runs out of `root`."""
+    try:
+        held.enter_context(atomic.exclusive(root))
+    except BlockingIOError:
         raise UserError(
-            "ddp: this version trains in one process",
-            "set ddp: False and start it with python, not torchrun",
-        )
-    root = Path(config.checkpoint_root)
-    with ExitStack() as held:
-        try:
-            held.enter_context(atomic.exclusive(root))
-        except BlockingIOError:
-            raise UserError(
-                f"checkpoint_root: another run is at work in {root}",
-                "wait for it, or choose another checkpoint_root",
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"checkpoint_root: cannot write to {root}: {error.strerror}",
-                "choose another checkpoint_root",
-            ) from None
-        return _recipe(config, command)
+            f"checkpoint_root: another run is at work in {root}",
+            "wait for it, or choose another checkpoint_root",
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"checkpoint_root: cannot write to {root}: {error.strerror}",
+            "choose another checkpoint_root",
+        ) from None
 
 
-def _recipe(config: Config, command: str) -> Path:
+def _recipe(config: Config, command: str, world: World) -> Path:
     """The numbered steps of the path of the data."""
     # 1. Config: is this a new run, or what does it go on from?
-    resumed = _resumed(config)
-    here = runtime.start(config)
+    check_shares(config, world.size)
+    resumed = resume.find(config, world)
+    here = runtime.start(config, world.local_rank if world.size > 1 else None)
 
     # 2. Data: text -> dialogues -> ids -> packed rows.
-    corpus = open_corpus(config.data_paths())
-    tokenizer = resumed.tokenizer if resumed else corpus.tokenizer
+    corpus = world.in_turn(lambda: open_corpus(config.data_paths()))
+    world.agree("the text", corpus.fingerprint, "give every machine the same data_path files")
+    tokenizer = resumed.stored.tokenizer if resumed else corpus.tokenizer
     train_rows, validation_rows = pack_corpus(config, corpus, tokenizer)
     last_step = config.last_step(len(train_rows) / config.train_batch)
 
     # 3. Model: fresh, or the checkpoint's.
     if resumed:
-        config = checkpoint.same_shape(config, resumed.config)
+        note(f"going on from {resumed.stored.path}")
+        config = checkpoint.same_shape(config, resumed.stored.config)
         model = resumed.model(config)
     else:
         config = _with_vocabulary(config, tokenizer)
         runtime.seed_everything(config.seed)
         model = GPT(config)
     model.to(here.device).train()
-    trainer = Trainer(
-        config, here, runtime.compiled(model, config.compile, here.device), train_rows
-    )
-    if resumed and not trainer.load_state(resumed.training_state()):
+    trainer = Trainer(config, here, model, train_rows, world)
+    if resumed and not trainer.load_state(resumed.state):
         note("the text is not the one of the checkpoint: its rows begin from the start")
-    _describe_run(config, here, corpus, model, train_rows)
+    _describe_run(config, here, corpus, trainer)
 
     # 4. Loop: step, and now and then validate and save.
     if resumed and trainer.completed >= last_step:
-        note(f"nothing to do: {resumed.path} is at step {trainer.completed} of {last_step}")
+        path = resumed.stored.path
+        note(f"nothing to do: {path} is at step {trainer.completed} of {last_step}")
         note("to train on, raise max_steps (or max_epoch)")
-        return resumed.path
-    session = _Session(config, here, corpus, tokenizer, model, trainer, validation_rows, last_step)
+        return path
+    session = _Session(
+        config, here, world, corpus, tokenizer, model, trainer, validation_rows, last_step
+    )
     return session.run(command)
 
 
@@ -120,6 +125,7 @@ class _Session:
 
     config: Config
     here: Runtime
+    world: World
     corpus: Corpus
     tokenizer: Tokenizer
     model: GPT
@@ -130,7 +136,9 @@ class _Session:
     def run(self, command: str) -> Path:
         root = Path(self.config.checkpoint_root)
         completed = self.trainer.completed
-        report = Report(root, self.config.tensorboard_path, completed, self.last_step)
+        report = None
+        if self.world.is_first:
+            report = Report(root, self.config.tensorboard_path, completed, self.last_step)
         try:
             with StopRequest() as stop:
                 path = self._steps(report, stop)
@@ -140,37 +148,41 @@ class _Session:
                 f"raise accumulate (now {self.config.accumulate}) or lower train_batch",
             ) from None
         finally:
-            report.close()
+            if report:
+                report.close()
         if stop.requested():
             note(f"stopped at step {self.trainer.completed}, saved in {path}")
-            note(f"go on with: {command} resume_from=latest")
+            note(f"go on with: {distributed.launcher()} {command} resume_from=latest")
             raise SystemExit(stop.exit_code)
         note(f"done: the model is in {path}")
         note(f"chat with it: {python_command()} chat.py {shlex.quote(str(path))}")
         return path
 
-    def _steps(self, report: Report, stop: StopRequest) -> Path:
-        config, trainer = self.config, self.trainer
+    def _steps(self, report: Report | None, stop: StopRequest) -> Path:
+        config, trainer, world = self.config, self.trainer, self.world
         while True:
             began = time.perf_counter()
             result = trainer.step()
             step = trainer.completed
-            report.step(step, result, time.perf_counter() - began)
+            if report:
+                report.step(step, result, time.perf_counter() - began)
 
             last = step == self.last_step
             save = last or step % config.save_freq == 0
             validation = None
             if save or (config.eval_freq and step % config.eval_freq == 0):
                 validation = self._validate(report, step, stop)
-            if save or stop.requested():
-                path = self._save(validation.as_dict() if validation else {})
-                checkpoint.prune(path.parent, config.keep_last)
-                if last or stop.requested():
-                    return path
+            stopping = stop.agreed(world)
+            if save or stopping:
+                if world.is_first:
+                    self._save(validation.as_dict() if validation else {})
+                if last or stopping:
+                    world.max(0)  # nobody leaves before it is saved
+                    return checkpoint.place(Path(config.checkpoint_root), step)
 
     # What follows is only diagnostics and bookkeeping.
 
-    def _validate(self, report: Report, step: int, stop: StopRequest) -> Validation | None:
+    def _validate(self, report: Report | None, step: int, stop: StopRequest) -> Validation | None:
         config = self.config
         validation = validate(
             self.model,
@@ -180,8 +192,9 @@ class _Session:
             config.eval_steps,
             config.seed,
             stop.requested,
+            self.world,
         )
-        if validation is not None:
+        if validation is not None and report:
             report.evaluation(step, validation, self._sample_replies())
         return validation
 
@@ -198,9 +211,10 @@ class _Session:
         self.model.train()
         return replies
 
-    def _save(self, scores: dict[str, float]) -> Path:
-        return checkpoint.save(
-            Path(self.config.checkpoint_root),
+    def _save(self, scores: dict[str, float]) -> None:
+        root = Path(self.config.checkpoint_root)
+        checkpoint.save(
+            root,
             self.trainer.completed,
             self.config,
             self.tokenizer,
@@ -208,28 +222,7 @@ class _Session:
             self.trainer.state(),
             scores,
         )
-
-
-def _resumed(config: Config) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from, if any; never two runs in one `checkpoint_root`."""
-    root = Path(config.checkpoint_root)
-    found = checkpoint.checkpoints(root)
-    if not config.resume_from:
-        if found:
-            raise UserError(
-                f"{root} already holds the checkpoints of a run (up to {found[-1].name})",
-                "go on with resume_from=latest, or choose another checkpoint_root, "
-                "or delete that folder",
-            )
-        return None
-    resumed = checkpoint.load(checkpoint.resolve(config.resume_from, root))
-    if found and resumed.path.resolve() != found[-1].resolve():
-        raise UserError(
-            f"{root} holds {found[-1].name}, which would mix with what follows {resumed.path}",
-            "resume from the latest, choose another checkpoint_root, or delete what is "
-            "no longer wanted",
-        )
-    return resumed
+        checkpoint.prune(root, self.config.keep_last)
 
 
 def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
@@ -243,9 +236,8 @@ def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
     return dataclasses.replace(config, vocab_size=config.vocab_size or needed)
 
 
-def _describe_run(
-    config: Config, here: Runtime, corpus: Corpus, model: GPT, rows: PackedRows
-) -> None:
+def _describe_run(config: Config, here: Runtime, corpus: Corpus, trainer: Trainer) -> None:
+    model, rows, processes = trainer.model, trainer.rows, trainer.world.size
     describe(corpus)
     if rows.id_map is not None:
         unknown = int((rows.id_map[3:] == UNK).sum())
@@ -257,14 +249,15 @@ def _describe_run(
     )
     total = model.parameter_count() / 1e6
     note(f"model: {total:.2f} M parameters, {model.wpe.weight.numel() / 1e6:.2f} M for positions")
-    note(f"device: {here}")
-    note(f"memory: about {expected_memory(config, here, model) / 2**30:.1f} GiB for training")
+    note(f"device: {here}" + (f"; {processes} processes" if processes > 1 else ""))
+    memory = expected_memory(config, here, model, processes) / 2**30
+    note(f"memory: about {memory:.1f} GiB for training" + (" each" if processes > 1 else ""))
 
 
-def expected_memory(config: Config, here: Runtime, model: GPT) -> float:
-    """Rough bytes at the peak of a step; measured against the real ones in docs/log.md."""
+def expected_memory(config: Config, here: Runtime, model: GPT, processes: int = 1) -> float:
+    """Rough bytes at the peak of a step in one process; measured ones are in docs/log.md."""
     width = here.dtype.itemsize
-    rows = config.train_batch // config.accumulate
+    rows = config.train_batch // (config.accumulate * processes)
     states = 16.0 * sum(p.numel() for p in model.parameters())  # weights, gradients, two moments
     activations = 22 * config.n_embd * config.block_size * width
     if here.device.type == "cpu":

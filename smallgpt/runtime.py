@@ -40,17 +40,24 @@ class Runtime:
         return f"{where}, {str(self.dtype).removeprefix('torch.')}: {self.reason}"
 
 
-def start(config: Config) -> Runtime:
+def start(config: Config, local_rank: int | None = None) -> Runtime:
     """Choose device and precision.
+
+    Args:
+        local_rank: number of this process where several of one run share the machine.
 
     Raises:
         UserError: an unknown device, or a precision that the device cannot compute in.
     """
     device = choose_device(config.device)
+    if local_rank is not None:
+        device = device_of_process(device, local_rank)
     dtype, reason = choose_dtype(config.dtype, device)
     if device.type == "cpu":
         reuse_freed_memory()
     if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     return Runtime(device, dtype, reason)
 
@@ -95,6 +102,30 @@ def choose_device(name: str) -> torch.device:
     elif device.type not in ("cpu", "mps"):
         raise UserError(f"device: {name} is not supported", "use auto, cpu, cuda, cuda:N or mps")
     return device
+
+
+def device_of_process(device: torch.device, local_rank: int) -> torch.device:
+    """Each process its own GPU; the CPU is shared.
+
+    Raises:
+        UserError: there is none left for this process, or the device cannot be shared.
+    """
+    if device.type == "mps":
+        raise UserError("device: several processes cannot share an Apple GPU", "set device=cpu")
+    if device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise UserError(
+            f"device: {device} is one GPU, and several processes need one each",
+            "set device: cuda",
+        )
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise UserError(
+            f"no GPU for process {local_rank} of this machine (from 0): there are {count}",
+            f"start torchrun with --nproc_per_node={count}",
+        )
+    return torch.device("cuda", local_rank)
 
 
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from types import FrameType, TracebackType
 
+from smallgpt.distributed import World
+
 
 class StopRequest:
     """Within `with StopRequest() as stop:`, `stop.signal` is the signal received, or None.
@@ -38,6 +40,11 @@ class StopRequest:
     def requested(self) -> bool:
         """Whether a signal has come."""
         return self.signal is not None
+
+    def agreed(self, world: World) -> bool:
+        """Whether a signal has come to any of the processes; then all have received it."""
+        self.signal = world.max(self.signal or 0) or None
+        return self.requested()
 
     @property
     def exit_code(self) -> int:

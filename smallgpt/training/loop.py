@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import nn
 from smallgpt.config import Config
 from smallgpt.data.order import RowOrder
 from smallgpt.data.packing import PackedRows
+from smallgpt.distributed import World, replicate, without_averaging
 from smallgpt.errors import UserError
-from smallgpt.runtime import Runtime, seed_everything
+from smallgpt.model import GPT
+from smallgpt.runtime import Runtime, compiled, seed_everything
 from smallgpt.training.optimizer import apply_settings, learning_rate, make_optimizers
 
 
@@ -36,14 +39,27 @@ class Trainer:
 
     Every random number of a step is a function of the seed and the step, so `state` holds no
     generator and a resumed run is the run that was not interrupted.
+
+    Args:
+        model: moved to the device; trained in place.
+        world: the processes that share each step. Their number does not change the run: all of
+            them make the same batch, and each computes its part of the gradient.
     """
 
     def __init__(
-        self, config: Config, runtime: Runtime, model: nn.Module, rows: PackedRows
+        self,
+        config: Config,
+        runtime: Runtime,
+        model: GPT,
+        rows: PackedRows,
+        world: World = World(),  # noqa: B008 - it is frozen
     ) -> None:
         self.config = config
         self.runtime = runtime
+        self.world = world
         self.model = model
+        self.replica = replicate(model, world)
+        self.network = compiled(self.replica, config.compile, runtime.device)
         self.rows = rows
         self.order = RowOrder(len(rows), config.seed)
         self.optimizers = make_optimizers(model, config)
@@ -61,8 +77,8 @@ class Trainer:
         Raises:
             DivergedError: the loss or the gradient is not finite; nothing was changed.
         """
-        config, step = self.config, self.completed
-        seed_everything(config.seed, 3, step)
+        config, step, world = self.config, self.completed, self.world
+        seed_everything(config.seed, 3, step, world.rank)
         lr = learning_rate(step, config)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -71,15 +87,21 @@ class Trainer:
         rows = self.order.take(self.rows_used, config.train_batch)
         batch = self.rows.batch(rows, config.unk_rate, (config.seed, 4, step))
         tokens = batch.target_count()
-        loss = 0.0
-        for part in batch.parts(config.accumulate):
+        parts = batch.parts(config.accumulate * world.size)[world.rank :: world.size]
+        summed_loss = 0.0
+        for number, part in enumerate(parts, start=1):
             part = part.to(self.runtime.device)
-            with self.runtime.autocast():
-                summed = self.model(part.ids, part.positions, part.documents, None, part.targets)
-            # The mean over all targets of the step, however it is split.
-            part_loss = summed / tokens
-            self.scaler.scale(part_loss).backward()
-            loss += part_loss.item()
+            last = number == len(parts)
+            with nullcontext() if last else without_averaging(self.replica):
+                with self.runtime.autocast():
+                    summed = self.network(
+                        part.ids, part.positions, part.documents, None, part.targets
+                    )
+                # The mean over all targets of the step, however it is split: what is averaged over
+                # the processes is each one's share of the sum, times their number.
+                self.scaler.scale(summed / tokens * world.size).backward()
+            summed_loss += summed.item()
+        loss = world.sum(summed_loss)[0] / tokens
 
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)

@@ -21,8 +21,8 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     vectors = [p for _, p in named if p.dim() < 2]
-    in_layers = [p for name, p in named if p.dim() >= 2 and _is_in_layer(name)]
-    embeddings = [p for name, p in named if p.dim() >= 2 and not _is_in_layer(name)]
+    in_layers = [p for name, p in named if p.dim() >= 2 and name.startswith("h.")]
+    embeddings = [p for name, p in named if p.dim() >= 2 and not name.startswith("h.")]
     optimizers: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
         optimizers.append(torch.optim.Muon(in_layers, adjust_lr_fn="match_rms_adamw"))
@@ -32,11 +32,6 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
     optimizers.append(torch.optim.AdamW([{"params": matrices}, {"params": vectors}], fused=True))
     apply_settings(optimizers, config)
     return optimizers
-
-
-def _is_in_layer(name: str) -> bool:
-    """Whether a parameter belongs to a layer; `_orig_mod.` stands before names once compiled."""
-    return name.removeprefix("_orig_mod.").startswith("h.")
 
 
 def apply_settings(optimizers: list[torch.optim.Optimizer], config: Config) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from smallgpt.data.packing import PackedRows
+from smallgpt.distributed import World
 from smallgpt.runtime import Runtime
 
 
@@ -56,23 +57,28 @@ def validate(
     most_batches: int,
     seed: int,
     stopped: Callable[[], bool] = lambda: False,
+    world: World = World(),  # noqa: B008 - it is frozen
 ) -> Validation | None:
     """Mean loss over a fixed sample of `rows`: the same arguments, the same rows.
+
+    The processes of `world` take turns with the batches; all get the result of all.
 
     Returns:
         the result, or None where `stopped()` became true before the end.
     """
     sample = np.random.default_rng((seed, 5)).permutation(len(rows))
     sample = np.sort(sample[: rows_per_batch * most_batches])
-    total, targets = 0.0, 0
+    starts = range(0, len(sample), rows_per_batch)[world.rank :: world.size]
+    total, targets, cut_short = 0.0, 0, False
     was_training = model.training
     model.eval()
     try:
         for start in tqdm(
-            range(0, len(sample), rows_per_batch), desc="validating", leave=False, delay=1
+            starts, desc="validating", leave=False, delay=1, disable=not world.is_first
         ):
             if stopped():
-                return None
+                cut_short = True
+                break
             batch = rows.batch(sample[start : start + rows_per_batch])
             targets += batch.target_count()
             batch = batch.to(runtime.device)
@@ -81,4 +87,7 @@ def validate(
             total += loss.item()
     finally:
         model.train(was_training)
-    return Validation(total / max(1, targets), targets)
+    total, all_targets, any_cut_short = world.sum(total, targets, cut_short)
+    if any_cut_short:
+        return None
+    return Validation(total / max(1, all_targets), int(all_targets))

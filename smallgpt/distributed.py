@@ -1,0 +1,353 @@
+"""Several processes train one model: each takes its share of every batch.
+
+`torchrun` starts the processes and tells each who it is through environment variables. They talk
+through torch.distributed: gradients over NCCL on GPUs and gloo on CPUs, everything else over gloo.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import re
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.nn.parallel import DistributedDataParallel
+
+from smallgpt import background, errors
+from smallgpt.config import Config
+from smallgpt.errors import UserError
+from smallgpt.runtime import python_command
+
+T = TypeVar("T")
+
+ROLL_CALL_SECONDS = 10.0
+"""How long the others may take to answer once a connection has failed."""
+SECONDS_FOR_THE_CULPRIT = 2 * errors.SECONDS_FOR_THE_FIRST
+"""A process that has only lost contact waits so long before it says so: where another one of this
+machine has failed, that one speaks, and torchrun ends the rest meanwhile."""
+OWN_KEYS = ("data_path", "checkpoint_root", "tensorboard_path", "local_rank", "world_size")
+"""Keys that may differ from machine to machine."""
+_PEER = re.compile(r"\[([0-9a-fA-F.:]+)\]:\d+")
+_SIOCGIFADDR = 0x8915  # from Linux's sockios.h
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a process runs."""
+
+    host: str
+    address: str
+    device: str
+    config: str
+
+
+@dataclass(frozen=True)
+class World:
+    """Which one this process is, of how many; by default the only one, which waits for nobody.
+
+    rank: 0 to size - 1 over all machines; 0, the first, prints, writes and encodes.
+    local_rank: the same within this machine.
+    timeout: seconds any of the methods waits for the other processes before it raises.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+    timeout: float = 0.0
+    peers: tuple[Peer, ...] = field(default=(), repr=False)
+    _roll_call: Any = field(default=None, repr=False)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that prints, writes and encodes."""
+        return self.rank == 0
+
+    def sum(self, *numbers: float) -> list[float]:
+        """Each number, summed over all processes in float64."""
+        total = torch.tensor(numbers, dtype=torch.float64)
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def max(self, number: int) -> int:
+        """The largest `number` of all processes; all return when all have called it."""
+        largest = torch.tensor(number)
+        if self.size > 1:
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
+    def share(self, value: T) -> T:
+        """The first process's `value`, on every process."""
+        if self.size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """Do `work` on the first process, then on one of each other machine, then on the rest.
+
+        So what one of them writes to disk the others find there. However long it takes, those that
+        wait notice within `timeout` when one that works is gone.
+        """
+        if self.size == 1:
+            return work()
+        mine = 0 if self.is_first else 1 if self.local_rank == 0 else 2
+        for turn in range(3):
+            future = background.begin(work) if turn == mine else None
+            while self.max(future is not None and not future.done()):
+                if future is not None:
+                    concurrent.futures.wait([future], timeout=1)
+            if future is not None:
+                result = future.result()
+        return result
+
+    def agree(self, what: str, value: str, advice: str) -> None:
+        """Stop where the processes do not have the same `value` of `what`.
+
+        Raises:
+            UserError: on all of them.
+        """
+        for rank, other in enumerate(self._gather(value)):
+            if other != self.share(value):
+                raise UserError(f"{what} of {self._name([rank])} differs from rank 0's", advice)
+
+    def _gather(self, value: T) -> list[T]:
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def _name(self, ranks: list[int]) -> str:
+        """Processes and their machines, for messages."""
+        places = dict.fromkeys(
+            f"{self.peers[r].host} ({self.peers[r].address})" for r in ranks if self.peers
+        )
+        numbers = ", ".join(map(str, ranks))
+        where = f" on {', '.join(places)}" if places else ""
+        return f"rank{'s' if len(ranks) > 1 else ''} {numbers}{where}"
+
+    def lost_contact(self, error: RuntimeError) -> UserError:
+        """What to tell the user about a connection that failed: who is gone, and how to go on."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        if "timed out" in str(error).lower():
+            silent = self._silent(others) or others
+            problem = f"no answer from {self._name(silent)} for {self.timeout:.0f} s (ddp_timeout)"
+        else:
+            peer = _PEER.search(str(error))
+            at = [r for r in others if peer and self.peers[r].address == peer[1]] or others
+            problem = f"{self._name(at)} closed the connection"
+        return UserError(
+            f"lost contact: {problem}",
+            "see what that process said, and whether the network is up; then start every machine's "
+            "torchrun again\n     with resume_from=auto: training goes on from the last checkpoint",
+        )
+
+    def _silent(self, others: list[int]) -> list[int]:
+        """Those who do not answer, although they too have noticed that something is wrong."""
+        token = torch.zeros(1)
+        pending = []
+        for rank in others:
+            with suppress(RuntimeError):
+                dist.isend(token, rank, self._roll_call)
+        for rank in others:
+            with suppress(RuntimeError):
+                pending.append((rank, dist.irecv(torch.zeros(1), rank, self._roll_call)))
+        deadline = time.monotonic() + ROLL_CALL_SECONDS
+        answered = []
+        for rank, receipt in pending:
+            with suppress(RuntimeError):
+                assert receipt is not None
+                receipt.wait(timedelta(seconds=max(0.1, deadline - time.monotonic())))
+                answered.append(rank)
+        return [rank for rank in others if rank not in answered]
+
+
+@contextmanager
+def join(config: Config, command: str) -> Iterator[World]:
+    """Take a place among the processes that torchrun started; alone where there is no torchrun.
+
+    Args:
+        command: what the user typed behind `python`, for messages.
+
+    Raises:
+        UserError: `ddp: True` without torchrun; processes that do not fit together; or, from within
+            the block, lost contact with another process.
+    """
+    world = _place(config)
+    if world.size == 1:
+        if config.ddp and "RANK" not in os.environ:
+            processes = max(2, torch.cuda.device_count())
+            raise UserError(
+                "ddp: True needs torchrun, which starts the processes",
+                f"torchrun --nproc_per_node={processes} {command}\n     (or ddp=False for one)",
+            )
+        yield world
+        return
+    if not world.is_first:
+        errors.be_quiet()
+    try:
+        world = _connect(world, config)
+        yield world
+    except (UserError, RuntimeError) as error:
+        shown = _shown(world, error)
+        _tell_torchrun(shown)
+        raise shown from None if shown is not error else error.__cause__
+    dist.destroy_process_group()
+
+
+def launcher() -> str:
+    """What the user typed before `train.py`: python, or torchrun with its parameters."""
+    variables = os.environ
+    if "TORCHELASTIC_RUN_ID" not in variables:
+        return python_command()
+    words = ["torchrun", f"--nproc_per_node={variables.get('LOCAL_WORLD_SIZE', '1')}"]
+    if variables.get("GROUP_WORLD_SIZE", "1") != "1":
+        words.insert(1, f"--nnodes={variables['GROUP_WORLD_SIZE']}")
+        words.insert(2, f"--node_rank={variables['GROUP_RANK']}")
+        words.append(f"--master_addr={variables['MASTER_ADDR']}")
+        words.append(f"--master_port={variables['MASTER_PORT']}")
+    return " ".join(words)
+
+
+def was_restarted() -> bool:
+    """Whether torchrun has started the processes again after one of them failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def replicate(model: nn.Module, world: World) -> nn.Module:
+    """`model` with the first process's weights and, in backward, gradients averaged over all.
+
+    Gradients are sent in buckets while the rest is still being computed (PyTorch DDP,
+    arXiv:2006.15704).
+    """
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def without_averaging(replica: nn.Module) -> AbstractContextManager[None]:
+    """Within it gradients are only summed up here: for all but the last part of a step."""
+    if isinstance(replica, DistributedDataParallel):
+        return replica.no_sync()
+    return nullcontext()
+
+
+def _place(config: Config) -> World:
+    """From the variables that torchrun sets."""
+    if "RANK" not in os.environ:
+        return World()
+    return World(
+        _number("RANK"), _number("LOCAL_RANK"), _number("WORLD_SIZE"), timeout=config.ddp_timeout
+    )
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable, "")
+    if not text.isdecimal():
+        raise UserError(
+            f"the environment variable {variable} is {text!r}, not a number",
+            "start the run with torchrun, which sets it, or unset RANK to run alone",
+        )
+    return int(text)
+
+
+def _connect(world: World, config: Config) -> World:
+    """Meet the others, and see that they are of one kind."""
+    address = _own_address()
+    _choose_interface(address)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    timeout = timedelta(seconds=config.ddp_timeout)
+    dist.init_process_group(backend, timeout=timeout)
+    shared = {k: v for k, v in asdict(config).items() if k not in OWN_KEYS}
+    me = Peer(
+        host=socket.gethostname(),
+        address=address,
+        device="a GPU" if torch.cuda.is_available() else "the CPU",
+        config=json.dumps(shared),
+    )
+    met = replace(
+        world,
+        peers=tuple(world._gather(me)),
+        _roll_call=dist.new_group(backend="gloo", timeout=timeout),
+    )
+    met.agree("the config", me.config, "give every machine the same YAML file and key=value")
+    met.agree("the device", me.device, "set device=cpu everywhere, or use machines with GPUs")
+    return met
+
+
+def _own_address() -> str:
+    """The address of this machine on the network of the master."""
+    master = os.environ.get("MASTER_ADDR", "localhost")
+    with suppress(OSError):
+        family, kind, *_, address = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing: it only chooses the way
+            return str(probe.getsockname()[0])
+    return "127.0.0.1"
+
+
+def _choose_interface(address: str) -> None:
+    """Let gloo use the network on which the master is reached, unless the user has chosen one.
+
+    By itself it takes the address this machine's name stands for, which often is 127.0.1.1 or of
+    another network.
+    """
+    if sys.platform != "linux" or os.environ.get("WORLD_SIZE") == os.environ.get(
+        "LOCAL_WORLD_SIZE"
+    ):
+        default = "lo" if sys.platform == "linux" else ""
+    else:
+        default = _interface_of(address)
+    if default:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", default)
+
+
+def _interface_of(address: str) -> str:
+    """Name of the network interface with this IPv4 address; empty where there is none."""
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                request = struct.pack("256s", name.encode()[:15])
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return ""
+
+
+def _shown(world: World, error: UserError | RuntimeError) -> UserError | RuntimeError:
+    """The error as the user is to see it: lost contact is told in words."""
+    about_peers = isinstance(error, dist.DistError) or "gloo" in str(error)
+    if isinstance(error, UserError) or not about_peers:
+        return error
+    shown = world.lost_contact(error)
+    time.sleep(SECONDS_FOR_THE_CULPRIT)
+    return shown
+
+
+def _tell_torchrun(error: UserError | RuntimeError) -> None:
+    """Leave the error where torchrun looks for it, so that its summary names the cause."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not isinstance(error, UserError):
+        get_error_handler().record_exception(error)
+    elif file:
+        details = {"py_callstack": f"error: {error}", "timestamp": str(int(time.time()))}
+        text = json.dumps({"message": {"message": str(error), "extraInfo": details}})
+        with suppress(OSError):
+            Path(file).write_text(text, "utf-8")

@@ -1,0 +1,104 @@
+"""What a run goes on from: the same for every process, and never a damaged checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from smallgpt import checkpoint
+from smallgpt.checkpoint import Checkpoint, DamagedError
+from smallgpt.config import Config
+from smallgpt.distributed import World, was_restarted
+from smallgpt.errors import UserError, note
+from smallgpt.model import GPT
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint and its training state. Only the first process holds the weights: it gives them
+    to the others when the model is replicated, so that they need not have the files."""
+
+    stored: Checkpoint
+    state: dict[str, Any]
+
+    def model(self, config: Config) -> GPT:
+        """The network to go on with; `config` may change the dropout."""
+        return self.stored.model(config) if self.stored.weights else GPT(config)
+
+
+def find(config: Config, world: World) -> Resumed | None:
+    """What `resume_from` means, or None for a new run; never two runs in one `checkpoint_root`.
+
+    Raises:
+        UserError: there is nothing to go on from, or what is there must not be mixed with it.
+    """
+    found = _find(config) if world.is_first else None
+    without_weights = found and replace(found, stored=replace(found.stored, weights={}))
+    shared = world.share(without_weights)
+    return found if world.is_first else shared
+
+
+def _find(config: Config) -> Resumed | None:
+    root, resume_from = Path(config.checkpoint_root), config.resume_from
+    found = checkpoint.checkpoints(root)
+    if resume_from == "auto" or (found and was_restarted()):
+        resume_from = "latest" if found else None
+    if resume_from == "latest" and found:
+        return _newest_whole(found)
+    if resume_from is None:
+        if found:
+            raise UserError(
+                f"{root} already holds the checkpoints of a run (up to {found[-1].name})",
+                "go on with resume_from=latest, or choose another checkpoint_root, "
+                "or delete that folder",
+            )
+        return None
+    resumed = _read(checkpoint.resolve(resume_from, root))
+    if found and resumed.stored.path.resolve() != found[-1].resolve():
+        raise UserError(
+            f"{root} holds {found[-1].name}, which would mix with what follows "
+            f"{resumed.stored.path}",
+            "resume from the latest, choose another checkpoint_root, or delete what is "
+            "no longer wanted",
+        )
+    return resumed
+
+
+def _newest_whole(found: list[Path]) -> Resumed:
+    """The newest checkpoint that is not damaged; damaged ones are set aside, and that is said."""
+    damaged = []
+    for path in reversed(found):
+        try:
+            resumed = _read(path)
+        except DamagedError as error:
+            note(f"{error.problem}")
+            damaged.append(path)
+            continue
+        for path in damaged:
+            note(f"{path.name} is kept as {_set_aside(path)}; going on from {resumed.stored.path}")
+        return resumed
+    raise UserError(
+        f"no checkpoint in {found[-1].parent} is whole: the damage is told above",
+        "begin anew in another checkpoint_root, or delete that folder",
+    )
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a checkpoint to a name that is no checkpoint's."""
+    aside = path.with_name(f"damaged-{path.name}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"damaged{number}-{path.name}")
+    try:
+        return path.rename(aside)
+    except OSError as error:
+        raise UserError(
+            f"{path} is damaged and cannot be renamed: {error.strerror}", "delete it"
+        ) from None
+
+
+def _read(path: Path) -> Resumed:
+    stored = checkpoint.load(path)
+    return Resumed(stored, stored.training_state())
