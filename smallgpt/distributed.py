@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from smallgpt import background, errors
@@ -272,7 +273,13 @@ def _connect(world: World, config: Config) -> World:
     _choose_interface(address)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     timeout = timedelta(seconds=config.ddp_timeout)
-    dist.init_process_group(backend, timeout=timeout)
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun may use one store for all its attempts: without this, addresses of processes that
+        # are gone would be found in it. (Of several machines not all count the same attempts.)
+        attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     shared = {k: v for k, v in asdict(config).items() if k not in OWN_KEYS}
     me = Peer(
         host=socket.gethostname(),
@@ -336,6 +343,12 @@ def _shown(world: World, error: UserError | RuntimeError) -> UserError | Runtime
     about_peers = isinstance(error, dist.DistError) or "gloo" in str(error)
     if isinstance(error, UserError) or not about_peers:
         return error
+    if not world.peers:
+        return UserError(
+            f"rank {world.rank} cannot reach the other processes: {str(error).splitlines()[0]}",
+            "is torchrun started on every machine, with the same --master_addr and --master_port,"
+            "\n     and can they connect to each other? See docs/distributed.md",
+        )
     shown = world.lost_contact(error)
     time.sleep(SECONDS_FOR_THE_CULPRIT)
     return shown

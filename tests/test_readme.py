@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from conftest import DIALOGUES, REPOSITORY, python_environment
+from processes import free_port
 
 README, CHINESE = REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md"
-COMMAND = re.compile(r"^    ((?:python|make|pip|git|printf) .*)$", re.MULTILINE)
+COMMAND = re.compile(r"^    ((?:python|torchrun|make|pip|git|printf) .*)$", re.MULTILINE)
 IN_TEXT = re.compile(r"`((?:make|pip) [^`]+)`")
 TINY = [
     "data_path=my.txt",
@@ -38,6 +39,11 @@ ELSEWHERE = {
     "make bench": "tests/test_benchmark*.py, in small",
     "make bench-time": "tests/test_benchmarks.py, in small",
     "make bench-gpu": "tests/test_benchmarks.py, without a GPU",
+    "make bench-scaling": "tests/test_benchmark_scaling.py, in small",
+    "make test-distributed": "itself",
+    "make drill": "itself",
+    "torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 "
+    "--master_port=29500 train.py config/train300M_ddp.yaml": "tests/test_network.py",
 }
 
 
@@ -63,7 +69,8 @@ def test_both_readmes_have_the_same_commands_and_pictures() -> None:
 
 
 def test_the_commands_run_here_are_the_ones_expected() -> None:
-    assert {shlex.split(command)[1] for command in RUN_HERE} == {"train.py", "chat.py", "-m"}
+    first = {shlex.split(command)[1] for command in RUN_HERE}
+    assert first == {"train.py", "chat.py", "-m", "--nproc_per_node=2"}
     assert len(RUN_HERE) >= 10
 
 
@@ -85,9 +92,13 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_command_of_the_readme(place: Path, command: str) -> None:
     program, _, output = command.partition(" > ")
     arguments = shlex.split(program)[1:]
-    if arguments[0] == "train.py":
+    trains = "train.py" in arguments
+    if trains:
         folder = f"checkpoint_root={place / 'trained' / str(abs(hash(command)))}"
         arguments = [*arguments, *TINY, folder]
+    if program.startswith("torchrun "):
+        port = f"--master_port={free_port()}"
+        arguments = ["-m", "torch.distributed.run", port, *arguments]
     if "--smalltalk" in arguments:
         arguments += ["--dialogues", "2"]
     done = subprocess.run(
@@ -103,7 +114,7 @@ def test_command_of_the_readme(place: Path, command: str) -> None:
     assert done.returncode == 0, errors
     if arguments[0] == "chat.py":
         assert len(done.stdout.decode().splitlines()) == 1
-    elif arguments[0] == "train.py":
+    elif trains:
         assert re.search(r"^chat with it: \S*python\S* chat\.py ", errors, re.MULTILINE)
     else:
         assert done.stdout.strip()
