@@ -84,14 +84,18 @@ def started(
         process.communicate()
 
 
-def descendants(pid: int) -> list[int]:
-    """The children of a process and theirs, by /proc."""
-    found = []
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, by /proc; torchrun's are its workers."""
+    found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
-            for child in map(int, task.read_text().split()):
-                found += [child, *descendants(child)]
-    return found
+            found += map(int, task.read_text().split())
+    return sorted(found)
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process and theirs."""
+    return [found for child in children(pid) for found in (child, *descendants(child))]
 
 
 def torchrun_command(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import refusal
 from processes import (
-    descendants,
+    children,
     finished,
     losses,
     same_weights,
@@ -22,7 +22,7 @@ from processes import (
     write_run,
 )
 
-from smallgpt import checkpoint, config, distributed, runtime
+from smallgpt import checkpoint, config_file, distributed, runtime
 from smallgpt.config import Config, check_shares
 from smallgpt.data.dialogues import open_corpus
 from smallgpt.data.order import RowOrder
@@ -63,7 +63,7 @@ def test_the_number_of_processes_does_not_change_the_run(
 def test_the_ranks_of_these_runs_get_unequal_numbers_of_characters(tmp_path: Path) -> None:
     """Or a mean of means would pass for the mean."""
     folder = write_run(tmp_path)
-    plan = config.load(folder / "run.yaml", [f"data_path={folder / 'text.txt'}"])
+    plan = config_file.load(folder / "run.yaml", [f"data_path={folder / 'text.txt'}"])
     corpus = open_corpus(plan.data_paths())
     rows, _ = pack_corpus(plan, corpus, corpus.tokenizer)
     order = RowOrder(len(rows), plan.seed)
@@ -94,12 +94,12 @@ PROGRAM = """
     import os, sys, time
     from pathlib import Path
     import torch
-    from smallgpt import config, distributed, pretrain, runtime
+    from smallgpt import config_file, distributed, pretrain, runtime
     from smallgpt.data.dialogues import open_corpus
     from smallgpt.model import GPT
     from smallgpt.training.loop import Trainer
 
-    plan = config.load("run.yaml", sys.argv[1:])
+    plan = config_file.load("run.yaml", sys.argv[1:])
     with distributed.join(plan, "x") as world:
 """
 
@@ -108,7 +108,7 @@ def test_gradients_are_averaged_once_a_step(tmp_path: Path) -> None:
     program = write_run(tmp_path) / "count.py"
     body = """
         corpus = world.in_turn(lambda: open_corpus(plan.data_paths()))
-        plan = config.load("run.yaml", [*sys.argv[1:], f"vocab_size={len(corpus.tokenizer)}"])
+        plan = config_file.load("run.yaml", [*sys.argv[1:], f"vocab_size={len(corpus.tokenizer)}"])
         rows, _ = pretrain.pack_corpus(plan, corpus, corpus.tokenizer)
         run = Trainer(plan, runtime.start(plan, world.local_rank), GPT(plan).train(), rows, world)
         sent = 0
@@ -176,8 +176,7 @@ def test_torchrun_restarts_a_killed_worker_and_the_run_ends_as_undisturbed(
         while not (log.exists() and len(log.read_bytes().splitlines()) > 50):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        workers = descendants(agent.pid)
-        os.kill(workers[-1], signal.SIGKILL)
+        os.kill(children(agent.pid)[1], signal.SIGKILL)
         _, said = agent.communicate(timeout=100)
     assert agent.returncode == 0, said
     assert said.count("going on from run/cpt") == 1, said
