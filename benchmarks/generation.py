@@ -27,7 +27,7 @@ import typer
 
 from benchmarks.measure import Contestant, median, print_json, read_bandwidth
 from benchmarks.plain import PlainGPT
-from smallgpt import checkpoint, config, inference
+from smallgpt import checkpoint, config_file, inference
 from smallgpt.cli import CHAT_SPINS
 from smallgpt.config import Config, SamplingConfig
 from smallgpt.errors import UserError, note, user_errors
@@ -54,7 +54,7 @@ def shape_of(size: str) -> Config:
     path = Path("config") / f"train{size}.yaml"
     if not path.exists():
         raise UserError(f"--size: {size} has no {path}", f"use {' or '.join(SIZES)}")
-    return dataclasses.replace(config.load(path), dropout=0.0)
+    return dataclasses.replace(config_file.load(path), dropout=0.0)
 
 
 class Plain:

@@ -28,8 +28,7 @@ from benchmarks.measure import (
     seconds_of,
 )
 from benchmarks.plain import PlainTrainer, padded_rows
-from smallgpt import config as configuration
-from smallgpt import runtime
+from smallgpt import config_file, runtime
 from smallgpt.config import Config
 from smallgpt.data.dialogues import open_corpus
 from smallgpt.errors import UserError, note, user_errors
@@ -134,7 +133,7 @@ def our_config(name: str, text: Path, device: str, optimizer: str, compile_step:
     vocabulary = len(open_corpus([text]).tokenizer)
     if device != "cpu":
         changes = [f"data_path={text}", f"device={device}", f"vocab_size={max(vocabulary, 7587)}"]
-        return configuration.load(f"config/train{name}.yaml", changes)
+        return config_file.load(f"config/train{name}.yaml", changes)
     size = SIZES[name]
     return Config(
         data_path=str(text),

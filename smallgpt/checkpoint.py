@@ -29,7 +29,8 @@ import yaml
 from torch import Tensor
 
 from smallgpt import atomic, background
-from smallgpt.config import Config, ModelConfig, from_dict, to_yaml
+from smallgpt.config import Config, ModelConfig
+from smallgpt.config_file import from_dict, to_yaml
 from smallgpt.errors import UserError
 from smallgpt.formats import gpt2
 from smallgpt.model import GPT

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from smallgpt import config as configuration
+from smallgpt import config_file
 from smallgpt.config import DTYPES, Config
 from smallgpt.errors import UserError, user_errors
 
@@ -84,7 +84,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     Ctrl-C stops after the step in hand and saves; resume_from=latest goes on.
     """
     overrides = overrides or []
-    settings = configuration.load(config, overrides)
+    settings = config_file.load(config, overrides)
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     # Only now that the config is known to be good: torch takes a second to import.
     from smallgpt import pretrain
@@ -125,8 +125,8 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Path]:
             raise UserError(f"both {path} and resume_from name a checkpoint", "give one of them")
         # Its dtype is the one it was trained in.
         overrides = ["dtype=auto", *overrides]
-        return configuration.load(path / checkpoint.CONFIG_FILE, overrides), path
-    settings = configuration.load(path, overrides)
+        return config_file.load(path / checkpoint.CONFIG_FILE, overrides), path
+    settings = config_file.load(path, overrides)
     root = Path(settings.checkpoint_root)
     return settings, checkpoint.resolve(settings.resume_from or "latest", root)
 

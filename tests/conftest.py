@@ -179,7 +179,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `text.txt`, `run.yaml` and the run's `checkpoints/`: cpt60 and cpt120."""
-    from smallgpt import config, pretrain
+    from smallgpt import config_file, pretrain
 
     folder = tmp_path_factory.mktemp("run")
     (folder / "text.txt").write_text(DIALOGUES, encoding="utf-8")
@@ -204,7 +204,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     lines = [f"{key}: {value}\n" for key, value in settings.items()]
     (folder / "run.yaml").write_text("".join(lines), encoding="utf-8")
-    pretrain.run(config.load(folder / "run.yaml"))
+    pretrain.run(config_file.load(folder / "run.yaml"))
     return folder
 
 

@@ -17,7 +17,8 @@ from conftest import REPOSITORY, Run, python_environment, reseal, run_on_a_full_
 from test_checkpoint_damage import Evil
 from typer.testing import CliRunner, Result
 
-from smallgpt import cli, config
+from smallgpt import cli
+from smallgpt.config import Config
 
 TRAIN, CHAT = REPOSITORY / "train.py", REPOSITORY / "chat.py"
 DEMO = REPOSITORY / "config" / "demo.yaml"
@@ -160,7 +161,7 @@ def test_settings_of_the_chat(trained: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (given.repetition_penalty, given.max_new_tokens) == (1.2, 7)
     assert bots[0]._generator.initial_seed() == 3
     assert (stored.temperature, stored.top_k, stored.max_new_tokens) == (0.0, 0, 12)
-    assert bots[1]._generator.initial_seed() == config.Config().seed
+    assert bots[1]._generator.initial_seed() == Config().seed
     assert (from_yaml.top_k, from_yaml.max_new_tokens) == (2, 12)
 
 

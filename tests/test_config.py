@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallgpt.config import KEYS, Config, from_dict, load, to_yaml
+from smallgpt.config import KEYS, Config
+from smallgpt.config_file import from_dict, load, to_yaml
 from smallgpt.errors import UserError
 
 SHIPPED = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smallgpt.config import ModelConfig, load
+from smallgpt.config import ModelConfig
+from smallgpt.config_file import load
 from smallgpt.data.dialogues import Corpus
 from smallgpt.data.packing import Batch, PackedRows
 from smallgpt.model import GPT, KeyValueCache

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from conftest import DIALOGUES, REPOSITORY, python_environment
 
-from smallgpt import checkpoint, config, pretrain, runtime
+from smallgpt import checkpoint, config_file, pretrain, runtime
 from smallgpt.config import Config
 from smallgpt.data.dialogues import open_corpus, split
 from smallgpt.data.packing import PackedRows
@@ -59,7 +59,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
 
 
 def train(settings: dict[str, Any], **changes: Any) -> Path:
-    return pretrain.run(config.from_dict(settings | changes, "test"), "train.py X")
+    return pretrain.run(config_file.from_dict(settings | changes, "test"), "train.py X")
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -78,7 +78,7 @@ def metrics(root: Path) -> list[dict[str, Any]]:
 
 
 def trainer(settings: dict[str, Any], **changes: Any) -> Trainer:
-    chosen = config.from_dict(settings | changes, "test")
+    chosen = config_file.from_dict(settings | changes, "test")
     corpus = open_corpus(chosen.data_paths())
     chosen = replace(chosen, vocab_size=len(corpus.tokenizer))
     runtime.seed_everything(chosen.seed)
@@ -287,7 +287,7 @@ def test_metrics_behind_the_resumed_step_are_dropped(
 
 
 def test_max_epoch_ends_the_run(settings: dict[str, Any]) -> None:
-    chosen = config.from_dict(settings, "test")
+    chosen = config_file.from_dict(settings, "test")
     corpus = open_corpus(chosen.data_paths())
     rows, _ = pretrain.pack_corpus(chosen, corpus, corpus.tokenizer)
     path = train(settings, max_steps=None, max_epoch=3, train_batch=2)
