@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,14 +36,14 @@ from smallgpt.runtime import python_command
 
 T = TypeVar("T")
 
-ROLL_CALL_SECONDS = 10.0
-"""How long the others may take to answer once a connection has failed."""
 SECONDS_FOR_THE_CULPRIT = 2 * errors.SECONDS_FOR_THE_FIRST
-"""A process that has only lost contact waits so long before it says so: where another one of this
-machine has failed, that one speaks, and torchrun ends the rest meanwhile."""
+"""A process that has only lost contact waits so long before it says so, and asks meanwhile who is
+there: where another one of this machine has failed, that one speaks, and torchrun ends the rest."""
 OWN_KEYS = ("data_path", "checkpoint_root", "tensorboard_path", "local_rank", "world_size")
 """Keys that may differ from machine to machine."""
-_PEER = re.compile(r"\[([0-9a-fA-F.:]+)\]:\d+")
+_TIMED_OUT = re.compile("timed out|timeout", re.IGNORECASE)
+_SOURCE_LINE = re.compile(r"\[/\S+:\d+\] ")
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 _SIOCGIFADDR = 0x8915  # from Linux's sockios.h
 
 
@@ -53,7 +54,8 @@ class Peer:
     host: str
     address: str
     device: str
-    config: str
+    restarts: str
+    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,30 @@ class World:
         Raises:
             UserError: on all of them.
         """
-        for rank, other in enumerate(self._gather(value)):
-            if other != self.share(value):
+        values = self._gather(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
                 raise UserError(f"{what} of {self._name([rank])} differs from rank 0's", advice)
+
+    def agree_on_config(self) -> None:
+        """Stop where a process was given another config, and name the keys.
+
+        Raises:
+            UserError: on all of them.
+        """
+        first = self.peers[0].config
+        for rank, peer in enumerate(self.peers):
+            differences = [
+                f"{key} is {peer.config.get(key)}, not {first.get(key)}"
+                for key in first | peer.config
+                if peer.config.get(key) != first.get(key)
+            ]
+            if differences:
+                raise UserError(
+                    f"the config of {self._name([rank])} differs from rank 0's: "
+                    + "; ".join(differences),
+                    "give every machine the same YAML file and key=value",
+                )
 
     def _gather(self, value: T) -> list[T]:
         values: list[Any] = [value] * self.size
@@ -144,38 +167,45 @@ class World:
 
     def lost_contact(self, error: RuntimeError) -> UserError:
         """What to tell the user about a connection that failed: who is gone, and how to go on."""
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        if "timed out" in str(error).lower():
-            silent = self._silent(others) or others
-            problem = f"no answer from {self._name(silent)} for {self.timeout:.0f} s (ddp_timeout)"
-        else:
-            peer = _PEER.search(str(error))
-            at = [r for r in others if peer and self.peers[r].address == peer[1]] or others
-            problem = f"{self._name(at)} closed the connection"
+        gone, silent = self._call_roll()
+        if gone and not _TIMED_OUT.search(str(error)):
+            problem = f"{self._name(gone)} closed the connection"
+        else:  # or another one that is well closed it, for whom the time was up first
+            missing = sorted(gone + silent) or [r for r in range(self.size) if r != self.rank]
+            problem = f"no answer from {self._name(missing)} for {self.timeout:.0f} s (ddp_timeout)"
         return UserError(
             f"lost contact: {problem}",
             "see what that process said, and whether the network is up; then start every machine's "
             "torchrun again\n     with resume_from=auto: training goes on from the last checkpoint",
         )
 
-    def _silent(self, others: list[int]) -> list[int]:
-        """Those who do not answer, although they too have noticed that something is wrong."""
+    def _call_roll(self) -> tuple[list[int], list[int]]:
+        """Ranks that are gone, and those that do not answer; the rest have noticed and call too.
+
+        It lasts SECONDS_FOR_THE_CULPRIT.
+        """
+        ends = time.monotonic() + SECONDS_FOR_THE_CULPRIT
         token = torch.zeros(1)
-        pending = []
+
+        def hear(rank: int) -> None:
+            receipt = dist.irecv(torch.zeros(1), rank, self._roll_call)
+            assert receipt is not None
+            receipt.wait(timedelta(seconds=SECONDS_FOR_THE_CULPRIT))
+
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        sent = []  # kept: gloo forgets a message when nobody holds its receipt
         for rank in others:
             with suppress(RuntimeError):
-                dist.isend(token, rank, self._roll_call)
-        for rank in others:
-            with suppress(RuntimeError):
-                pending.append((rank, dist.irecv(torch.zeros(1), rank, self._roll_call)))
-        deadline = time.monotonic() + ROLL_CALL_SECONDS
-        answered = []
-        for rank, receipt in pending:
-            with suppress(RuntimeError):
-                assert receipt is not None
-                receipt.wait(timedelta(seconds=max(0.1, deadline - time.monotonic())))
-                answered.append(rank)
-        return [rank for rank in others if rank not in answered]
+                sent.append(dist.isend(token, rank, self._roll_call))
+        # All at once: where one wait times out, gloo ends the group's others.
+        answers = {rank: background.begin(partial(hear, rank)) for rank in others}
+        gone: list[int] = []
+        silent: list[int] = []
+        for rank, answer in answers.items():
+            if error := answer.exception():
+                (silent if _TIMED_OUT.search(str(error)) else gone).append(rank)
+        time.sleep(max(0.0, ends - time.monotonic()))
+        return gone, silent
 
 
 @contextmanager
@@ -227,7 +257,7 @@ def launcher() -> str:
 
 def was_restarted() -> bool:
     """Whether torchrun has started the processes again after one of them failed."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return os.environ.get(_RESTARTS, "0") != "0"
 
 
 def replicate(model: nn.Module, world: World) -> nn.Module:
@@ -277,7 +307,7 @@ def _connect(world: World, config: Config) -> World:
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # torchrun may use one store for all its attempts: without this, addresses of processes that
         # are gone would be found in it. (Of several machines not all count the same attempts.)
-        attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        attempt = os.environ[_RESTARTS]
         store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     shared = {k: v for k, v in asdict(config).items() if k not in OWN_KEYS}
@@ -285,14 +315,17 @@ def _connect(world: World, config: Config) -> World:
         host=socket.gethostname(),
         address=address,
         device="a GPU" if torch.cuda.is_available() else "the CPU",
-        config=json.dumps(shared),
+        restarts=os.environ.get(_RESTARTS, "0"),
+        config=shared,
     )
     met = replace(
         world,
         peers=tuple(world._gather(me)),
         _roll_call=dist.new_group(backend="gloo", timeout=timeout),
     )
-    met.agree("the config", me.config, "give every machine the same YAML file and key=value")
+    # torchrun counts its own machine's failures only; the processes of all may be new.
+    os.environ[_RESTARTS] = max((peer.restarts for peer in met.peers), key=int)
+    met.agree_on_config()
     met.agree("the device", me.device, "set device=cpu everywhere, or use machines with GPUs")
     return met
 
@@ -325,9 +358,13 @@ def _choose_interface(address: str) -> None:
 
 
 def _interface_of(address: str) -> str:
-    """Name of the network interface with this IPv4 address; empty where there is none."""
+    """Name of the network interface with this address; empty where there is none."""
     import fcntl
 
+    if ":" in address:
+        number = socket.inet_pton(socket.AF_INET6, address).hex()
+        lines = Path("/proc/net/if_inet6").read_text().splitlines()
+        return next((line.split()[-1] for line in lines if line.startswith(number)), "")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             with suppress(OSError):
@@ -344,14 +381,13 @@ def _shown(world: World, error: UserError | RuntimeError) -> UserError | Runtime
     if isinstance(error, UserError) or not about_peers:
         return error
     if not world.peers:
+        cause = _SOURCE_LINE.sub("", str(error).splitlines()[0])
         return UserError(
-            f"rank {world.rank} cannot reach the other processes: {str(error).splitlines()[0]}",
+            f"rank {world.rank} cannot reach the other processes: {cause}",
             "is torchrun started on every machine, with the same --master_addr and --master_port,"
             "\n     and can they connect to each other? See docs/distributed.md",
         )
-    shown = world.lost_contact(error)
-    time.sleep(SECONDS_FOR_THE_CULPRIT)
-    return shown
+    return world.lost_contact(error)
 
 
 def _tell_torchrun(error: UserError | RuntimeError) -> None:
