@@ -55,10 +55,10 @@ class Contestant:
     def __init__(self, make: Callable[..., Any], *args: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
+        self._process = context.Process(target=serve, args=(theirs, make, args), daemon=True)
         self._process.start()
         theirs.close()
-        self._receive()
+        receive(self._connection)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the object and wait for its result.
@@ -68,20 +68,11 @@ class Contestant:
             RuntimeError: it failed otherwise; the message is its traceback.
         """
         self._connection.send((method, args))
-        return self._receive()
+        return receive(self._connection)
 
     def peak_memory(self) -> int:
         """Largest resident size of its process so far, in bytes."""
         return int(self.call("<peak memory>"))
-
-    def _receive(self) -> Any:
-        try:
-            failed, result = self._connection.recv()
-        except EOFError:
-            raise RuntimeError("a benchmark's process ended, perhaps out of memory") from None
-        if failed:
-            raise result if isinstance(result, UserError) else RuntimeError(result)
-        return result
 
     def __enter__(self) -> Contestant:
         return self
@@ -96,7 +87,24 @@ class Contestant:
         self._process.join()
 
 
-def _serve(connection: Connection, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def receive(connection: Connection) -> Any:
+    """The result of the call that `serve` was sent.
+
+    Raises:
+        UserError: what the method raised as such.
+        RuntimeError: it failed otherwise, or its process is gone.
+    """
+    try:
+        failed, result = connection.recv()
+    except (EOFError, ConnectionResetError):
+        raise RuntimeError("a benchmark's process ended, perhaps out of memory") from None
+    if failed:
+        raise result if isinstance(result, UserError) else RuntimeError(result)
+    return result
+
+
+def serve(connection: Connection, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Make an object and answer calls of its methods until the other end is closed."""
     try:
         served = make(*args)
         connection.send((False, None))

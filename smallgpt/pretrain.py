@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from smallgpt import atomic, checkpoint, distributed, resume, runtime
+from smallgpt import atomic, checkpoint, launch, resume, runtime
 from smallgpt.chatbot import Chatbot
 from smallgpt.config import Config, check_shares
 from smallgpt.data.dialogues import Corpus, describe, open_corpus, split
@@ -43,7 +43,7 @@ def run(config: Config, command: str = "train.py …") -> Path:
         UserError: something the user can put right; earlier checkpoints are intact.
         SystemExit: 130 or 143 after Ctrl-C or SIGTERM, with the state saved.
     """
-    with distributed.join(config, command) as world, ExitStack() as held:
+    with launch.join(config, command) as world, ExitStack() as held:
         if world.is_first:
             _take(Path(config.checkpoint_root), held)
         return _recipe(config, command, world)
@@ -152,7 +152,7 @@ class _Session:
                 report.close()
         if stop.requested():
             note(f"stopped at step {self.trainer.completed}, saved in {path}")
-            note(f"go on with: {distributed.launcher()} {command} resume_from=latest")
+            note(f"go on with: {launch.launcher()} {command} resume_from=latest")
             raise SystemExit(stop.exit_code)
         note(f"done: the model is in {path}")
         note(f"chat with it: {python_command()} chat.py {shlex.quote(str(path))}")

@@ -9,7 +9,7 @@ from typing import Any
 from smallgpt import checkpoint
 from smallgpt.checkpoint import Checkpoint, DamagedError
 from smallgpt.config import Config
-from smallgpt.distributed import World, was_restarted
+from smallgpt.distributed import World
 from smallgpt.errors import UserError, note
 from smallgpt.model import GPT
 
@@ -33,16 +33,16 @@ def find(config: Config, world: World) -> Resumed | None:
     Raises:
         UserError: there is nothing to go on from, or what is there must not be mixed with it.
     """
-    found = _find(config) if world.is_first else None
+    found = _find(config, world.restarted) if world.is_first else None
     without_weights = found and replace(found, stored=replace(found.stored, weights={}))
     shared = world.share(without_weights)
     return found if world.is_first else shared
 
 
-def _find(config: Config) -> Resumed | None:
+def _find(config: Config, restarted: bool) -> Resumed | None:
     root, resume_from = Path(config.checkpoint_root), config.resume_from
     found = checkpoint.checkpoints(root)
-    if resume_from == "auto" or (found and was_restarted()):
+    if resume_from == "auto" or (found and restarted):
         resume_from = "latest" if found else None
     if resume_from == "latest" and found:
         return _newest_whole(found)

@@ -22,7 +22,7 @@ from processes import (
     write_run,
 )
 
-from smallgpt import checkpoint, config_file, distributed, runtime
+from smallgpt import checkpoint, config_file, launch, runtime
 from smallgpt.config import Config, check_shares
 from smallgpt.data.dialogues import open_corpus
 from smallgpt.data.order import RowOrder
@@ -78,9 +78,10 @@ def test_resuming_with_as_many_processes_is_bitwise_exact_and_with_others_nearly
     tmp_path: Path,
 ) -> None:
     straight, cut = write_run(tmp_path / "straight"), write_run(tmp_path / "cut")
-    whole = train(straight, "dropout=0.1", processes=2)
-    train(cut, "dropout=0.1", "max_steps=5", processes=2)
-    assert same_weights(train(cut, "dropout=0.1", "resume_from=auto", processes=2), whole)
+    # Of three and more numbers the sum depends on their order; of two it does not.
+    whole = train(straight, "dropout=0.1", processes=4)
+    train(cut, "dropout=0.1", "max_steps=5", processes=4)
+    assert same_weights(train(cut, "dropout=0.1", "resume_from=auto", processes=4), whole)
     assert losses(cut) == losses(straight)
 
     other, more = write_run(tmp_path / "other"), write_run(tmp_path / "more")
@@ -94,13 +95,13 @@ PROGRAM = """
     import os, sys, time
     from pathlib import Path
     import torch
-    from smallgpt import config_file, distributed, pretrain, runtime
+    from smallgpt import config_file, launch, pretrain, runtime
     from smallgpt.data.dialogues import open_corpus
     from smallgpt.model import GPT
     from smallgpt.training.loop import Trainer
 
     plan = config_file.load("run.yaml", sys.argv[1:])
-    with distributed.join(plan, "x") as world:
+    with launch.join(plan, "x") as world:
 """
 
 
@@ -189,7 +190,7 @@ def test_torchrun_restarts_a_killed_worker_and_the_run_ends_as_undisturbed(
 
 def test_ddp_without_torchrun_shows_the_command() -> None:
     def join() -> None:
-        with distributed.join(Config(ddp=True), "train.py config/train300M_ddp.yaml"):
+        with launch.join(Config(ddp=True), "train.py config/train300M_ddp.yaml"):
             pass
 
     said = refusal(join)
@@ -225,7 +226,7 @@ def test_garbage_in_torchruns_variables(monkeypatch: pytest.MonkeyPatch, value: 
     monkeypatch.setenv("WORLD_SIZE", value)
 
     def join() -> None:
-        with distributed.join(Config(), "x"):
+        with launch.join(Config(), "x"):
             pass
 
     assert f"WORLD_SIZE is {value!r}, not a number" in refusal(join)
@@ -247,7 +248,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_how_to_go_on_is_told_as_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert distributed.launcher() == runtime.python_command()
+    assert launch.launcher() == runtime.python_command()
     variables = {
         "TORCHELASTIC_RUN_ID": "none",
         "LOCAL_WORLD_SIZE": "8",
@@ -258,9 +259,9 @@ def test_how_to_go_on_is_told_as_it_was_started(monkeypatch: pytest.MonkeyPatch)
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert distributed.launcher() == "torchrun --nproc_per_node=8"
+    assert launch.launcher() == "torchrun --nproc_per_node=8"
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
-    assert distributed.launcher() == (
+    assert launch.launcher() == (
         "torchrun --nnodes=2 --node_rank=1 --nproc_per_node=8 "
         "--master_addr=10.0.0.1 --master_port=29500"
     )

@@ -68,14 +68,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", place], check=True)
 
 
+@pytest.mark.parametrize("left", [60_000, 4096])
 def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(
-    small_disk: Path, straight: Path
+    small_disk: Path, straight: Path, left: int
 ) -> None:
     folder = write_run(small_disk)
     filler = small_disk / "filler"
     train(folder, "max_steps=4")
     room = os.statvfs(small_disk)
-    filler.write_bytes(bytes(max(0, room.f_bavail * room.f_bsize - 60_000)))
+    filler.write_bytes(bytes(max(0, room.f_bavail * room.f_bsize - left)))
     full = finished([*ALONE, "resume_from=auto"], folder)
     assert full.returncode == 2
     assert "cpt8 cannot be written: No space left on device" in full.stderr

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -70,6 +71,20 @@ class Trainer:
         """Steps taken."""
         self.rows_used = 0
         """Rows of the order consumed."""
+        if world.size > 1:
+            self._arrange_buckets()
+
+    def _arrange_buckets(self) -> None:
+        """Let DDP put gradients into the order they become ready in, which it learns in one pass.
+
+        Else it would do so in the first step, and the sums of a resumed run would be in another
+        order than those of the run that was not interrupted.
+        """
+        row = self.rows.batch(np.zeros(1, np.int64)).to(self.runtime.device)
+        with self.runtime.autocast():
+            loss = self.replica(row.ids, row.positions, row.documents, None, row.targets)
+        loss.backward()
+        self.model.zero_grad(set_to_none=True)
 
     def step(self) -> StepResult:
         """One optimizer step over `train_batch` rows.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,11 @@ class Report:
     def close(self) -> None:
         """Finish the bar and the files."""
         self._bar.close()
-        self._metrics.close()
-        if self._writer is not None:
-            self._writer.close()
+        for file in (self._metrics, self._writer):
+            # A full disk was told when it was met; the error that ends the run must not be hidden.
+            with suppress(OSError):
+                if file is not None:
+                    file.close()
 
     def _write(
         self, step: int, figures: dict[str, float], more: dict[str, Any] | None = None
