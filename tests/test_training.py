@@ -26,7 +26,7 @@ from smallgpt.data.dialogues import open_corpus, split
 from smallgpt.data.packing import PackedRows
 from smallgpt.errors import UserError
 from smallgpt.model import GPT
-from smallgpt.training.loop import Trainer
+from smallgpt.training.loop import StepResult, Trainer
 from smallgpt.training.optimizer import learning_rate, make_optimizers
 from smallgpt.training.validation import validate
 
@@ -330,20 +330,15 @@ def test_vocabulary_too_small_says_both_numbers(settings: dict[str, Any], tmp_pa
 def test_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = PackedRows.batch
+    real = Trainer.step
 
-    def poisoned(self: PackedRows, *arguments: Any) -> Any:
-        if arguments[-1][-1:] == (5,):  # the seed of the sixth step
+    def poisoned(self: Trainer) -> StepResult:
+        if self.completed == 5:
             with torch.no_grad():
-                poisoned.model.ln_f.weight.fill_(math.nan)  # type: ignore[attr-defined]
-        return real(self, *arguments)
+                self.model.ln_f.weight.fill_(math.nan)
+        return real(self)
 
-    def remember(model: GPT, *_: Any) -> GPT:
-        poisoned.model = model  # type: ignore[attr-defined]
-        return model
-
-    monkeypatch.setattr(PackedRows, "batch", poisoned)
-    monkeypatch.setattr(runtime, "compiled", remember)
+    monkeypatch.setattr(Trainer, "step", poisoned)
     with pytest.raises(UserError, match="step 6: the loss is nan"):
         train(settings, save_freq=2)
     kept = checkpoint.checkpoints(tmp_path / "run")
