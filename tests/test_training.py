@@ -24,8 +24,10 @@ from smallgpt import checkpoint, config_file, pretrain, runtime
 from smallgpt.config import Config
 from smallgpt.data.dialogues import open_corpus, split
 from smallgpt.data.packing import PackedRows
+from smallgpt.distributed import World
 from smallgpt.errors import UserError
 from smallgpt.model import GPT
+from smallgpt.training.interruption import StopRequest
 from smallgpt.training.loop import StepResult, Trainer
 from smallgpt.training.optimizer import learning_rate, make_optimizers
 from smallgpt.training.validation import validate
@@ -390,6 +392,21 @@ def test_sigterm_during_validation_saves_at_once(
     assert stopped.value.code == 143
     assert len(batches) == 1
     assert [p.name for p in checkpoint.checkpoints(tmp_path / "run")] == ["cpt4"]
+
+
+class _SignalledWhileAsking(World):
+    """A group in which a SIGTERM comes to this process after it has said that it has none."""
+
+    def max(self, number: int) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return number
+
+
+def test_a_signal_that_comes_while_processes_agree_is_not_lost() -> None:
+    with StopRequest() as stop:
+        assert not stop.agreed(_SignalledWhileAsking())  # no other process knows of it
+        assert stop.agreed(World())
+    assert stop.exit_code == 143
 
 
 def test_out_of_memory_says_what_to_lower(

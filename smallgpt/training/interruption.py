@@ -43,8 +43,10 @@ class StopRequest:
 
     def agreed(self, world: World) -> bool:
         """Whether a signal has come to any of the processes; then all have received it."""
-        self.signal = world.max(self.signal or 0) or None
-        return self.requested()
+        received = world.max(self.signal or 0)
+        if received:  # else one that came while they asked each other waits for the next time
+            self.signal = received
+        return received != 0
 
     @property
     def exit_code(self) -> int:
