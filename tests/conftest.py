@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,9 @@ from smallgpt.config import Config
 from smallgpt.errors import UserError
 from smallgpt.model import GPT, KeyValueCache
 from smallgpt.tokenizer import SEP, Tokenizer
+
+# A shell that starts the tests in the background has Ctrl-C ignored, by our children as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHARACTERS = "你我好吗的是早上晚安天气不错呀，。？！ ab<pad>se1é"
