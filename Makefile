@@ -6,7 +6,7 @@ DEMO_TEXT := data/smalltalk.txt
 DEMO_ROOT := checkpoints/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed drill format pictures bench bench-time bench-scaling bench-gpu clean
+.PHONY: help demo test test-slow test-distributed drill format pictures bench bench-time bench-scaling bench-sentiment bench-gpu clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -48,6 +48,9 @@ bench-time: $(VENV)/.dev ## Time to the same loss; BUDGET=3600 gives the plain r
 
 bench-scaling: $(VENV)/.dev ## Measure two processes against one
 	@$(BIN)/python -m benchmarks.scaling
+
+bench-sentiment: $(VENV)/.dev ## Measure fine-tuning a classifier against the plain recipe
+	@$(BIN)/python -m benchmarks.sentiment
 
 bench-gpu: $(VENV)/.dev ## Measure training of 90M and 300M on a GPU, as shipped; skips without one
 	@$(BIN)/python -m benchmarks.training --device cuda --size 90M --size 300M

@@ -28,7 +28,7 @@ import typer
 from benchmarks.measure import Contestant, median, print_json, read_bandwidth
 from benchmarks.plain import PlainGPT
 from smallgpt import checkpoint, config_file, inference
-from smallgpt.cli import CHAT_SPINS
+from smallgpt.command_line import CHAT_SPINS
 from smallgpt.config import Config, SamplingConfig
 from smallgpt.errors import UserError, note, user_errors
 from smallgpt.formats import gpt2

@@ -9,22 +9,45 @@ for piece in bot.stream("昨晚睡得好吗？"):
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smallgpt.chatbot import Chatbot as Chatbot
-    from smallgpt.chatbot import load as load
     from smallgpt.errors import UserError as UserError
+    from smallgpt.sentiment.predictor import Predictor as Predictor
 
-__all__ = ["Chatbot", "UserError", "load"]
+__all__ = ["Chatbot", "Predictor", "UserError", "load"]
+
+
+def load(path: str | Path, *arguments: Any, **settings: Any) -> Any:
+    """Open a checkpoint directory: a Chatbot, or a Predictor where it holds a classifier.
+
+    Args:
+        arguments, settings: see smallgpt.chatbot.load and smallgpt.sentiment.predictor.load.
+
+    Raises:
+        UserError: there is no usable checkpoint at `path`.
+    """
+    from smallgpt import chatbot, checkpoint
+
+    if checkpoint.is_classifier(Path(path).expanduser()):
+        from smallgpt.sentiment import predictor
+
+        return predictor.load(path, *arguments, **settings)
+    return chatbot.load(path, *arguments, **settings)
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that `import smallgpt` does not wait for torch.
-    if name in ("Chatbot", "load"):
-        from smallgpt import chatbot
+    if name == "Chatbot":
+        from smallgpt.chatbot import Chatbot
 
-        return getattr(chatbot, name)
+        return Chatbot
+    if name == "Predictor":
+        from smallgpt.sentiment.predictor import Predictor
+
+        return Predictor
     if name == "UserError":
         from smallgpt.errors import UserError
 

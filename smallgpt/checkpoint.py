@@ -29,7 +29,7 @@ import yaml
 from torch import Tensor
 
 from smallgpt import atomic, background
-from smallgpt.config import Config, ModelConfig
+from smallgpt.config import Config, ModelConfig, SentimentConfig
 from smallgpt.config_file import from_dict, to_yaml
 from smallgpt.errors import UserError
 from smallgpt.formats import gpt2
@@ -52,7 +52,10 @@ class DamagedError(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds. `training_state` is whatever the training loop gave to `save`."""
+    """What a checkpoint holds. `training_state` is whatever the training loop gave to `save`.
+
+    labels: names of the classes, where the model is a classifier.
+    """
 
     path: Path
     step: int
@@ -60,6 +63,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     weights: dict[str, Tensor]
     manifest: dict[str, Any]
+    labels: list[str] | None = None
 
     def model(self, config: ModelConfig | None = None) -> GPT:
         """The network with these weights, in evaluation mode; `config` may change the dropout."""
@@ -105,9 +109,13 @@ def save(
     tokenizer: Tokenizer,
     weights: Mapping[str, Tensor],
     training_state: dict[str, Any],
-    scores: dict[str, float],
+    scores: Mapping[str, Any],
+    labels: list[str] | None = None,
 ) -> Path:
     """Write `root/cpt{step}` atomically and return it; one that is there already is replaced.
+
+    Args:
+        labels: names of the classes, where the model is a classifier.
 
     Raises:
         UserError: it cannot be written. Earlier checkpoints are untouched.
@@ -115,8 +123,8 @@ def save(
     target = place(root, step)
     try:
         with atomic.directory(target) as work:
-            gpt2.write(work, config, tokenizer, weights)
-            tokenizer.save(work)
+            gpt2.write(work, config, tokenizer, weights, labels)
+            tokenizer.save(work, **_tokenizer_settings(config))
             (work / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
             with (work / STATE_FILE).open("wb") as file:
                 torch.save(training_state, file)
@@ -135,28 +143,63 @@ def save(
     return target
 
 
+def is_classifier(path: Path) -> bool:
+    """Whether a checkpoint directory holds a classifier; False where it is no checkpoint."""
+    try:
+        return gpt2.read_labels(path) is not None
+    except UserError:
+        return False
+
+
+def _other_kind(path: Path, labels: list[str] | None) -> UserError:
+    if labels is None:
+        return UserError(
+            f"{path} is a language model, not a classifier",
+            "make one of it: python sentimentalTrain.py config/sentimental_demo.yaml "
+            f"base_model={path}",
+        )
+    return UserError(
+        f"{path} is a classifier ({', '.join(labels)}), not a model to talk with",
+        f'use it with: python -m smallgpt sentiment predict {path} "…"',
+    )
+
+
+def _tokenizer_settings(config: Config) -> dict[str, Any]:
+    """What a classifier's tokenizer must know besides: how long texts may be, what padding does."""
+    if not isinstance(config, SentimentConfig):
+        return {}
+    names = ["input_ids", "attention_mask"] if config.use_mask else ["input_ids"]
+    return {"model_max_length": config.block_size, "model_input_names": names}
+
+
 def place(root: Path, step: int) -> Path:
     """Where the checkpoint of a step belongs."""
     return root / f"cpt{step}"
 
 
-def load(path: Path, verify_weights: bool = True) -> Checkpoint:
+def load(path: Path, verify_weights: bool = True, classifier: bool | None = False) -> Checkpoint:
     """Read a checkpoint directory; weights are memory-mapped, and checked against the manifest.
 
     Args:
         verify_weights: False leaves the checksum of the weights, a second for a large model, to
             `Checkpoint.verify_weights`.
+        classifier: whether it must be a classifier, or a language model; None takes both.
 
     Raises:
-        UserError: it is missing, incomplete, damaged, or of another architecture.
+        UserError: it is missing, incomplete, damaged, of another architecture or the other kind.
     """
     manifest = read_manifest(path)
     later = set() if verify_weights else {gpt2.WEIGHTS_FILE}
     for name in sorted({*_NEEDED, *manifest["sha256"]} - {STATE_FILE} - later):
         verify(path, manifest, name)
-    config = _read_config(path / CONFIG_FILE)
-    weights = gpt2.read(path, config)
-    return Checkpoint(path, manifest["step"], config, Tokenizer.load(path), weights, manifest)
+    labels = gpt2.read_labels(path)
+    if classifier is not None and classifier != (labels is not None):
+        raise _other_kind(path, labels)
+    config = _read_config(path / CONFIG_FILE, Config if labels is None else SentimentConfig)
+    weights = gpt2.read(path, config, labels)
+    return Checkpoint(
+        path, manifest["step"], config, Tokenizer.load(path), weights, manifest, labels
+    )
 
 
 def resolve(resume_from: str, root: Path) -> Path:
@@ -249,14 +292,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{file} is damaged: {error!r}", _other_checkpoint(path)) from None
 
 
-def _read_config(file: Path) -> Config:
+def _read_config(file: Path, schema: type[Config]) -> Config:
     try:
         values = yaml.safe_load(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file} cannot be read: {_first_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file} is damaged: it holds no keys", _other_checkpoint(file.parent))
-    return from_dict(values, where=str(file))
+    return from_dict(values, str(file), schema)
 
 
 def verify(path: Path, manifest: dict[str, Any], name: str) -> None:

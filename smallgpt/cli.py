@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from smallgpt import config_file
+from smallgpt.cli_sentiment import sentiment_app
+from smallgpt.command_line import (
+    CHAT_SPINS,
+    TRAINING_SPINS,
+    CheckpointPath,
+    ConfigFile,
+    Overrides,
+    prepare_process,
+)
 from smallgpt.config import DTYPES, Config
 from smallgpt.errors import UserError, user_errors
 
-ConfigFile = Annotated[
-    Path, typer.Argument(help="YAML file of the run, such as config/demo.yaml.", metavar="CONFIG")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Keys of the YAML to change for this run.", metavar="[key=value]..."),
-]
-CheckpointPath = Annotated[
-    Path, typer.Argument(help="A checkpoint directory.", metavar="CHECKPOINT")
-]
-
-TRAINING_SPINS, CHAT_SPINS = "1000", "10000"
-"""How often threads that wait for each other look before they sleep; set before torch is imported.
-
-On a machine that is busy with something else as well, training is half as fast again where they
-soon sleep. The many short products of a reply need more patience (docs/log.md).
-"""
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 app = typer.Typer(
@@ -44,34 +34,14 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make and inspect dialogue texts.")
 app.add_typer(data_app, name="data")
+app.add_typer(sentiment_app, name="sentiment")
 
 
 def main() -> None:
     """Entry point of the `smallgpt` command."""
-    _prepare_process()
+    prepare_process()
     with user_errors():  # the commands are inside one too: typer has its own way with Ctrl-C
         app()
-
-
-def run_script(command: Callable[..., Any]) -> None:
-    """Run one function as a whole command line program (train.py, chat.py)."""
-    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    script.command()(command)
-    _prepare_process()
-    with user_errors():
-        script()
-
-
-def _prepare_process() -> None:
-    """Settings that must be made before anything is printed.
-
-    To a pipe or file we write UTF-8, anywhere; to a terminal what it can show, else `?`.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        if sys.stdout.isatty():
-            sys.stdout.reconfigure(errors="replace")
-        else:
-            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
 
 
 @app.command()
@@ -120,6 +90,8 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Path]:
     missing = not path.exists() and path.suffix not in (".yaml", ".yml")
     if path.is_dir() or missing or path.suffix in WEIGHTS_SUFFIXES:
         manifest = checkpoint.read_manifest(path)  # or it says what is wrong with this path
+        if checkpoint.is_classifier(path):
+            checkpoint.load(path)  # says so
         checkpoint.verify(path, manifest, checkpoint.CONFIG_FILE)
         if any(override.startswith("resume_from=") for override in overrides):
             raise UserError(f"both {path} and resume_from name a checkpoint", "give one of them")

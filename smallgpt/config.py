@@ -140,17 +140,45 @@ class Config(ModelConfig, SamplingConfig):
             limits.append(max(1, round(self.max_epoch * steps_per_epoch)))
         return min(limits) if limits else self.decay_steps
 
+    def check(self, where: Where) -> None:
+        """Refuse values that cannot work, each with its reason."""
+        check_values(self, where)
 
-KEYS = tuple(field.name for field in dataclasses.fields(Config))
+
+@dataclass(frozen=True)
+class SentimentConfig(Config):
+    """All keys of training a classifier: those of a run, and what is below."""
+
+    sentimental_data_path: str = "data/ChnSentiCorp_htl_all.csv"
+    """Labelled texts: CSV, TSV or JSONL with a header; plain, .gz or .xz."""
+    text_column: str = "review"
+    label_column: str = "label"
+    """Any number of classes; their names are kept in the checkpoint."""
+    base_model: str = "checkpoints/pretrained/cpt300M.pth"
+    """What the classifier begins with: a checkpoint directory of train.py, or of a classifier."""
+    use_mask: bool = True
+    """Read the verdict at <extract>, so that padding does not count; False reads it at the last
+    position of the row, which is padded to `block_size`."""
+    frozen: bool = False
+    """Train only the head, the last block and the final norm."""
+    lm_weight: float = 0.0
+    """Weight of the language-model loss beside the label's (the lambda of GPT-1)."""
+    validation_percent: float = 0.1
+    """Share of the training part (`train_percent`) that chooses the best model."""
+    split_seed: int = 0
+    """Which reviews are in which part; `seed` changes only the training."""
+    patience: int = 0
+    """Stop after so many validations without a better one; 0 never."""
+
+    def check(self, where: Where) -> None:
+        """Refuse values that cannot work, each with its reason."""
+        super().check(where)
+        _check_sentiment(self, where)
 
 
 def check_values(config: Config, where: Where) -> None:
-    """Refuse values that cannot work, each with its reason."""
-
-    def require(condition: bool, key: str, reason: str) -> None:
-        if not condition:
-            raise UserError(f"{where(key)}: {key}: {getattr(config, key)} {reason}")
-
+    """Refuse values of the keys of `Config` that cannot work, each with its reason."""
+    require = _requirement(config, where)
     for key in [f.name for f in dataclasses.fields(config) if f.type == "float"]:
         require(math.isfinite(getattr(config, key)), key, "must be a finite number")
     for key in ("n_layer", "n_head", "n_embd", "train_batch", "test_batch", "accumulate"):
@@ -194,6 +222,32 @@ def check_values(config: Config, where: Where) -> None:
     require(config.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}")
     require(config.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}")
     check_shares(config, processes=1, where=f"{where('train_batch')}: ")
+
+
+def _check_sentiment(config: SentimentConfig, where: Where) -> None:
+    require = _requirement(config, where)
+    require(0 < config.validation_percent < 1, "validation_percent", "must be between 0 and 1")
+    require(config.lm_weight >= 0, "lm_weight", "must not be negative")
+    require(config.patience >= 0, "patience", "must not be negative")
+    require(0 <= config.split_seed < 2**63, "split_seed", "must be from 0 to 2**63 - 1")
+    require(
+        not (config.frozen and config.lm_weight),
+        "lm_weight",
+        "needs frozen: False, as the language model does not learn where it is frozen",
+    )
+    require(
+        config.use_mask or not config.lm_weight,
+        "lm_weight",
+        "needs use_mask: True, as nothing is to be learnt from padding",
+    )
+
+
+def _requirement(config: Config, where: Where) -> Callable[[bool, str, str], None]:
+    def require(condition: bool, key: str, reason: str) -> None:
+        if not condition:
+            raise UserError(f"{where(key)}: {key}: {getattr(config, key)} {reason}")
+
+    return require
 
 
 def check_shares(config: Config, processes: int, where: str = "") -> None:

@@ -8,35 +8,53 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from smallgpt.config import KEYS, Config, Where, check_values
+from smallgpt.config import Config, Where
 from smallgpt.errors import UserError
 
-_MAY_BE_EMPTY = {field.name for field in dataclasses.fields(Config) if "None" in str(field.type)}
+C = TypeVar("C", bound=Config)
 
 
-def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+@overload
+def load(path: str | Path, overrides: list[str] | None = None) -> Config: ...
+@overload
+def load(path: str | Path, overrides: list[str] | None, schema: type[C]) -> C: ...
+
+
+def load(
+    path: str | Path, overrides: list[str] | None = None, schema: type[Config] = Config
+) -> Config:
     """Read a YAML file, apply `key=value` overrides, and check everything.
+
+    Args:
+        schema: the class of the config, which says what keys there are.
 
     Raises:
         UserError: the file cannot be read, is not a flat YAML mapping, has an unknown key, a value
             of the wrong type, or a value that cannot work.
     """
     values = _read_yaml(Path(path))
-    _check_keys(values, where=str(path))
-    typed = _parse_overrides(overrides or [])
-    return _build({**values, **typed}, lambda key: "command line" if key in typed else str(path))
+    _check_keys(values, str(path), schema)
+    typed = _parse_overrides(overrides or [], schema)
+    return _build(
+        {**values, **typed}, lambda key: "command line" if key in typed else str(path), schema
+    )
 
 
-def from_dict(values: dict[str, Any], where: str) -> Config:
+def from_dict(values: dict[str, Any], where: str, schema: type[C]) -> C:
     """Check `values` (key -> value) against the schema; `where` names their source in messages."""
-    _check_keys(values, where)
-    return _build(values, lambda key: where)
+    _check_keys(values, where, schema)
+    return _build(values, lambda key: where, schema)
+
+
+def keys_of(schema: type[Config]) -> list[str]:
+    """The keys that a config of this class has."""
+    return [field.name for field in dataclasses.fields(schema)]
 
 
 class _Quoted(str):
@@ -87,7 +105,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in loaded.items()}
 
 
-def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
+def _parse_overrides(overrides: list[str], schema: type[Config]) -> dict[str, Any]:
     """Values stay the strings that were typed; the schema turns them into numbers and so on."""
     values: dict[str, Any] = {}
     for argument in overrides:
@@ -97,7 +115,7 @@ def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
                 f"command line: {argument!r} is not of the form key=value",
                 "write for example lr=3e-4, without spaces around the =",
             )
-        _check_keys({key: text}, where="command line")
+        _check_keys({key: text}, "command line", schema)
         values[key] = text
         if key == "data_path" and text.startswith("["):
             try:
@@ -109,37 +127,39 @@ def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
     return values
 
 
-def _check_keys(values: dict[str, Any], where: str) -> None:
+def _check_keys(values: dict[str, Any], where: str, schema: type[Config]) -> None:
+    known = keys_of(schema)
     for key in values:
-        if key not in KEYS:
-            nearest = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             advice = (
-                f"did you mean `{nearest[0]}`?" if nearest else f"known keys: {', '.join(KEYS)}"
+                f"did you mean `{nearest[0]}`?" if nearest else f"known keys: {', '.join(known)}"
             )
             raise UserError(f"{where}: unknown key `{key}`", advice)
 
 
-def _build(values: dict[str, Any], where: Where) -> Config:
+def _build(values: dict[str, Any], where: Where, schema: type[C]) -> C:
     """Merge known keys into the schema, which checks and converts types, and check the values."""
-    schema = OmegaConf.structured(Config)
-    OmegaConf.set_readonly(schema, False)
+    merged = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(merged, False)
+    may_be_empty = {f.name for f in dataclasses.fields(schema) if "None" in str(f.type)}
     for key, value in values.items():
         if value == "???":  # OmegaConf's sign for a value still to come; it would be passed over
             raise UserError(f"{where(key)}: {key}: ??? must be replaced by a value")
-        empty = key in _MAY_BE_EMPTY and value in ("", "None", "none", "null")
+        empty = key in may_be_empty and value in ("", "None", "none", "null")
         try:
-            OmegaConf.update(schema, key, None if empty else value)
+            OmegaConf.update(merged, key, None if empty else value)
         except (OmegaConfBaseException, UnicodeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{where(key)}: {key}: {value!r} does not fit: {reason}") from None
     try:
-        config = OmegaConf.to_object(schema)
+        config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere
         key = error.full_key or "config"
         raise UserError(f"{where(key)}: {key}: {_one_line(error)}") from None
-    assert isinstance(config, Config)
+    assert isinstance(config, schema)
     config = _with_plain_paths(config, where)
-    check_values(config, where)
+    config.check(where)
     return config
 
 
@@ -147,7 +167,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _with_plain_paths(config: Config, where: Where) -> Config:
+def _with_plain_paths(config: C, where: Where) -> C:
     """`data_path` is a string or a list of strings."""
     paths = config.data_path
     many = isinstance(paths, (list, tuple))

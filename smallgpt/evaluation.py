@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from smallgpt import checkpoint, inference, runtime
 from smallgpt.chatbot import Chatbot
-from smallgpt.config import Config
+from smallgpt.config import Config, SentimentConfig
 from smallgpt.data import smalltalk
 from smallgpt.data.dialogues import open_corpus
 from smallgpt.data.judge import Score, judge_all
@@ -89,24 +89,30 @@ def _table(score: Score) -> str:
 
 def describe_checkpoint(path: Path) -> str:
     """Step, shape, scores, vocabulary and files of a checkpoint whose checksums are right."""
-    stored = checkpoint.load(path)
+    stored = checkpoint.load(path, classifier=None)
     resumable = (path / checkpoint.STATE_FILE).exists()
     if resumable:
         checkpoint.verify(path, stored.manifest, checkpoint.STATE_FILE)
     config = stored.config
-    manifest = {k: v for k, v in stored.manifest.items() if k not in ("sha256", "format")}
-    parameters = stored.model().parameter_count()
+    hidden = ("sha256", "format", "history")
+    manifest = {k: v for k, v in stored.manifest.items() if k not in hidden}
+    positions = config.block_size * config.n_embd
+    parameters = sum(tensor.numel() for tensor in stored.weights.values()) - positions
+    trained_on = ", ".join(map(str, config.data_paths()))
+    if isinstance(config, SentimentConfig):
+        trained_on = f"{config.sentimental_data_path}, from {config.base_model}"
     characters = [c for c in stored.tokenizer.characters if c.isprintable()]
     lines = [
         f"{path}: whole, all checksums right"
         if resumable
-        else f"{path}: all checksums right; it can chat, but has no training state to resume",
+        else f"{path}: all checksums right; but it has no training state to resume",
         *(f"  {name}: {value}" for name, value in manifest.items()),
-        f"  parameters: {parameters:,} (and {config.block_size * config.n_embd:,} for positions)",
+        f"  parameters: {parameters:,} (and {positions:,} for positions)",
         f"  shape: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "
         f"context {config.block_size}, vocabulary {config.vocab_size:,}",
         f"  characters: {''.join(characters[:40])}{' …' if len(characters) > 40 else ''}",
-        f"  trained on: {', '.join(map(str, config.data_paths()))}",
+        *([f"  tells apart: {', '.join(stored.labels)}"] if stored.labels else []),
+        f"  trained on: {trained_on}",
         *(f"  {f.name}: {f.stat().st_size:,} bytes" for f in sorted(path.iterdir())),
     ]
     return "\n".join(lines)

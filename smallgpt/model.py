@@ -76,6 +76,29 @@ class Attention(nn.Module):
         y_BTE = y_BHTD.transpose(1, 2).reshape(B, T, E)
         return self.resid_dropout(self.c_proj(y_BTE))
 
+    def at(self, x_BTE: Tensor, ends_B: Tensor) -> Tensor:
+        """What `forward` gives at one position of each row, (B, E): a fraction of the work.
+
+        Args:
+            ends_B: that position; what is behind it does not count.
+        """
+        B, T, E = x_BTE.shape
+        weight, bias = self.c_attn.weight, self.c_attn.bias
+        biases = (None, None) if bias is None else bias.split((E, 2 * E))
+        x_BE = x_BTE[torch.arange(B, device=x_BTE.device), ends_B]
+        q_BE = F.linear(x_BE, weight[:E], biases[0])
+        k_BTE, v_BTE = F.linear(x_BTE, weight[E:], biases[1]).split(E, dim=2)
+        q_BH1D, k_BHTD, v_BHTD = (
+            part.view(B, -1, self.n_head, E // self.n_head).transpose(1, 2)
+            for part in (q_BE, k_BTE, v_BTE)
+        )
+        seen = torch.arange(T, device=x_BTE.device) <= ends_B[:, None]
+        dropout = self.dropout if self.training else 0.0
+        y_BH1D = F.scaled_dot_product_attention(
+            q_BH1D, k_BHTD, v_BHTD, seen[:, None, None, :], dropout
+        )
+        return self.resid_dropout(self.c_proj(y_BH1D.reshape(B, E)))
+
 
 def attend(
     q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask: Tensor | None, dropout: float
@@ -128,6 +151,12 @@ class Block(nn.Module):
         x_BTE = x_BTE + self.attn(self.ln_1(x_BTE), mask, cache)
         return x_BTE + self.mlp(self.ln_2(x_BTE))
 
+    def at(self, x_BTE: Tensor, ends_B: Tensor) -> Tensor:
+        """What `forward` gives at position `ends_B` of each row, (B, E)."""
+        rows = torch.arange(len(x_BTE), device=x_BTE.device)
+        x_BE = x_BTE[rows, ends_B] + self.attn.at(self.ln_1(x_BTE), ends_B)
+        return x_BE + self.mlp(self.ln_2(x_BE))
+
 
 class GPT(nn.Module):
     """A GPT language model of the given shape, with fresh weights.
@@ -175,7 +204,7 @@ class GPT(nn.Module):
         past = cache.length if cache is not None else 0
         if positions_BT is None:
             positions_BT = torch.arange(past, past + T, device=ids_BT.device)
-        x_BTE = self.drop(self.wte(ids_BT) + self.wpe(positions_BT))
+        x_BTE = self._embed(ids_BT, positions_BT)
         mask = _attention_mask(T, past, documents_BT, x_BTE)
         for block in self.h:
             x_BTE = block(x_BTE, mask, cache)
@@ -185,6 +214,16 @@ class GPT(nn.Module):
         if targets_BT is not None:
             return next_token_loss(x_BTE.flatten(0, 1), self.wte.weight, targets_BT.flatten())
         return F.linear(x_BTE, self.wte.weight)
+
+    def below_last_block(self, ids_BT: Tensor) -> Tensor:
+        """What the last block is given, (B, T, E), where each row is one text."""
+        x_BTE = self._embed(ids_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device))
+        for block in self.h[:-1]:
+            x_BTE = block(x_BTE, None, None)
+        return x_BTE
+
+    def _embed(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        return self.drop(self.wte(ids_BT) + self.wpe(positions_BT))
 
     def parameter_count(self) -> int:
         """Number of parameters without the positions, the figure models are named by."""

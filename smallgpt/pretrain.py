@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from smallgpt import atomic, checkpoint, launch, resume, runtime
+from smallgpt import checkpoint, launch, resume, runtime
 from smallgpt.chatbot import Chatbot
 from smallgpt.config import Config, check_shares
 from smallgpt.data.dialogues import Corpus, describe, open_corpus, split
@@ -45,24 +45,8 @@ def run(config: Config, command: str = "train.py …") -> Path:
     """
     with launch.join(config, command) as world, ExitStack() as held:
         if world.is_first:
-            _take(Path(config.checkpoint_root), held)
+            resume.take(Path(config.checkpoint_root), held)
         return _recipe(config, command, world)
-
-
-def _take(root: Path, held: ExitStack) -> None:
-    """Keep other runs out of `root`."""
-    try:
-        held.enter_context(atomic.exclusive(root))
-    except BlockingIOError:
-        raise UserError(
-            f"checkpoint_root: another run is at work in {root}",
-            "wait for it, or choose another checkpoint_root",
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"checkpoint_root: cannot write to {root}: {error.strerror}",
-            "choose another checkpoint_root",
-        ) from None
 
 
 def _recipe(config: Config, command: str, world: World) -> Path:

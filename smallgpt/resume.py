@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smallgpt import checkpoint
+from smallgpt import atomic, checkpoint
 from smallgpt.checkpoint import Checkpoint, DamagedError
 from smallgpt.config import Config
 from smallgpt.distributed import World
@@ -27,25 +28,48 @@ class Resumed:
         return self.stored.model(config) if self.stored.weights else GPT(config)
 
 
-def find(config: Config, world: World) -> Resumed | None:
+def take(root: Path, held: ExitStack) -> None:
+    """Keep other runs out of `root` as long as `held` lasts.
+
+    Raises:
+        UserError: another run is at work in it, or it cannot be written to.
+    """
+    try:
+        held.enter_context(atomic.exclusive(root))
+    except BlockingIOError:
+        raise UserError(
+            f"checkpoint_root: another run is at work in {root}",
+            "wait for it, or choose another checkpoint_root",
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"checkpoint_root: cannot write to {root}: {error.strerror}",
+            "choose another checkpoint_root",
+        ) from None
+
+
+def find(config: Config, world: World, classifier: bool = False) -> Resumed | None:
     """What `resume_from` means, or None for a new run; never two runs in one `checkpoint_root`.
+
+    Args:
+        classifier: whether the run trains a classifier, or a language model.
 
     Raises:
         UserError: there is nothing to go on from, or what is there must not be mixed with it.
     """
-    found = _find(config, world.restarted) if world.is_first else None
+    found = _find(config, world.restarted, classifier) if world.is_first else None
     without_weights = found and replace(found, stored=replace(found.stored, weights={}))
     shared = world.share(without_weights)
     return found if world.is_first else shared
 
 
-def _find(config: Config, restarted: bool) -> Resumed | None:
+def _find(config: Config, restarted: bool, classifier: bool) -> Resumed | None:
     root, resume_from = Path(config.checkpoint_root), config.resume_from
     found = checkpoint.checkpoints(root)
     if resume_from == "auto" or (found and restarted):
         resume_from = "latest" if found else None
     if resume_from == "latest" and found:
-        return _newest_whole(found)
+        return _newest_whole(found, classifier)
     if resume_from is None:
         if found:
             raise UserError(
@@ -54,7 +78,7 @@ def _find(config: Config, restarted: bool) -> Resumed | None:
                 "or delete that folder",
             )
         return None
-    resumed = _read(checkpoint.resolve(resume_from, root))
+    resumed = _read(checkpoint.resolve(resume_from, root), classifier)
     if found and resumed.stored.path.resolve() != found[-1].resolve():
         raise UserError(
             f"{root} holds {found[-1].name}, which would mix with what follows "
@@ -65,12 +89,12 @@ def _find(config: Config, restarted: bool) -> Resumed | None:
     return resumed
 
 
-def _newest_whole(found: list[Path]) -> Resumed:
+def _newest_whole(found: list[Path], classifier: bool) -> Resumed:
     """The newest checkpoint that is not damaged; damaged ones are set aside, and that is said."""
     damaged = []
     for path in reversed(found):
         try:
-            resumed = _read(path)
+            resumed = _read(path, classifier)
         except DamagedError as error:
             note(f"{error.problem}")
             damaged.append(path)
@@ -99,6 +123,6 @@ def _set_aside(path: Path) -> Path:
         ) from None
 
 
-def _read(path: Path) -> Resumed:
-    stored = checkpoint.load(path)
+def _read(path: Path, classifier: bool) -> Resumed:
+    stored = checkpoint.load(path, classifier=classifier)
     return Resumed(stored, stored.training_state())

@@ -5,8 +5,9 @@
     2 <pad>   the end of a dialogue, and the filler behind it
     3 …       the characters, most frequent first
 
-`<unk>` and `<pad>` cannot be written in text: typed, they are five characters each. On disk this
-is a Hugging Face `tokenizer.json` that gives the same ids (see `save`).
+`<unk>` and `<pad>` cannot be written in text: typed, they are five characters each. A classifier
+has two more control tokens behind the characters, `<start>` and `<extract>`, which its tokenizer
+puts around each text. On disk this is a Hugging Face `tokenizer.json` that gives the same ids.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from smallgpt.errors import UserError
 
 UNK, SEP, PAD = 0, 1, 2
 FIRST_CHARACTER = 3
+START, EXTRACT = "<start>", "<extract>"
 UNICODE_SIZE = 0x110000
 """Number of Unicode code points."""
 TOKENIZER_FILE = "tokenizer.json"
@@ -42,10 +44,12 @@ class Tokenizer:
 
     Args:
         characters: the characters in id order, starting at id 3; single and distinct.
+        classifies: `<start>` and `<extract>` follow the characters.
     """
 
-    def __init__(self, characters: Sequence[str]) -> None:
+    def __init__(self, characters: Sequence[str], classifies: bool = False) -> None:
         self.characters = list(characters)
+        self.classifies = classifies
         self._id_of = {c: i for i, c in enumerate(self.characters, FIRST_CHARACTER)}
         self._id_of["\n"] = SEP
         distinct = len(self._id_of) == len(self.characters) + 1
@@ -54,6 +58,11 @@ class Tokenizer:
 
     def __len__(self) -> int:
         """Number of ids, the control tokens included."""
+        return FIRST_CHARACTER + len(self.characters) + (2 if self.classifies else 0)
+
+    @property
+    def start(self) -> int:
+        """The id of `<start>`; that of `<extract>` is the next one."""
         return FIRST_CHARACTER + len(self.characters)
 
     def encode(self, text: str) -> list[int]:
@@ -75,9 +84,13 @@ class Tokenizer:
     def lookup_table(self) -> npt.NDArray[np.uint32]:
         """Ids by Unicode code point, shape (0x110000,), for encoding whole files at once."""
         table = np.full(UNICODE_SIZE, UNK, dtype=np.uint32)
-        table[[ord(c) for c in self.characters]] = np.arange(FIRST_CHARACTER, len(self))
+        table[[ord(c) for c in self.characters]] = np.arange(FIRST_CHARACTER, self.start)
         table[ord("\n")] = SEP
         return table
+
+    def with_marks(self) -> Tokenizer:
+        """The tokenizer of a classifier with the same characters."""
+        return Tokenizer(self.characters, classifies=True)
 
     def ids_from(self, other: Tokenizer) -> npt.NDArray[np.int64] | None:
         """For each id of `other` our id of the same character; None where all agree."""
@@ -91,10 +104,18 @@ class Tokenizer:
             i for i, c in enumerate(self.characters, FIRST_CHARACTER) if not _is_text(c)
         ]
 
-    def save(self, directory: Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, which transformers reads as well."""
+    def save(self, directory: Path, **settings: Any) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, which transformers reads as well.
+
+        Args:
+            settings: what else tokenizer_config.json is to say.
+        """
+        more = settings if self.classifies else settings | {"chat_template": CHAT_TEMPLATE}
         vocabulary = {"<unk>": UNK, "\n": SEP, "<pad>": PAD}
         vocabulary |= {c: i for i, c in enumerate(self.characters, FIRST_CHARACTER)}
+        control = {"<unk>": UNK, "<pad>": PAD}
+        if self.classifies:
+            control |= {START: self.start, EXTRACT: self.start + 1}
         special = {
             "single_word": False,
             "lstrip": False,
@@ -106,10 +127,7 @@ class Tokenizer:
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [
-                {"id": UNK, "content": "<unk>"} | special,
-                {"id": PAD, "content": "<pad>"} | special,
-            ],
+            "added_tokens": [{"id": i, "content": c} | special for c, i in control.items()],
             "normalizer": None,
             "pre_tokenizer": {
                 "type": "Split",
@@ -117,9 +135,9 @@ class Tokenizer:
                 "behavior": "Isolated",
                 "invert": False,
             },
-            "post_processor": None,
+            "post_processor": self._around_each_text() if self.classifies else None,
             "decoder": {"type": "Fuse"},
-            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+            "model": {"type": "WordLevel", "vocab": vocabulary | control, "unk_token": "<unk>"},
         }
         _write_json(directory / TOKENIZER_FILE, tokenizer)
         tokenizer_config = {
@@ -129,9 +147,24 @@ class Tokenizer:
             # A typed "<pad>" is five characters, never the control token.
             "split_special_tokens": True,
             "clean_up_tokenization_spaces": False,
-            "chat_template": CHAT_TEMPLATE,
+            **more,
         }
         _write_json(directory / TOKENIZER_CONFIG_FILE, tokenizer_config)
+
+    def _around_each_text(self) -> dict[str, Any]:
+        """`<start> text <extract>`, in the form of tokenizer.json."""
+        marks = {START: self.start, EXTRACT: self.start + 1}
+        before, after = ({"SpecialToken": {"id": mark, "type_id": 0}} for mark in marks)
+        text, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+        return {
+            "type": "TemplateProcessing",
+            "single": [before, text, after],
+            "pair": [before, text, second, after],
+            "special_tokens": {
+                mark: {"id": mark, "ids": [number], "tokens": [mark]}
+                for mark, number in marks.items()
+            },
+        }
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
@@ -148,7 +181,8 @@ class Tokenizer:
                 raise ValueError("ids have gaps")
             if tokens[:FIRST_CHARACTER] != ["<unk>", "\n", "<pad>"]:
                 raise ValueError("control tokens are not where ours are")
-            return cls(tokens[FIRST_CHARACTER:])
+            classifies = tokens[-2:] == [START, EXTRACT]
+            return cls(tokens[FIRST_CHARACTER : -2 if classifies else None], classifies)
         except FileNotFoundError:
             raise UserError(f"{path} is missing", "is this a Small GPT checkpoint?") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallgpt.config import KEYS, Config
-from smallgpt.config_file import from_dict, load, to_yaml
+from smallgpt.config import Config, SentimentConfig
+from smallgpt.config_file import from_dict, keys_of, load, to_yaml
 from smallgpt.errors import UserError
 
 SHIPPED = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
@@ -49,7 +49,8 @@ def plain(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_config_is_valid(path: Path) -> None:
-    config = load(path)
+    schema = SentimentConfig if path.name.startswith("sentimental") else Config
+    config = load(path, [], schema)
     assert config.last_step(steps_per_epoch=1000.0) >= 1
     assert config.checkpoint_root.startswith("checkpoints/")
 
@@ -219,16 +220,16 @@ def test_misspelt_key_suggests_the_right_one(plain: Path, typed: str, meant: str
 
 
 @settings(deadline=None)
-@given(st.sampled_from(KEYS), st.data())
+@given(st.sampled_from(keys_of(Config)), st.data())
 def test_a_key_with_one_letter_missing_suggests_a_key_that_fits(
     key: str, data: st.DataObject
 ) -> None:
     at = data.draw(st.integers(0, len(key) - 1))
     typed = key[:at] + key[at + 1 :]
-    if len(typed) < 3 or typed in KEYS:
+    if len(typed) < 3 or typed in keys_of(Config):
         return
     with pytest.raises(UserError, match="did you mean") as stopped:
-        from_dict({typed: 1}, "here")
+        from_dict({typed: 1}, "here", Config)
     suggestion = stopped.value.advice.split("`")[1]
     assert typed in {suggestion[:i] + suggestion[i + 1 :] for i in range(len(suggestion))}
 

@@ -162,7 +162,8 @@ def test_the_clock_jumping_backwards_changes_nothing(straight: Path, tmp_path: P
             calls[0] += 1
             return now() - 3600 * calls[0]
         time.time = back
-        from smallgpt.cli import run_script, train
+        from smallgpt.cli import train
+        from smallgpt.command_line import run_script
         run_script(train)
         """),
         encoding="utf-8",
@@ -221,7 +222,8 @@ def program_that_fails(folder: Path, rank: int, error: str) -> Path:
     import os
     from smallgpt.errors import UserError
     from smallgpt.training.loop import Trainer
-    from smallgpt.cli import run_script, train
+    from smallgpt.cli import train
+    from smallgpt.command_line import run_script
     step = Trainer.step
     def failing(self):
         if self.completed == 3 and os.environ["RANK"] == "{rank}":

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import DIALOGUES, REPOSITORY, python_environment
 from processes import free_port
+from test_sentiment import config, write_reviews
+
+from smallgpt.sentiment import recipe
 
 README, CHINESE = REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md"
 COMMAND = re.compile(r"^    ((?:python|torchrun|make|pip|git|printf) .*)$", re.MULTILINE)
@@ -27,6 +30,13 @@ TINY = [
     "compile=false",
     "tensorboard_path=",
 ]
+TINY_CLASSIFIER = [
+    "sentimental_data_path=my.csv",
+    "base_model=checkpoints/demo",
+    "device=cpu",
+    "max_steps=2",
+    "eval_freq=1",
+]
 # What prepares a machine or takes minutes has a target or a test of its own.
 ELSEWHERE = {
     "git clone … && cd small-gpt": "tests/test_demo.py",
@@ -39,6 +49,7 @@ ELSEWHERE = {
     "make bench": "tests/test_benchmark*.py, in small",
     "make bench-time": "tests/test_benchmarks.py, in small",
     "make bench-gpu": "tests/test_benchmarks.py, without a GPU",
+    "make bench-sentiment": "tests/test_benchmark_sentiment.py, in small",
     "make bench-scaling": "tests/test_benchmark_scaling.py, in small",
     "make test-distributed": "itself",
     "make drill": "itself",
@@ -70,7 +81,7 @@ def test_both_readmes_have_the_same_commands_and_pictures() -> None:
 
 def test_the_commands_run_here_are_the_ones_expected() -> None:
     first = {shlex.split(command)[1] for command in RUN_HERE}
-    assert first == {"train.py", "chat.py", "-m", "--nproc_per_node=2"}
+    assert first == {"train.py", "chat.py", "sentimentalTrain.py", "-m", "--nproc_per_node=2"}
     assert len(RUN_HERE) >= 10
 
 
@@ -78,13 +89,16 @@ def test_the_commands_run_here_are_the_ones_expected() -> None:
 def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as after `make demo` and training: programs, configs, text and checkpoints."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("train.py", "chat.py"):
+    for name in ("train.py", "chat.py", "sentimentalTrain.py"):
         shutil.copy(REPOSITORY / name, folder)
     shutil.copytree(REPOSITORY / "config", folder / "config")
     (folder / "my.txt").write_text(DIALOGUES, encoding="utf-8")
     (folder / "data").mkdir()
     for run in ("demo", "train90M", "train300M"):
         shutil.copytree(trained, folder / "checkpoints" / run / "cpt1200")
+    write_reviews(folder / "my.csv")
+    classified = recipe.run(config(folder, trained, sentimental_data_path=str(folder / "my.csv")))
+    shutil.copytree(classified, folder / "checkpoints" / "sentimental_demo" / "cpt400")
     return folder
 
 
@@ -99,6 +113,9 @@ def test_command_of_the_readme(place: Path, command: str) -> None:
     if program.startswith("torchrun "):
         port = f"--master_port={free_port()}"
         arguments = ["-m", "torch.distributed.run", port, *arguments]
+    if "sentimentalTrain.py" in arguments or "ablation" in arguments:
+        folder = f"checkpoint_root={place / 'classified' / str(abs(hash(command)))}"
+        arguments = [*arguments, *TINY_CLASSIFIER, folder]
     if "--smalltalk" in arguments:
         arguments += ["--dialogues", "2"]
     done = subprocess.run(
@@ -116,6 +133,8 @@ def test_command_of_the_readme(place: Path, command: str) -> None:
         assert len(done.stdout.decode().splitlines()) == 1
     elif trains:
         assert re.search(r"^chat with it: \S*python\S* chat\.py ", errors, re.MULTILINE)
+    elif "--input" in arguments:
+        assert (place / "scored.csv").exists()
     else:
         assert done.stdout.strip()
     if output:
@@ -130,11 +149,11 @@ def test_python_of_the_readme(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
         for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
         if re.match(r"    (import|from) ", block)
     ]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         names: dict[str, object] = {}
         exec(block, names)
-        assert names.keys() & {"bot", "context"}
+        assert names.keys() & {"bot", "context", "judge"}
 
 
 def test_shipped_configs_are_the_table_of_the_readme() -> None:

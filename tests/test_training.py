@@ -61,7 +61,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
 
 
 def train(settings: dict[str, Any], **changes: Any) -> Path:
-    return pretrain.run(config_file.from_dict(settings | changes, "test"), "train.py X")
+    return pretrain.run(config_file.from_dict(settings | changes, "test", Config), "train.py X")
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -80,7 +80,7 @@ def metrics(root: Path) -> list[dict[str, Any]]:
 
 
 def trainer(settings: dict[str, Any], **changes: Any) -> Trainer:
-    chosen = config_file.from_dict(settings | changes, "test")
+    chosen = config_file.from_dict(settings | changes, "test", Config)
     corpus = open_corpus(chosen.data_paths())
     chosen = replace(chosen, vocab_size=len(corpus.tokenizer))
     runtime.seed_everything(chosen.seed)
@@ -289,7 +289,7 @@ def test_metrics_behind_the_resumed_step_are_dropped(
 
 
 def test_max_epoch_ends_the_run(settings: dict[str, Any]) -> None:
-    chosen = config_file.from_dict(settings, "test")
+    chosen = config_file.from_dict(settings, "test", Config)
     corpus = open_corpus(chosen.data_paths())
     rows, _ = pretrain.pack_corpus(chosen, corpus, corpus.tokenizer)
     path = train(settings, max_steps=None, max_epoch=3, train_batch=2)

@@ -22,55 +22,74 @@ from smallgpt.tokenizer import PAD, SEP, Tokenizer
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
+HEAD = "score.weight"
 _PREFIX = "transformer."
+_CLASSIFIER = "GPT2ForSequenceClassification"
 # GPT-2 keeps these matrices as (in, out); ours are (out, in) like every torch Linear.
+_WITHOUT_BIAS = ("wte.weight", "wpe.weight", HEAD)
 _TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 
 
 def write(
-    directory: Path, config: Config, tokenizer: Tokenizer, weights: Mapping[str, Tensor]
+    directory: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    weights: Mapping[str, Tensor],
+    labels: list[str] | None = None,
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors (float32).
 
     Args:
-        weights: the state dict of a GPT of this config.
+        weights: the state dict of a GPT of this config; with labels, of a Classifier.
+        labels: names of the classes.
 
     Raises:
         OSError or SafetensorError: the files cannot be written.
     """
-    for name, value in (
-        (CONFIG_FILE, model_config(config)),
-        (GENERATION_CONFIG_FILE, generation_config(config, tokenizer)),
-    ):
-        (directory / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    values = {CONFIG_FILE: model_config(config)}
+    if labels is None:
+        values[GENERATION_CONFIG_FILE] = generation_config(config, tokenizer)
+        weights = {_PREFIX + name: tensor for name, tensor in weights.items()}
+    else:
+        values[CONFIG_FILE] |= _classifier_config(config, tokenizer, labels)
+    for name, value in values.items():
+        text = json.dumps(value, indent=1, ensure_ascii=False)
+        (directory / name).write_text(text + "\n", encoding="utf-8")
     tensors = {}
     for name, tensor in weights.items():
         tensor = tensor.detach().to("cpu", torch.float32)
         transposed = tensor.t() if _TRANSPOSED.search(name) else tensor
-        tensors[_PREFIX + name] = transposed.contiguous()
+        tensors[name] = transposed.contiguous()
     if not config.bias:  # GPT-2 always has biases: ours are zero
         for name in list(tensors):
-            if name.endswith(".weight") and ".wte." not in name and ".wpe." not in name:
+            if name.endswith(".weight") and not name.endswith(_WITHOUT_BIAS):
                 width = tensors[name].shape[-1]
                 tensors[name.removesuffix("weight") + "bias"] = torch.zeros(width)
     safetensors.torch.save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
-def read(directory: Path, config: ModelConfig) -> dict[str, Tensor]:
+def read(
+    directory: Path, config: ModelConfig, labels: list[str] | None = None
+) -> dict[str, Tensor]:
     """The state dict of a GPT of this config: views of the file, which is memory-mapped.
+
+    Args:
+        labels: names of the classes; then it is the state dict of a Classifier.
 
     Raises:
         UserError: the file is missing or damaged, or is not a GPT-2 of this shape.
     """
-    _check_architecture(directory / CONFIG_FILE)
     file = directory / WEIGHTS_FILE
     try:
         tensors = safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{file} is missing or damaged: {error}") from None
+    expected = {_PREFIX + n: t for n, t in hollow_model(config).state_dict().items()}
+    if labels is not None:
+        expected[HEAD] = torch.empty(len(labels), config.n_embd, device="meta")
     weights = {}
-    for name, tensor in hollow_model(config).state_dict().items():
-        stored = tensors.pop(_PREFIX + name, None)
+    for name, tensor in expected.items():
+        stored = tensors.pop(name, None)
         if stored is None:
             raise UserError(f"{file} lacks {name}: it is a model of another architecture")
         stored = stored.t() if _TRANSPOSED.search(name) else stored
@@ -79,7 +98,9 @@ def read(directory: Path, config: ModelConfig) -> dict[str, Tensor]:
                 f"{file}: {name} has shape {tuple(stored.shape)}, "
                 f"the config says {tuple(tensor.shape)}: a model of another architecture"
             )
-        weights[name] = stored.to(tensor.dtype)
+        weights[name if labels is not None else name.removeprefix(_PREFIX)] = stored.to(
+            tensor.dtype
+        )
     # Without biases of our own, the file's must be the zeros that `write` put there.
     unknown = [
         name
@@ -89,6 +110,11 @@ def read(directory: Path, config: ModelConfig) -> dict[str, Tensor]:
     if unknown:
         raise UserError(f"{file} has unknown tensors ({unknown[0]} …): another architecture")
     return weights
+
+
+def language_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a Classifier's state dict that is its GPT's."""
+    return {n.removeprefix(_PREFIX): t for n, t in weights.items() if n.startswith(_PREFIX)}
 
 
 def hollow_model(config: ModelConfig) -> GPT:
@@ -107,7 +133,13 @@ class _NoInitialisation(TorchFunctionMode):
         return kwargs["tensor"] if func is torch.nn.init.normal_ else func(*args, **kwargs)
 
 
-def _check_architecture(file: Path) -> None:
+def read_labels(directory: Path) -> list[str] | None:
+    """The names of a classifier's classes; None where the model is a language model.
+
+    Raises:
+        UserError: config.json is unreadable, or the model is of another type.
+    """
+    file = directory / CONFIG_FILE
     try:
         values = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -118,6 +150,25 @@ def _check_architecture(file: Path) -> None:
             f"{file} describes a model of type {model_type!r}, not gpt2",
             "Small GPT runs GPT-2 models only",
         )
+    if values.get("architectures") != [_CLASSIFIER]:
+        return None
+    try:
+        return [str(values["id2label"][str(n)]) for n in range(len(values["id2label"]))]
+    except (KeyError, TypeError):
+        raise UserError(f"{file}: id2label does not name the classes 0, 1, 2 …") from None
+
+
+def _classifier_config(config: Config, tokenizer: Tokenizer, labels: list[str]) -> dict[str, Any]:
+    # transformers reads the verdict at the last position that is not this id.
+    masked = getattr(config, "use_mask", True)
+    return {
+        "architectures": [_CLASSIFIER],
+        "num_labels": len(labels),
+        "id2label": {str(number): name for number, name in enumerate(labels)},
+        "label2id": {name: number for number, name in enumerate(labels)},
+        "problem_type": "single_label_classification",
+        "pad_token_id": PAD if masked else tokenizer.start,
+    }
 
 
 def model_config(config: ModelConfig) -> dict[str, Any]:

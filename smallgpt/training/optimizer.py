@@ -21,8 +21,8 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     vectors = [p for _, p in named if p.dim() < 2]
-    in_layers = [p for name, p in named if p.dim() >= 2 and name.startswith("h.")]
-    embeddings = [p for name, p in named if p.dim() >= 2 and not name.startswith("h.")]
+    in_layers = [p for name, p in named if p.dim() >= 2 and _in_layers(name)]
+    embeddings = [p for name, p in named if p.dim() >= 2 and not _in_layers(name)]
     optimizers: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
         optimizers.append(torch.optim.Muon(in_layers, adjust_lr_fn="match_rms_adamw"))
@@ -32,6 +32,10 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
     optimizers.append(torch.optim.AdamW([{"params": matrices}, {"params": vectors}], fused=True))
     apply_settings(optimizers, config)
     return optimizers
+
+
+def _in_layers(name: str) -> bool:
+    return name.removeprefix("transformer.").startswith("h.")
 
 
 def apply_settings(optimizers: list[torch.optim.Optimizer], config: Config) -> None:

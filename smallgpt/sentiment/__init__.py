@@ -1,0 +1,1 @@
+"""Classifiers: training, judging, using and explaining them."""

@@ -1,0 +1,161 @@
+"""Four ways to train the same classifier, several times each, beside the classical reference."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smallgpt.config import SentimentConfig
+from smallgpt.errors import UserError, note
+from smallgpt.sentiment import recipe
+from smallgpt.sentiment.report import REPORT_FILE, VERDICTS_FILE
+from smallgpt.sentiment.scores import paired_p_value
+
+CELLS = {
+    "mask": {"use_mask": True, "frozen": False},
+    "mask, frozen": {"use_mask": True, "frozen": True},
+    "no mask": {"use_mask": False, "frozen": False},
+    "no mask, frozen": {"use_mask": False, "frozen": True},
+}
+REFERENCE = "classical reference"
+TABLE_FILE, PICTURE_FILE = "ablation.md", "ablation.png"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way: the figures of each of its runs, and how often it judged each review right, (N,)."""
+
+    name: str
+    tests: list[dict[str, Any]]
+    right: npt.NDArray[np.float64]
+
+    def all(self, figure: str) -> npt.NDArray[np.float64]:
+        """One figure of all runs."""
+        return np.array([test[figure] for test in self.tests], np.float64)
+
+
+def run(config: SentimentConfig, seeds: int, command: str) -> Path:
+    """Train every cell with the seeds `seed`, `seed` + 1 …, and write table and plot.
+
+    Returns:
+        the table's path, in `checkpoint_root`.
+    """
+    root = Path(config.checkpoint_root)
+    if config.lm_weight:
+        raise UserError("lm_weight: the frozen and unmasked cells cannot have it", "set it to 0")
+    for name, changes in CELLS.items():
+        for number in range(seeds):
+            folder = _folder(root, name, number)
+            if (folder / REPORT_FILE).exists():
+                continue
+            note(f"--- {name}, seed {config.seed + number}")
+            chosen = dataclasses.replace(
+                config,
+                **changes,  # type: ignore[arg-type]
+                seed=config.seed + number,
+                checkpoint_root=str(folder),
+                resume_from="auto",
+                keep_last=1,
+            )
+            recipe.run(chosen, command)
+    cells = [
+        _read(name, [_folder(root, name, number) for number in range(seeds)]) for name in CELLS
+    ]
+    cells.append(_read_reference(_folder(root, next(iter(CELLS)), 0)))
+    path = root / TABLE_FILE
+    path.write_text(table(cells, seeds), "utf-8")
+    draw(root / PICTURE_FILE, cells)
+    print(path.read_text("utf-8"), end="")
+    note(f"written: {path} and {PICTURE_FILE}")
+    return path
+
+
+def _folder(root: Path, name: str, number: int) -> Path:
+    return root / name.replace(", ", "_").replace(" ", "_") / f"seed{number}"
+
+
+def _read(name: str, folders: list[Path]) -> Cell:
+    right = np.mean([_right(folder, "verdict") for folder in folders], axis=0)
+    return Cell(name, [_report(folder)["test"] for folder in folders], right)
+
+
+def _read_reference(folder: Path) -> Cell:
+    return Cell(REFERENCE, [_report(folder)["reference"]], _right(folder, "reference"))
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / REPORT_FILE).read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{folder / REPORT_FILE} is damaged: {error}", f"delete {folder}; it is done again"
+        ) from None
+
+
+def _right(folder: Path, column: str) -> npt.NDArray[np.float64]:
+    with (folder / VERDICTS_FILE).open(encoding="utf-8", newline="") as file:
+        return np.array([row["label"] == row[column] for row in csv.DictReader(file)], np.float64)
+
+
+def table(cells: list[Cell], seeds: int) -> str:
+    """Markdown: mean and standard deviation over seeds, then p-values between the cells."""
+    reviews = len(cells[0].right)
+    runs = f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
+    lines = [
+        f"{runs} each, the same split, {reviews:,} reviews to test; mean ± standard deviation.",
+        "",
+        "| | accuracy, % | macro F1 | ROC-AUC | calibration error | training, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        figures = [
+            _spread(100 * cell.all("accuracy"), 2),
+            _spread(cell.all("macro_f1"), 4),
+            _spread(cell.all("roc_auc"), 4),
+            _spread(cell.all("calibration_error"), 4),
+            _spread(cell.all("training_seconds"), 0),
+        ]
+        lines.append(f"| {cell.name} | {' | '.join(figures)} |")
+    lines += [
+        "",
+        "p of no difference in accuracy (sign-flip permutation over the reviews, paired):",
+        "",
+        f"| | {' | '.join(cell.name for cell in cells)} |",
+        "|---" * (len(cells) + 1) + "|",
+    ]
+    for cell in cells:
+        values = [
+            "" if cell is other else f"{paired_p_value(cell.right, other.right):.4f}"
+            for other in cells
+        ]
+        lines.append(f"| {cell.name} | {' | '.join(values)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: npt.NDArray[np.float64], digits: int) -> str:
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
+
+
+def draw(path: Path, cells: list[Cell]) -> None:
+    """Accuracy of every run, by cell."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, cell in enumerate(cells):
+        accuracy = 100 * cell.all("accuracy")
+        axes.plot(accuracy, [number] * len(accuracy), "o", alpha=0.5)
+        axes.plot(accuracy.mean(), number, "k|", markersize=20)
+    axes.set_yticks(range(len(cells)), [cell.name for cell in cells])
+    axes.invert_yaxis()
+    axes.set(xlabel="accuracy on the test, % (bar: mean)")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=90)

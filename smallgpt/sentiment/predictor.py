@@ -1,0 +1,103 @@
+"""A trained classifier in use: texts in, labels and probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from smallgpt import checkpoint, inference
+from smallgpt.classifier import Classifier
+from smallgpt.config import SentimentConfig
+from smallgpt.runtime import Runtime
+from smallgpt.sentiment.examples import Examples
+from smallgpt.sentiment.trainer import judge
+from smallgpt.tokenizer import Tokenizer
+
+ROWS_AT_A_TIME = 64
+TEXTS_AT_A_TIME = 512
+"""Sorted by length together."""
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """label: the likeliest; probabilities: of every label, by name."""
+
+    label: str
+    probabilities: dict[str, float]
+
+    @property
+    def probability(self) -> float:
+        """That of the label."""
+        return self.probabilities[self.label]
+
+
+class Predictor:
+    """A classifier with its tokenizer.
+
+    Args:
+        names: the labels, in the order of the model's classes.
+        config: how the classifier was trained.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        tokenizer: Tokenizer,
+        names: list[str],
+        config: SentimentConfig,
+        runtime: Runtime,
+    ) -> None:
+        self.model, self.tokenizer, self.names = model, tokenizer, names
+        self.config, self.runtime = config, runtime
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """The verdict on each text, however long. A text of no characters has a verdict, too.
+
+        Raises:
+            TypeError: `texts` is one text instead of a list of them.
+        """
+        if isinstance(texts, str):
+            raise TypeError("predict takes a list of texts: predict([text])")
+        if not texts:
+            return []
+        config = self.config
+        labels = np.zeros(len(texts), np.int64)
+        examples = Examples(texts, labels, self.tokenizer, config.block_size, config.use_mask)
+        verdicts = judge(self.model, examples, self.runtime, ROWS_AT_A_TIME)
+        assert verdicts is not None
+        return [self._prediction([float(p) for p in row]) for row in verdicts.probabilities()]
+
+    def _prediction(self, probabilities: list[float]) -> Prediction:
+        by_name = dict(zip(self.names, probabilities, strict=True))
+        return Prediction(max(by_name, key=by_name.__getitem__), by_name)
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Predictor:
+    """A classifier from its checkpoint directory.
+
+    Raises:
+        UserError: there is no usable classifier at `path`.
+    """
+    stored = checkpoint.load(Path(path).expanduser(), classifier=True)
+    assert stored.labels is not None and isinstance(stored.config, SentimentConfig)
+    model = Classifier(stored.config, len(stored.labels)).eval()
+    model.load_state_dict(stored.weights)
+    device = torch.device(device)
+    parameters = sum(p.numel() for p in model.parameters())
+    precision = inference.choose_precision("auto", device, parameters)
+    runtime = Runtime(device, precision.dtype, "as chat would")
+    return Predictor(model.to(device), stored.tokenizer, stored.labels, stored.config, runtime)
+
+
+def in_parts(items: Iterable[Item], size: int = TEXTS_AT_A_TIME) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter, without reading ahead."""
+    iterator = iter(items)
+    while part := list(islice(iterator, size)):
+        yield part

@@ -1,0 +1,283 @@
+"""One training step of a classifier, and its verdict on reviews it does not learn from."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from smallgpt.classifier import Classifier, mean_by_text
+from smallgpt.config import SentimentConfig
+from smallgpt.data.reviews import IntArray
+from smallgpt.errors import UserError
+from smallgpt.loss import IGNORED
+from smallgpt.runtime import Runtime, seed_everything
+from smallgpt.sentiment.examples import Examples, ReviewBatch
+from smallgpt.training.loop import DivergedError, StepResult
+from smallgpt.training.optimizer import apply_settings, learning_rate, make_optimizers
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class FrozenStates:
+    """What the last block is given, computed once: the blocks below it do not change.
+
+    The states lie one row after the other in a file in `folder`, which is mapped into memory and
+    has no name any more, so that nothing is left of it when the process ends.
+
+    Args:
+        model: the classifier, whose lower blocks are frozen.
+    """
+
+    def __init__(
+        self, model: Classifier, examples: Examples, runtime: Runtime, folder: Path
+    ) -> None:
+        lengths = (
+            examples.lengths
+            if examples.use_mask
+            else np.full(len(examples.lengths), examples.block_size)
+        )
+        self._starts, self._lengths = np.cumsum(lengths) - lengths, lengths
+        width, total = model.config.n_embd, int(lengths.sum())
+        size = total * width * runtime.dtype.itemsize
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                reserve(file, size)
+                mapped = np.memmap(file, np.uint8, "r+", shape=(size,))
+        except OSError as error:
+            raise UserError(
+                f"no room in {folder} for {size / 2**30:.1f} GiB of states: {error.strerror}",
+                "make room, or set frozen: False",
+            ) from None
+        self._states = torch.from_numpy(mapped).view(runtime.dtype).view(total, width)
+        self._fill(model, examples, runtime)
+
+    @torch.no_grad()
+    def _fill(self, model: Classifier, examples: Examples, runtime: Runtime) -> None:
+        was_training = model.training
+        model.eval()
+        for rows in tqdm(examples.rows_in_order(64), desc="frozen blocks", leave=False, delay=1):
+            ids_RT, _ = examples.gather(rows)
+            with runtime.autocast():
+                x_RTE = model.transformer.below_last_block(ids_RT.to(runtime.device))
+            x_RTE = x_RTE.to("cpu", self._states.dtype)
+            for row, x_TE in zip(rows, x_RTE, strict=True):
+                start, length = self._starts[row], self._lengths[row]
+                self._states[start : start + length] = x_TE[:length]
+        model.train(was_training)
+
+    def of(self, rows: IntArray) -> Tensor:
+        """The states of some rows, (R, T, E); zeros where it is padded."""
+        T = int(self._lengths[rows].max())
+        x_RTE = torch.zeros(len(rows), T, self._states.shape[1], dtype=self._states.dtype)
+        for place, row in zip(x_RTE, rows, strict=True):
+            start, length = self._starts[row], self._lengths[row]
+            place[:length] = self._states[start : start + length]
+        return x_RTE
+
+
+def reserve(file: IO[bytes], size: int) -> None:
+    """Make a file `size` bytes long, with room on the disk for all of them.
+
+    Raises:
+        OSError: there is no room; found out here, as writing to a mapped file that has none would
+            kill the process.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """logits: of each review, (N, C), float32; labels: the right ones, (N,)."""
+
+    logits: Tensor
+    labels: Tensor
+
+    @property
+    def loss(self) -> float:
+        """Mean cross entropy, nats."""
+        return F.cross_entropy(self.logits, self.labels).item()
+
+    @property
+    def accuracy(self) -> float:
+        """Share of reviews judged right."""
+        return (self.logits.argmax(1) == self.labels).float().mean().item()
+
+    def probabilities(self) -> FloatArray:
+        """(N, C)."""
+        return self.logits.softmax(1).numpy()
+
+
+class ClassifierTrainer:
+    """Model, optimizer and place in the data.
+
+    Every random number of a step is a function of the seed and the step, as in training.loop.
+
+    Args:
+        model: moved to the device; trained in place.
+        folder: where the states of frozen blocks are kept while it trains.
+    """
+
+    def __init__(
+        self,
+        config: SentimentConfig,
+        runtime: Runtime,
+        model: Classifier,
+        examples: Examples,
+        folder: Path,
+    ) -> None:
+        self.config = config
+        self.runtime = runtime
+        self.model = model
+        self.examples = examples
+        self.frozen: FrozenStates | None = None
+        if config.frozen:
+            model.freeze()
+            self.frozen = FrozenStates(model, examples, runtime, folder)
+        self.optimizers = make_optimizers(model, config)
+        self.scaler = torch.amp.GradScaler(
+            runtime.device.type, enabled=runtime.dtype == torch.float16
+        )
+        self.completed = 0
+        """Steps taken."""
+        self._epoch: tuple[int, list[IntArray]] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every review is seen once."""
+        return -(-len(self.examples) // self.config.train_batch)
+
+    def step(self) -> StepResult:
+        """One optimizer step over `train_batch` reviews.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite; nothing was changed.
+        """
+        config, step = self.config, self.completed
+        seed_everything(config.seed, 7, step)
+        lr = learning_rate(step, config)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        reviews = self._reviews(step)
+        loss, tokens = 0.0, 0
+        for part in np.array_split(reviews, min(config.accumulate, len(reviews))):
+            batch = self.examples.batch(part)
+            share = len(part) / len(reviews)
+            tokens += int(self.examples.lengths[batch.rows.numpy()].sum())
+            part_loss = self._loss(batch.to(self.runtime.device)) * share
+            self.scaler.scale(part_loss).backward()
+            loss += part_loss.item()
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        norm = nn.utils.clip_grad_norm_(learning, config.grad_clip or math.inf).item()
+        if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+            self.model.zero_grad(set_to_none=True)
+            raise DivergedError(
+                f"step {step + 1}: the loss is {loss}, the gradient norm {norm}",
+                "lower lr, lengthen warmup_steps, or use dtype: float32",
+            )
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
+        self.completed += 1
+        return StepResult(loss, norm, lr, tokens)
+
+    def _reviews(self, step: int) -> IntArray:
+        epoch, at = divmod(step, self.steps_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = self.examples.epoch(self.config.train_batch, (self.config.seed, 8, epoch))
+            self._epoch = (epoch, order)
+        return self._epoch[1][at]
+
+    def _loss(self, batch: ReviewBatch) -> Tensor:
+        """Cross entropy of the labels, mean over reviews, and `lm_weight` times the mean over
+        characters."""
+        model, weight = self.model, self.config.lm_weight
+        with self.runtime.autocast():
+            if self.frozen:
+                states = self.frozen.of(batch.rows.cpu().numpy()).to(self.runtime.device)
+                logits = model.from_last_block(states, batch.ends)
+            elif weight:
+                targets = batch.targets()
+                logits, summed = model.with_language_model(batch.ids, batch.ends, targets)
+            else:
+                logits = model(batch.ids, batch.ends)
+        loss = F.cross_entropy(mean_by_text(logits, batch.texts, len(batch)), batch.labels)
+        if weight:
+            loss = loss + weight * summed / (targets != IGNORED).sum().clamp(min=1)
+        return loss
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` needs to go on exactly; tensors and plain values only."""
+        return {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "completed": self.completed,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            UserError: the state does not fit this model.
+        """
+        try:
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            if state["scaler"] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+            self.completed = int(state["completed"])
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"the training state does not fit this model: {error}") from None
+        apply_settings(self.optimizers, self.config)
+
+
+@torch.inference_mode()
+def judge(
+    model: Classifier,
+    examples: Examples,
+    runtime: Runtime,
+    batch_size: int,
+    frozen: FrozenStates | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Verdicts | None:
+    """The mean logits of every review; None where `stopped()` became true.
+
+    Args:
+        batch_size: rows computed at a time, which changes nothing.
+    """
+    logits_RC = torch.zeros(len(examples.lengths), model.score.out_features)
+    was_training = model.training
+    model.eval()
+    try:
+        for rows in tqdm(examples.rows_in_order(batch_size), desc="judging", leave=False, delay=1):
+            if stopped():
+                return None
+            ids_RT, ends_R = (t.to(runtime.device) for t in examples.gather(rows))
+            with runtime.autocast():
+                if frozen:
+                    some = model.from_last_block(frozen.of(rows).to(runtime.device), ends_R)
+                else:
+                    some = model(ids_RT, ends_R)
+            logits_RC[torch.from_numpy(rows)] = some.float().cpu()
+    finally:
+        model.train(was_training)
+    logits_NC = mean_by_text(logits_RC, examples.text_of_row(), len(examples))
+    return Verdicts(logits_NC, torch.from_numpy(examples.labels))

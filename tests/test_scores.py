@@ -1,0 +1,82 @@
+"""The figures of a test, against independent computations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from smallgpt.sentiment import scores
+from smallgpt.sentiment.scores import bootstrap_interval, calibration_error, paired_p_value, score
+
+
+def example(classes: int, reviews: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, classes, reviews)
+    logits = generator.normal(size=(reviews, classes)) + 1.5 * np.eye(classes)[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return probabilities, labels
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_figures_are_those_counted_by_hand(classes: int) -> None:
+    probabilities, labels = example(classes)
+    names = [f"name {n}" for n in range(classes)]
+    result = score(probabilities, labels, names)
+    verdicts = probabilities.argmax(1)
+    assert result["accuracy"] == (verdicts == labels).mean()
+    confusion = [
+        [int(((labels == a) & (verdicts == b)).sum()) for b in range(classes)]
+        for a in range(classes)
+    ]
+    assert result["confusion"] == confusion
+    for n, name in enumerate(names):
+        hit = confusion[n][n]
+        precision, recall = hit / sum(row[n] for row in confusion), hit / sum(confusion[n])
+        figures = result["classes"][name]
+        assert figures["precision"] == pytest.approx(precision)
+        assert figures["recall"] == pytest.approx(recall)
+        assert figures["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert result["macro_f1"] == pytest.approx(metrics.f1_score(labels, verdicts, average="macro"))
+    assert f"{100 * result['accuracy']:.2f} %" in scores.describe(result)
+
+
+def test_roc_auc_is_the_share_of_pairs_in_order() -> None:
+    probabilities, labels = example(2)
+    good, bad = probabilities[labels == 1, 1], probabilities[labels == 0, 1]
+    expected = (good[:, None] > bad[None, :]).mean()
+    assert score(probabilities, labels, ["0", "1"])["roc_auc"] == pytest.approx(expected)
+
+
+def test_one_class_in_the_test_has_no_roc_auc() -> None:
+    probabilities, labels = example(2)
+    result = score(probabilities, np.ones_like(labels), ["0", "1"])
+    assert result["roc_auc"] is None
+    assert "ROC-AUC not defined" in scores.describe(result)
+
+
+def test_calibration_error() -> None:
+    labels = np.array([0] * 80 + [1] * 20)
+    sure = np.tile([0.8, 0.2], (100, 1))
+    assert calibration_error(sure, labels) == pytest.approx(0.0)
+    too_sure = np.tile([1.0, 0.0], (100, 1))
+    assert calibration_error(too_sure, labels) == pytest.approx(0.2)
+
+
+def test_bootstrap_interval_is_the_normal_one_for_many_reviews() -> None:
+    right = np.arange(10_000) % 10 != 0
+    low, high = bootstrap_interval(right)
+    width = 1.96 * np.sqrt(0.9 * 0.1 / 10_000)
+    assert low == pytest.approx(0.9 - width, abs=6e-4)
+    assert high == pytest.approx(0.9 + width, abs=6e-4)
+
+
+def test_paired_p_value() -> None:
+    generator = np.random.default_rng(0)
+    first = (generator.random(500) < 0.9).astype(float)
+    assert paired_p_value(first, first) == 1.0
+    assert paired_p_value(first, np.zeros(500)) < 0.001
+    # McNemar's exact test on 12 against 4 reviews: p = 0.0768.
+    one, other = np.zeros(100), np.zeros(100)
+    one[:12], other[12:16] = 1, 1
+    assert paired_p_value(one, other) == pytest.approx(0.0768, abs=0.01)
