@@ -90,6 +90,10 @@ def ablation(
     config: ConfigFile,
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each of the four cells.")] = 5,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one, such as 'mask'; may be given several times."),
+    ] = None,
 ) -> None:
     """Train with and without mask, frozen and not, several times each, and compare.
 
@@ -101,4 +105,29 @@ def ablation(
     from smallgpt.sentiment import ablation as comparison
 
     command = ["-m", "smallgpt", "sentiment", "ablation", str(config), *overrides]
-    comparison.run(settings, seeds, shlex.join([*command, f"--seeds={seeds}"]))
+    command += [f"--seeds={seeds}", *(f"--cell={name}" for name in cell or [])]
+    comparison.run(settings, seeds, shlex.join(command), cell)
+
+
+@sentiment_app.command()
+@user_errors()
+def text(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(help="Further files of reviews, of which all are taken."),
+    ] = None,
+) -> None:
+    """Write reviews as a text for train.py, one a dialogue, to standard output.
+
+    Of the config's file only what is not kept for the test is taken, so that a model may read it
+    before it is made a classifier.
+
+    Example: smallgpt sentiment text config/sentimental_demo.yaml > data/reviews.txt
+    """
+    settings = config_file.load(config, overrides or [], SentimentConfig)
+    from smallgpt.data import reviews
+
+    for review in reviews.to_learn_from(settings, also or []):
+        sys.stdout.write(review + "\n\n")

@@ -261,3 +261,11 @@ def test_ablation_goes_on_where_it_was_stopped(
     assert (
         f"| mask | {100 * np.mean(accuracy):.2f} ± {100 * np.std(accuracy, ddof=1):.2f} |" in table
     )
+
+
+def test_one_cell_may_have_the_language_model_loss(trained: Path, tmp_path: Path) -> None:
+    chosen = config(tmp_path, trained, max_steps=2, lm_weight=0.5)
+    assert "cannot have it" in refusal(lambda: ablation.run(chosen, 1, "X"))
+    assert "no cell 'msk'" in refusal(lambda: ablation.run(chosen, 1, "X", ["msk"]))
+    table = ablation.run(chosen, 1, "X", ["mask"]).read_text("utf-8")
+    assert "| mask |" in table and "frozen" not in table and "classical reference" in table

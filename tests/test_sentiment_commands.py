@@ -15,6 +15,7 @@ from test_sentiment import config, write_reviews
 
 from smallgpt import checkpoint, config_file
 from smallgpt.config import SentimentConfig
+from smallgpt.data.reviews import read_reviews, split_reviews
 from smallgpt.sentiment import recipe
 
 
@@ -153,3 +154,20 @@ def test_a_damaged_classifier_is_refused(model: str, tmp_path: Path) -> None:
     weights.write_bytes(data)
     assert "is damaged" in refusal("sentiment", "predict", copy, "好")
     assert checkpoint.is_classifier(copy)
+
+
+def test_text_for_the_language_model_has_no_review_of_the_test(
+    trained: Path, tmp_path: Path
+) -> None:
+    chosen = config(tmp_path, trained)
+    other = write_reviews(tmp_path / "other.csv", 5, labels="x")
+    given = [f"sentimental_data_path={chosen.sentimental_data_path}", f"--also={other}"]
+    yaml = REPOSITORY / "config" / "sentimental_demo.yaml"
+    done = smallgpt("sentiment", "text", yaml, *given)
+    assert done.exit_code == 0, done.output
+    texts = done.stdout.removesuffix("\n\n").split("\n\n")
+    own = read_reviews(Path(chosen.sentimental_data_path), "review", "label")
+    split = split_reviews(own, 0.8, 0.1, 0)
+    assert len(texts) == len(own) - len(split.test) + 5
+    assert not {own.texts[i] for i in split.test} & set(texts)
+    assert {own.texts[i] for i in split.train} < set(texts)

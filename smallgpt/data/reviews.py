@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smallgpt.config import SentimentConfig
 from smallgpt.data.text import read_bytes
 from smallgpt.errors import UserError, note
 
@@ -162,6 +164,27 @@ def split_reviews(
         part[own[test : test + validation]] = 1
     part = part[group]
     return Split(*(np.flatnonzero(part == number) for number in range(3)))
+
+
+def to_learn_from(config: SentimentConfig, also: list[Path]) -> Iterator[str]:
+    """The texts of a config's reviews but those kept for the test, then those of other files.
+
+    Each without blank lines, which would divide it in a text of dialogues.
+    """
+    path = Path(config.sentimental_data_path).expanduser()
+    own = read_reviews(path, config.text_column, config.label_column)
+    split = split_reviews(own, config.train_percent, config.validation_percent, config.split_seed)
+    kept = {own.texts[i] for i in split.test}
+    texts = [text for text in own.texts if text not in kept]
+    others = (
+        row.cells[config.text_column]
+        for file in also
+        for row in read_rows(file, [config.text_column])
+    )
+    for text in itertools.chain(texts, others):
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if lines and text not in kept:
+            yield "\n".join(lines)
 
 
 # Rows of a file, one at a time.

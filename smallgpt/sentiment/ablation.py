@@ -41,16 +41,32 @@ class Cell:
         return np.array([test[figure] for test in self.tests], np.float64)
 
 
-def run(config: SentimentConfig, seeds: int, command: str) -> Path:
+def run(
+    config: SentimentConfig, seeds: int, command: str, chosen_cells: list[str] | None = None
+) -> Path:
     """Train every cell with the seeds `seed`, `seed` + 1 …, and write table and plot.
+
+    Args:
+        chosen_cells: names of `CELLS`; by default all.
 
     Returns:
         the table's path, in `checkpoint_root`.
+
+    Raises:
+        UserError: an unknown cell, or one that the config does not allow.
     """
     root = Path(config.checkpoint_root)
-    if config.lm_weight:
-        raise UserError("lm_weight: the frozen and unmasked cells cannot have it", "set it to 0")
-    for name, changes in CELLS.items():
+    names = chosen_cells or list(CELLS)
+    for name in names:
+        if name not in CELLS:
+            raise UserError(f"there is no cell {name!r}", f"cells: {'; '.join(CELLS)}")
+    if config.lm_weight and names != ["mask"]:
+        raise UserError(
+            "lm_weight: the frozen and unmasked cells cannot have it",
+            "set it to 0, or compare --cell mask alone with the reference",
+        )
+    for name in names:
+        changes = CELLS[name]
         for number in range(seeds):
             folder = _folder(root, name, number)
             if (folder / REPORT_FILE).exists():
@@ -66,9 +82,9 @@ def run(config: SentimentConfig, seeds: int, command: str) -> Path:
             )
             recipe.run(chosen, command)
     cells = [
-        _read(name, [_folder(root, name, number) for number in range(seeds)]) for name in CELLS
+        _read(name, [_folder(root, name, number) for number in range(seeds)]) for name in names
     ]
-    cells.append(_read_reference(_folder(root, next(iter(CELLS)), 0)))
+    cells.append(_read_reference(_folder(root, names[0], 0)))
     path = root / TABLE_FILE
     path.write_text(table(cells, seeds), "utf-8")
     draw(root / PICTURE_FILE, cells)
