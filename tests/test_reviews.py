@@ -13,7 +13,8 @@ from conftest import refusal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallgpt.data.reviews import Reviews, read_reviews, read_rows, split_reviews
+from smallgpt.data.reviews import Reviews, read_reviews, split_reviews
+from smallgpt.data.table import read_rows
 
 ROWS = [("1", "房间很干净"), ("0", "太吵，\n还有“蚊子”"), ("1", 'a,b "c"'), ("0", "差")]
 

@@ -5,12 +5,8 @@ A review is one example, however long; identical reviews are always in the same 
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import itertools
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from smallgpt.config import SentimentConfig
-from smallgpt.data.text import read_bytes
+from smallgpt.data.table import read_rows
 from smallgpt.errors import UserError, note
 
 IntArray = npt.NDArray[np.int64]
 MOST_LABELS = 1000
 """More different labels than this are taken for a mistake in the label column."""
-_DELIMITERS = (",", "\t", ";", "|")
-_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _MISSING = ("", "nan", "none", "null")
 
 
@@ -54,14 +48,6 @@ class Split:
     train: IntArray
     validation: IntArray
     test: IntArray
-
-
-@dataclass(frozen=True)
-class Row:
-    """number: line in the file where it begins; cells: by column, all of them text."""
-
-    number: int
-    cells: dict[str, str]
 
 
 def read_reviews(
@@ -185,130 +171,3 @@ def to_learn_from(config: SentimentConfig, also: list[Path]) -> Iterator[str]:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if lines and text not in kept:
             yield "\n".join(lines)
-
-
-# Rows of a file, one at a time.
-
-
-def read_rows(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
-    """Stream the rows of a CSV, TSV or JSONL file (also .gz and .xz), by its name's ending.
-
-    Text is UTF-8, or GB18030 where it is not UTF-8, which is said. The delimiter is the one under
-    which the header has the columns.
-
-    Raises:
-        UserError: the file cannot be read, a column is missing, or a row is broken.
-    """
-    columns = list(columns)
-    if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "not found"
-        raise UserError(f"{path} {kind}", "give a CSV, TSV or JSONL file with a header")
-    encoding = _encoding(path)
-    lines = _lines(path, encoding)
-    if is_jsonl(path):
-        return _json_rows(path, lines, columns)
-    return _table_rows(path, lines, columns)
-
-
-def is_jsonl(path: Path) -> bool:
-    """Whether a file's name says that it holds a JSON object a line."""
-    suffixes = [s.lower() for s in path.suffixes if s.lower() not in (".gz", ".xz")]
-    return bool(suffixes) and suffixes[-1] in _JSON_SUFFIXES
-
-
-def _encoding(path: Path) -> str:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        for data in read_bytes(path):
-            decoder.decode(data, final=not data)
-    except UnicodeDecodeError:
-        note(f"{path}: not UTF-8, read as GB18030")
-        return "gb18030"
-    return "utf-8"
-
-
-def _lines(path: Path, encoding: str) -> Iterator[str]:
-    """Lines with their newlines, whichever kind; without a byte order mark."""
-    decoder = codecs.getincrementaldecoder(encoding)()
-    rest, first = "", True
-    for data in read_bytes(path):
-        try:
-            text = rest + decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is neither UTF-8 nor GB18030: {error.reason}", "save it as UTF-8"
-            ) from None
-        if first and text:
-            text, first = text.removeprefix("\ufeff"), False
-        lines = io.StringIO(text, newline="").readlines()
-        # A last line without its newline goes on in the next part; so may a `\r` as `\r\n`.
-        rest = lines.pop() if data and lines else ""
-        yield from lines
-
-
-def _json_rows(path: Path, lines: Iterator[str], columns: list[str]) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f"{path}, line {number}: not JSON: {error}", "write one JSON object a line"
-            ) from None
-        if not isinstance(values, dict):
-            raise UserError(f"{path}, line {number}: not an object", 'write {"column": value, …}')
-        cells = {key: _cell(value) for key, value in values.items()}
-        _check_columns(f"{path}, line {number}", cells, columns)
-        yield Row(number, cells)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _table_rows(path: Path, lines: Iterator[str], columns: list[str]) -> Iterator[Row]:
-    csv.field_size_limit(1 << 30)
-    header = next(lines, "")
-    if not header.strip():
-        raise UserError(f"{path} is empty", "give a CSV, TSV or JSONL file with a header")
-    delimiter = _delimiter(header, columns)
-    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
-    _check_columns(str(path), names, columns)
-    reader = csv.reader(lines, delimiter=delimiter)
-    after = 2
-    try:
-        for cells in reader:
-            number, after = after, reader.line_num + 2
-            if not cells:
-                continue
-            if len(cells) > len(names):
-                raise UserError(
-                    f"{path}, line {number}: {len(cells)} cells for {len(names)} columns",
-                    'put texts that contain the delimiter in quotes: "…"',
-                )
-            cells += [""] * (len(names) - len(cells))
-            yield Row(number, dict(zip(names, cells, strict=True)))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num + 1}: {error}") from None
-
-
-def _delimiter(header: str, columns: list[str]) -> str:
-    """The one that gives most of the wanted columns, then most columns."""
-
-    def fit(delimiter: str) -> tuple[int, int]:
-        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
-        return len(set(columns) & set(names)), len(names)
-
-    return max(_DELIMITERS, key=fit)
-
-
-def _check_columns(where: str, names: Iterable[str], columns: list[str]) -> None:
-    for column in columns:
-        if column not in names:
-            raise UserError(
-                f"{where}: no column {column!r}",
-                f"the columns are: {', '.join(names)}; set text_column and label_column",
-            )

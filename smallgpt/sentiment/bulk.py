@@ -12,7 +12,7 @@ from typing import IO, TextIO
 
 from tqdm import tqdm
 
-from smallgpt.data.reviews import Row, is_jsonl, read_rows
+from smallgpt.data.table import Row, is_jsonl, read_rows
 from smallgpt.errors import UserError, note
 from smallgpt.sentiment import explain
 from smallgpt.sentiment.predictor import Prediction, Predictor, in_parts
