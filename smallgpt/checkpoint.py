@@ -13,12 +13,8 @@ code when it is loaded.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import math
-import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,26 +24,27 @@ import torch
 import yaml
 from torch import Tensor
 
-from smallgpt import atomic, background
+from smallgpt import atomic
 from smallgpt.config import Config, ModelConfig, SentimentConfig
 from smallgpt.config_file import from_dict, to_yaml
 from smallgpt.errors import UserError
 from smallgpt.formats import gpt2
 from smallgpt.model import GPT
+from smallgpt.run_folder import (
+    MANIFEST_FILE,
+    checkpoints,
+    first_line,
+    other_checkpoint,
+    place,
+    read_manifest,
+    sha256,
+    verify,
+)
 from smallgpt.tokenizer import TOKENIZER_FILE, Tokenizer
 
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "training_state.pt"
-MANIFEST_FILE = "manifest.json"
-SPECIAL_NAMES = ("latest", "auto", "best")
 _NEEDED = (CONFIG_FILE, gpt2.CONFIG_FILE, gpt2.WEIGHTS_FILE, TOKENIZER_FILE)
-_PART = 1 << 22
-"""Bytes read at a time: large parts, as each waits for the interpreter's other threads."""
-_NAME = re.compile(r"cpt(\d+)")
-
-
-class DamagedError(UserError):
-    """A checkpoint is not what was written; another one may be whole."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ def save(
             (work / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
             with (work / STATE_FILE).open("wb") as file:
                 torch.save(training_state, file)
-            files = {p.name: _sha256(p) for p in sorted(work.iterdir())}
+            files = {p.name: sha256(p) for p in sorted(work.iterdir())}
             manifest = {"format": 1, "step": step, **scores, "sha256": files}
             (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
             for path in work.iterdir():
@@ -136,7 +133,7 @@ def save(
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         kept = checkpoints(root)
         raise UserError(
-            f"checkpoint {target} cannot be written: {_first_line(error)}",
+            f"checkpoint {target} cannot be written: {first_line(error)}",
             "make room or choose another checkpoint_root"
             + (f"; {kept[-1]} is intact" if kept else ""),
         ) from None
@@ -172,11 +169,6 @@ def _tokenizer_settings(config: Config) -> dict[str, Any]:
     return {"model_max_length": config.block_size, "model_input_names": names}
 
 
-def place(root: Path, step: int) -> Path:
-    """Where the checkpoint of a step belongs."""
-    return root / f"cpt{step}"
-
-
 def load(path: Path, verify_weights: bool = True, classifier: bool | None = False) -> Checkpoint:
     """Read a checkpoint directory; weights are memory-mapped, and checked against the manifest.
 
@@ -202,148 +194,14 @@ def load(path: Path, verify_weights: bool = True, classifier: bool | None = Fals
     )
 
 
-def resolve(resume_from: str, root: Path) -> Path:
-    """The directory meant by `resume_from`: a path, or `latest` (or `auto`) or `best` in `root`.
-
-    Raises:
-        UserError: there is no such checkpoint.
-    """
-    if resume_from not in SPECIAL_NAMES:
-        return Path(resume_from).expanduser()
-    found = checkpoints(root)
-    if not found:
-        raise UserError(
-            f"no checkpoint in {root} (resume_from: {resume_from})",
-            f"train one first: python train.py {_config_for(root)}, "
-            "or give resume_from a directory",
-        )
-    return best(found) if resume_from == "best" else found[-1]
-
-
-def _config_for(root: Path) -> Path:
-    """The shipped config that trains into `root`, else the demo's."""
-    config = Path("config") / f"{root.name}.yaml"
-    return config if config.exists() else Path("config/demo.yaml")
-
-
-def checkpoints(root: Path) -> list[Path]:
-    """The complete checkpoints in `root`, by rising step."""
-    if not root.is_dir():
-        return []
-    found = [p for p in root.iterdir() if _NAME.fullmatch(p.name) and (p / MANIFEST_FILE).is_file()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("cpt")))
-
-
-def best(found: list[Path]) -> Path:
-    """The one with the lowest validation loss; one that was never evaluated counts as worst."""
-    return min(reversed(found), key=_validation_loss)
-
-
-def _validation_loss(path: Path) -> float:
-    try:
-        loss = read_manifest(path).get("validation_loss")
-    except UserError:
-        return math.inf
-    return loss if isinstance(loss, float) and not math.isnan(loss) else math.inf
-
-
-def prune(root: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints and the best one; 0 keeps all."""
-    found = checkpoints(root)
-    if not keep_last or len(found) <= keep_last:
-        return
-    keep = {*found[-keep_last:], best(found)}
-    for path in found:
-        if path not in keep:
-            with suppress(OSError):
-                atomic.remove(path)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint directory.
-
-    Raises:
-        UserError: `path` is not a checkpoint directory, or the manifest is damaged.
-    """
-    if not path.exists():
-        raise UserError(
-            f"checkpoint {path} not found",
-            "train one: python train.py config/demo.yaml (or config/train90M.yaml with your text), "
-            "or give resume_from=… the directory of one, such as checkpoints/demo/cpt1200",
-        )
-    if not path.is_dir():
-        raise UserError(
-            f"{path} is a file, not a checkpoint directory",
-            "give the directory that train.py wrote, such as checkpoints/demo/cpt1200",
-        )
-    file = path / MANIFEST_FILE
-    if not file.is_file():
-        inside = checkpoints(path)
-        raise UserError(
-            f"{path} is not a checkpoint: it has no {MANIFEST_FILE}",
-            f"did you mean {inside[-1]}?" if inside else "give the directory that train.py wrote",
-        )
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        if not isinstance(manifest["step"], int) or not isinstance(manifest["sha256"], dict):
-            raise TypeError("step or sha256 is not what it should be")
-        return manifest
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{file} is damaged: {error!r}", _other_checkpoint(path)) from None
-
-
 def _read_config(file: Path, schema: type[Config]) -> Config:
     try:
         values = yaml.safe_load(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read: {_first_line(error)}") from None
+        raise UserError(f"{file} cannot be read: {first_line(error)}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{file} is damaged: it holds no keys", _other_checkpoint(file.parent))
+        raise UserError(f"{file} is damaged: it holds no keys", other_checkpoint(file.parent))
     return from_dict(values, str(file), schema)
-
-
-def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
-    """Check one file of the checkpoint against its checksum.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    file = path / name
-    if not file.is_file():
-        raise DamagedError(f"{file} is missing: the checkpoint is damaged", _other_checkpoint(path))
-    try:
-        checksum = _sha256(file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {_first_line(error)}") from None
-    if checksum != manifest["sha256"].get(name):
-        raise DamagedError(
-            f"{file} is damaged: its checksum is not the one it was saved with",
-            _other_checkpoint(path),
-        )
-
-
-def _other_checkpoint(path: Path) -> str:
-    others = [p for p in checkpoints(path.parent) if p != path]
-    if not others:
-        return "there is no other checkpoint beside it"
-    return f"another one is {others[-1]}; to go on training from it, delete {path} first"
-
-
-def _sha256(path: Path) -> str:
-    digest, part = hashlib.sha256(), memoryview(bytearray(_PART))
-    with path.open("rb", buffering=0) as file:
-        while length := file.readinto(part):
-            background.end_with_the_program()
-            digest.update(part[:length])
-    return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-        error = error.__context__  # torch.save hides a full disk behind an error of its own
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def same_shape(config: Config, stored: Config) -> Config:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from smallgpt import config_file
+from smallgpt import config_file, run_folder
 from smallgpt.cli_sentiment import sentiment_app
 from smallgpt.command_line import (
     CHAT_SPINS,
@@ -89,10 +89,10 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Path]:
 
     missing = not path.exists() and path.suffix not in (".yaml", ".yml")
     if path.is_dir() or missing or path.suffix in WEIGHTS_SUFFIXES:
-        manifest = checkpoint.read_manifest(path)  # or it says what is wrong with this path
+        manifest = run_folder.read_manifest(path)  # or it says what is wrong with this path
         if checkpoint.is_classifier(path):
             checkpoint.load(path)  # says so
-        checkpoint.verify(path, manifest, checkpoint.CONFIG_FILE)
+        run_folder.verify(path, manifest, checkpoint.CONFIG_FILE)
         if any(override.startswith("resume_from=") for override in overrides):
             raise UserError(f"both {path} and resume_from name a checkpoint", "give one of them")
         # Its dtype is the one it was trained in.
@@ -100,7 +100,7 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Path]:
         return config_file.load(path / checkpoint.CONFIG_FILE, overrides), path
     settings = config_file.load(path, overrides)
     root = Path(settings.checkpoint_root)
-    return settings, checkpoint.resolve(settings.resume_from or "latest", root)
+    return settings, run_folder.resolve(settings.resume_from or "latest", root)
 
 
 @app.command()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from smallgpt import checkpoint, inference, runtime
+from smallgpt import checkpoint, inference, run_folder, runtime
 from smallgpt.chatbot import Chatbot
 from smallgpt.config import Config, SentimentConfig
 from smallgpt.data import smalltalk
@@ -92,7 +92,7 @@ def describe_checkpoint(path: Path) -> str:
     stored = checkpoint.load(path, classifier=None)
     resumable = (path / checkpoint.STATE_FILE).exists()
     if resumable:
-        checkpoint.verify(path, stored.manifest, checkpoint.STATE_FILE)
+        run_folder.verify(path, stored.manifest, checkpoint.STATE_FILE)
     config = stored.config
     hidden = ("sha256", "format", "history")
     manifest = {k: v for k, v in stored.manifest.items() if k not in hidden}

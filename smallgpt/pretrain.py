@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from smallgpt import checkpoint, launch, resume, runtime
+from smallgpt import checkpoint, launch, resume, run_folder, runtime
 from smallgpt.chatbot import Chatbot
 from smallgpt.config import Config, check_shares
 from smallgpt.data.dialogues import Corpus, describe, open_corpus, split
@@ -162,7 +162,7 @@ class _Session:
                     self._save(validation.as_dict() if validation else {})
                 if last or stopping:
                     world.max(0)  # nobody leaves before it is saved
-                    return checkpoint.place(Path(config.checkpoint_root), step)
+                    return run_folder.place(Path(config.checkpoint_root), step)
 
     # What follows is only diagnostics and bookkeeping.
 
@@ -206,7 +206,7 @@ class _Session:
             self.trainer.state(),
             scores,
         )
-        checkpoint.prune(root, self.config.keep_last)
+        run_folder.prune(root, self.config.keep_last)
 
 
 def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smallgpt import atomic, checkpoint
-from smallgpt.checkpoint import Checkpoint, DamagedError
+from smallgpt import atomic, checkpoint, run_folder
+from smallgpt.checkpoint import Checkpoint
 from smallgpt.config import Config
 from smallgpt.distributed import World
 from smallgpt.errors import UserError, note
 from smallgpt.model import GPT
+from smallgpt.run_folder import DamagedError
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def find(config: Config, world: World, classifier: bool = False) -> Resumed | No
 
 def _find(config: Config, restarted: bool, classifier: bool) -> Resumed | None:
     root, resume_from = Path(config.checkpoint_root), config.resume_from
-    found = checkpoint.checkpoints(root)
+    found = run_folder.checkpoints(root)
     if resume_from == "auto" or (found and restarted):
         resume_from = "latest" if found else None
     if resume_from == "latest" and found:
@@ -78,7 +79,7 @@ def _find(config: Config, restarted: bool, classifier: bool) -> Resumed | None:
                 "or delete that folder",
             )
         return None
-    resumed = _read(checkpoint.resolve(resume_from, root), classifier)
+    resumed = _read(run_folder.resolve(resume_from, root), classifier)
     if found and resumed.stored.path.resolve() != found[-1].resolve():
         raise UserError(
             f"{root} holds {found[-1].name}, which would mix with what follows "

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from conftest import DIALOGUES, REPOSITORY, python_environment
 
-from smallgpt import checkpoint
+from smallgpt import checkpoint, run_folder
 
 TRAIN = REPOSITORY / "train.py"
 SMALL: dict[str, Any] = {
@@ -122,7 +122,7 @@ def train(folder: Path, *overrides: str, processes: int = 1) -> Path:
     many = torchrun_command(processes, "run.yaml", *overrides)
     done = finished(alone if processes == 1 else many, folder)
     assert done.returncode == 0, done.stderr
-    return checkpoint.checkpoints(folder / "run")[-1]
+    return run_folder.checkpoints(folder / "run")[-1]
 
 
 def losses(folder: Path, name: str = "loss") -> list[float]:

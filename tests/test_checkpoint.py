@@ -31,9 +31,10 @@ from conftest import (
 )
 
 from smallgpt import checkpoint
-from smallgpt.checkpoint import best, checkpoints, load, prune, resolve, save
+from smallgpt.checkpoint import load, save
 from smallgpt.errors import UserError
 from smallgpt.formats import gpt2
+from smallgpt.run_folder import best, checkpoints, prune, resolve
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from processes import (
     write_run,
 )
 
-from smallgpt import checkpoint, config_file, launch, runtime
+from smallgpt import config_file, launch, run_folder, runtime
 from smallgpt.config import Config, check_shares
 from smallgpt.data.dialogues import open_corpus
 from smallgpt.data.order import RowOrder
@@ -181,7 +181,7 @@ def test_torchrun_restarts_a_killed_worker_and_the_run_ends_as_undisturbed(
         _, said = agent.communicate(timeout=100)
     assert agent.returncode == 0, said
     assert said.count("going on from run/cpt") == 1, said
-    assert same_weights(checkpoint.checkpoints(killed / "run")[-1], whole)
+    assert same_weights(run_folder.checkpoints(killed / "run")[-1], whole)
     assert losses(killed) == losses(straight)
 
 

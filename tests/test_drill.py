@@ -25,7 +25,7 @@ from processes import (
     write_run,
 )
 
-from smallgpt import checkpoint
+from smallgpt import checkpoint, run_folder
 
 KILLS = 30
 KILLS_OF_TWO = 4
@@ -111,7 +111,7 @@ def kill(moment: str, run: Process, root: Path, chance: random.Random) -> str:
 
 def step_saved(root: Path) -> int:
     """The step of the newest checkpoint, 0 without any; all of them load whole."""
-    found = checkpoint.checkpoints(root)
+    found = run_folder.checkpoints(root)
     for path in found:
         stored = checkpoint.load(path)
         assert stored.training_state()["completed"] == stored.step
@@ -131,7 +131,7 @@ def steps_lost(root: Path) -> int:
 def assert_as_undisturbed(killed: Path, straight: Path) -> None:
     """Not a bit, a line or a file is different."""
     roots = [folder / "run" for folder in (killed, straight)]
-    assert same_weights(*(checkpoint.checkpoints(root)[-1] for root in roots))
+    assert same_weights(*(run_folder.checkpoints(root)[-1] for root in roots))
     steps = [losses(folder, "step") for folder in (killed, straight)]
     assert steps[0] == steps[1]
     for name in ("loss", "lr", "grad_norm", "validation_loss"):

@@ -24,7 +24,7 @@ from processes import (
     write_run,
 )
 
-from smallgpt import checkpoint
+from smallgpt import checkpoint, run_folder
 
 ALONE: list[str | Path] = [sys.executable, TRAIN, "run.yaml"]
 LONG = ["max_steps=100000", "decay_steps=100000"]
@@ -82,7 +82,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(
     assert "cpt8 cannot be written: No space left on device" in full.stderr
     assert "cpt4 is intact" in full.stderr
     assert "Traceback" not in full.stderr
-    assert [p.name for p in checkpoint.checkpoints(folder / "run")] == ["cpt4"]
+    assert [p.name for p in run_folder.checkpoints(folder / "run")] == ["cpt4"]
     assert not list((folder / "run").glob(".writing-*"))
     filler.unlink()
     assert same_weights(train(folder, "resume_from=auto", "keep_last=1"), straight / "run/cpt12")
@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(
 def test_where_all_are_damaged_nothing_is_touched(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     train(folder, "max_steps=8")
-    for path in checkpoint.checkpoints(folder / "run"):
+    for path in run_folder.checkpoints(folder / "run"):
         flip(path / "model.safetensors")
     before = sorted(folder.rglob("*"))
     done = finished([*ALONE, "resume_from=auto"], folder)
@@ -171,7 +171,7 @@ def test_the_clock_jumping_backwards_changes_nothing(straight: Path, tmp_path: P
     for step in ("max_steps=8", "max_steps=12"):
         done = finished([sys.executable, program, "run.yaml", "resume_from=auto", step], folder)
         assert done.returncode == 0, done.stderr
-        for age, path in enumerate(checkpoint.checkpoints(folder / "run")):
+        for age, path in enumerate(run_folder.checkpoints(folder / "run")):
             os.utime(path, (1e9 - age, 1e9 - age))  # the newest looks oldest
     assert same_weights(folder / "run/cpt12", straight / "run/cpt12")
     seconds = losses(folder, "seconds")
@@ -194,7 +194,7 @@ def test_sigterm_makes_all_processes_save_and_end(tmp_path: Path, to: str) -> No
     assert run.returncode != 0
     assert said.count("stopped at step") == 1, said
     assert "go on with: torchrun --nproc_per_node=2 " in said
-    step = checkpoint.load(checkpoint.checkpoints(folder / "run")[-1]).step
+    step = checkpoint.load(run_folder.checkpoints(folder / "run")[-1]).step
     resumed = train(folder, *LONG, f"max_steps={step + 2}", "resume_from=latest", processes=2)
     other = write_run(tmp_path / "other")
     assert same_weights(resumed, train(other, *LONG, f"max_steps={step + 2}", processes=2))
@@ -211,7 +211,7 @@ def test_two_runs_in_one_folder_and_the_lock_of_a_dead_one(tmp_path: Path) -> No
         first.kill()
         first.wait()
     assert (folder / "run" / ".lock").exists()
-    step = checkpoint.load(checkpoint.checkpoints(folder / "run")[-1]).step
+    step = checkpoint.load(run_folder.checkpoints(folder / "run")[-1]).step
     assert train(folder, *LONG, f"max_steps={step + 1}", "resume_from=auto").exists()
 
 

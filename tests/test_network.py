@@ -27,7 +27,7 @@ from processes import (
     write_run,
 )
 
-from smallgpt import checkpoint
+from smallgpt import run_folder
 
 pytestmark = pytest.mark.distributed
 
@@ -195,7 +195,7 @@ def train_on_both(
     with running(network, folder, *arguments, processes=processes) as run:
         said = run.end(120)
         assert [torchrun.returncode for torchrun in run.torchruns] == [0, 0], said
-    return checkpoint.checkpoints(folder / "machine0" / "run")[-1], said
+    return run_folder.checkpoints(folder / "machine0" / "run")[-1], said
 
 
 def wait_for_steps(folder: Path, steps: int) -> None:
@@ -347,7 +347,7 @@ def test_a_killed_process_comes_back_by_itself_where_torchrun_may_restart(
         assert [torchrun.returncode for torchrun in run.torchruns] == [0, 0], said
     assert said[0].count("going on from run/cpt") == 1, said
     assert "error: " not in said[0] + said[1]
-    assert same_weights(checkpoint.checkpoints(first / "run")[-1], whole)
+    assert same_weights(run_folder.checkpoints(first / "run")[-1], whole)
     assert losses(first) == losses(straight)
 
 

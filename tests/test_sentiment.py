@@ -15,7 +15,7 @@ import torch
 from conftest import refusal
 
 import smallgpt
-from smallgpt import checkpoint, config_file
+from smallgpt import checkpoint, config_file, run_folder
 from smallgpt.config import SentimentConfig
 from smallgpt.sentiment import ablation, recipe
 from smallgpt.sentiment.explain import explain, strongest, to_html, to_terminal
@@ -131,7 +131,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
         recipe.run(stopped, "sentimentalTrain.py X")
     assert ended.value.code == 143
     assert "sentimentalTrain.py X resume_from=latest" in capsys.readouterr().err
-    assert [p.name for p in checkpoint.checkpoints(tmp_path / "run")] == ["cpt10", "cpt17"]
+    assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt10", "cpt17"]
     recipe.run(config(tmp_path, trained, dropout=0.1, resume_from="latest"))
     results = [
         json.loads((tmp_path / n / "report.json").read_text("utf-8")) for n in ("whole", "run")

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from conftest import DIALOGUES, REPOSITORY, python_environment
 
-from smallgpt import checkpoint, config_file, pretrain, runtime
+from smallgpt import checkpoint, config_file, pretrain, run_folder, runtime
 from smallgpt.config import Config
 from smallgpt.data.dialogues import open_corpus, split
 from smallgpt.data.packing import PackedRows
@@ -239,7 +239,7 @@ def test_resume_refuses_what_does_not_fit(settings: dict[str, Any], tmp_path: Pa
         train(settings, resume_from=str(tmp_path / "run" / "cpt4"))
     with pytest.raises(UserError, match="does not fit this model"):
         train(settings, resume_from="latest", max_steps=9, optimizer="muon")
-    assert [p.name for p in checkpoint.checkpoints(tmp_path / "run")] == ["cpt4", "cpt8"]
+    assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt4", "cpt8"]
 
 
 def test_resuming_a_finished_run_changes_nothing(
@@ -311,11 +311,11 @@ def test_checkpoints_kept_are_the_newest_and_the_best(
 ) -> None:
     # After step 2 the rate is so high that the loss only rises.
     train(settings, max_steps=6, save_freq=1, keep_last=2, lr=3.0, warmup_steps=0)
-    kept = checkpoint.checkpoints(tmp_path / "run")
+    kept = run_folder.checkpoints(tmp_path / "run")
     losses = {m["step"]: m["validation_loss"] for m in metrics(kept[0].parent) if "perplexity" in m}
     best = min(losses, key=losses.__getitem__)
     assert {p.name for p in kept} == {f"cpt{best}", "cpt5", "cpt6"}
-    assert checkpoint.resolve("best", tmp_path / "run").name == f"cpt{best}"
+    assert run_folder.resolve("best", tmp_path / "run").name == f"cpt{best}"
 
 
 # -- what stops a run -------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     monkeypatch.setattr(Trainer, "step", poisoned)
     with pytest.raises(UserError, match="step 6: the loss is nan"):
         train(settings, save_freq=2)
-    kept = checkpoint.checkpoints(tmp_path / "run")
+    kept = run_folder.checkpoints(tmp_path / "run")
     assert [p.name for p in kept] == ["cpt2", "cpt4"]
     assert all(torch.isfinite(t).all() for t in weights(kept[-1]).values())
 
@@ -391,7 +391,7 @@ def test_sigterm_during_validation_saves_at_once(
         train(settings, eval_freq=4, test_batch=1)
     assert stopped.value.code == 143
     assert len(batches) == 1
-    assert [p.name for p in checkpoint.checkpoints(tmp_path / "run")] == ["cpt4"]
+    assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt4"]
 
 
 class _SignalledWhileAsking(World):
@@ -486,7 +486,7 @@ def test_interrupted_run_saves_says_how_to_go_on_and_goes_on(
     message = errors.decode()
     assert process.returncode == code, message
     assert "Traceback" not in message
-    saved = checkpoint.checkpoints(tmp_path / "run")[-1]
+    saved = run_folder.checkpoints(tmp_path / "run")[-1]
     step = checkpoint.load(saved).step
     assert f"stopped at step {step}" in message
     assert "python train.py run.yaml lr=0.02 resume_from=latest" in message

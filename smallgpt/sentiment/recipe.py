@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from smallgpt import checkpoint, resume, runtime
+from smallgpt import checkpoint, resume, run_folder, runtime
 from smallgpt.checkpoint import Checkpoint
 from smallgpt.classifier import Classifier
 from smallgpt.config import ModelConfig, SentimentConfig
@@ -80,7 +80,7 @@ def base(config: SentimentConfig) -> Checkpoint:
         UserError: there is none.
     """
     path = Path(config.base_model).expanduser()
-    inside = checkpoint.checkpoints(path)
+    inside = run_folder.checkpoints(path)
     if inside:  # the folder of a run: its newest
         path = inside[-1]
     if not path.exists():

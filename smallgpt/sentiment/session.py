@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from smallgpt import checkpoint
+from smallgpt import checkpoint, run_folder
 from smallgpt.checkpoint import Checkpoint
 from smallgpt.classifier import Classifier
 from smallgpt.config import SentimentConfig
@@ -168,11 +168,11 @@ class Session:
             notes,
             self.reviews.names,
         )
-        checkpoint.prune(self.root, self.config.keep_last)
+        run_folder.prune(self.root, self.config.keep_last)
 
     def test(self) -> Path:
         """Judge the part kept for the test by the best model, and by the classical reference."""
-        path = checkpoint.best(checkpoint.checkpoints(self.root))
+        path = run_folder.best(run_folder.checkpoints(self.root))
         self.model.load_state_dict(checkpoint.load(path, classifier=True).weights)
         began = time.perf_counter()
         verdicts = judge(self.model, self.test_examples, self.here, self.config.test_batch)
