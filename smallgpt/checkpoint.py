@@ -44,6 +44,8 @@ from smallgpt.tokenizer import TOKENIZER_FILE, Tokenizer
 
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "training_state.pt"
+SHAPE_KEYS = ("block_size", "n_layer", "n_head", "n_embd", "bias")
+"""What makes two networks the same, but for the vocabulary and the dropout."""
 _NEEDED = (CONFIG_FILE, gpt2.CONFIG_FILE, gpt2.WEIGHTS_FILE, TOKENIZER_FILE)
 
 
@@ -210,7 +212,7 @@ def same_shape(config: Config, stored: Config) -> Config:
     Raises:
         UserError: a key of the model differs from the checkpoint's.
     """
-    for key in ("block_size", "n_layer", "n_head", "n_embd", "bias"):
+    for key in SHAPE_KEYS:
         wanted, has = getattr(config, key), getattr(stored, key)
         if wanted != has:
             raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from smallgpt.command_line import (
     ConfigFile,
     Overrides,
     prepare_process,
+    typed,
 )
 from smallgpt.config import DTYPES, Config
 from smallgpt.errors import UserError, user_errors
@@ -59,8 +59,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     # Only now that the config is known to be good: torch takes a second to import.
     from smallgpt import pretrain
 
-    kept = [o for o in overrides if not o.startswith("resume_from=")]
-    pretrain.run(settings, shlex.join(["train.py", str(config), *kept]))
+    pretrain.run(settings, typed("train.py", config, overrides))
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from smallgpt import config_file
-from smallgpt.command_line import TRAINING_SPINS, CheckpointPath, ConfigFile, Overrides
+from smallgpt.command_line import TRAINING_SPINS, CheckpointPath, ConfigFile, Overrides, typed
 from smallgpt.config import SentimentConfig
 from smallgpt.errors import UserError, user_errors
 
@@ -32,8 +32,7 @@ def sentiment_train(config: ConfigFile, overrides: Overrides = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     from smallgpt.sentiment import recipe
 
-    kept = [o for o in overrides if not o.startswith("resume_from=")]
-    recipe.run(settings, shlex.join(["sentimentalTrain.py", str(config), *kept]))
+    recipe.run(settings, typed("sentimentalTrain.py", config, overrides))
 
 
 @sentiment_app.command()

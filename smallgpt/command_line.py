@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,12 @@ TRAINING_SPINS, CHAT_SPINS = "1000", "10000"
 On a machine that is busy with something else as well, training is half as fast again where they
 soon sleep. The many short products of a reply need more patience (docs/log.md).
 """
+
+
+def typed(script: str, config: Path, overrides: list[str]) -> str:
+    """What the user typed, for the message that says how to go on: without resume_from."""
+    kept = [o for o in overrides if not o.startswith("resume_from=")]
+    return shlex.join([script, str(config), *kept])
 
 
 def run_script(command: Callable[..., Any]) -> None:

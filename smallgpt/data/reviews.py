@@ -152,14 +152,30 @@ def split_reviews(
     return Split(*(np.flatnonzero(part == number) for number in range(3)))
 
 
+def read_and_split(
+    config: SentimentConfig, names: list[str] | None = None
+) -> tuple[Reviews, Split]:
+    """The reviews of a config's file, and their split.
+
+    Args:
+        names: as in `read_reviews`.
+
+    Raises:
+        UserError: see `read_reviews` and `split_reviews`.
+    """
+    path = Path(config.sentimental_data_path).expanduser()
+    reviews = read_reviews(path, config.text_column, config.label_column, names)
+    return reviews, split_reviews(
+        reviews, config.train_percent, config.validation_percent, config.split_seed
+    )
+
+
 def to_learn_from(config: SentimentConfig, also: list[Path]) -> Iterator[str]:
     """The texts of a config's reviews but those kept for the test, then those of other files.
 
     Each without blank lines, which would divide it in a text of dialogues.
     """
-    path = Path(config.sentimental_data_path).expanduser()
-    own = read_reviews(path, config.text_column, config.label_column)
-    split = split_reviews(own, config.train_percent, config.validation_percent, config.split_seed)
+    own, split = read_and_split(config)
     kept = {own.texts[i] for i in split.test}
     texts = [text for text in own.texts if text not in kept]
     others = (

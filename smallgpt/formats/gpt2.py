@@ -112,11 +112,6 @@ def read(
     return weights
 
 
-def language_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a Classifier's state dict that is its GPT's."""
-    return {n.removeprefix(_PREFIX): t for n, t in weights.items() if n.startswith(_PREFIX)}
-
-
 def hollow_model(config: ModelConfig) -> GPT:
     """A GPT of this shape whose parameters have no contents: they are to be assigned."""
     with torch.device("meta"), _NoInitialisation():

@@ -24,18 +24,18 @@ BUCKET = 32
 
 @dataclass(frozen=True)
 class ReviewBatch:
-    """Rows for the classifier; all tensors int64.
+    """Rows for the classifier; all int64.
 
     ids: (R, T), padded with `<pad>`; ends: position of the verdict in each row, (R,);
     texts: number of the review of each row within the batch, (R,); labels: (N,), by review;
-    rows: number of each row in the Examples, (R,).
+    rows: number of each row in the Examples, (R,), wherever the tensors are.
     """
 
     ids: Tensor
     ends: Tensor
     texts: Tensor
     labels: Tensor
-    rows: Tensor
+    rows: IntArray
 
     def __len__(self) -> int:
         """N, the number of reviews."""
@@ -43,8 +43,10 @@ class ReviewBatch:
 
     def to(self, device: torch.device) -> ReviewBatch:
         """The same batch on another device."""
-        tensors = (self.ids, self.ends, self.texts, self.labels, self.rows)
-        return ReviewBatch(*(t.to(device) for t in tensors))
+        ids, ends, texts, labels = (
+            t.to(device) for t in (self.ids, self.ends, self.texts, self.labels)
+        )
+        return ReviewBatch(ids, ends, texts, labels, self.rows)
 
     def targets(self) -> Tensor:
         """The next ids, for the language-model loss, (R, T): the characters of the review."""
@@ -100,9 +102,8 @@ class Examples:
         rows = np.concatenate(
             [np.arange(self.first_row[r], self.first_row[r + 1]) for r in reviews]
         )
-        return ReviewBatch(
-            *self.gather(rows), *map(torch.from_numpy, (texts, self.labels[reviews], rows))
-        )
+        labels = torch.from_numpy(self.labels[reviews])
+        return ReviewBatch(*self.gather(rows), torch.from_numpy(texts), labels, rows)
 
     def gather(self, rows: IntArray) -> tuple[Tensor, Tensor]:
         """ids, (R, T), padded to the longest of these rows, and ends, (R,)."""

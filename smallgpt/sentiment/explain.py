@@ -11,11 +11,10 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from smallgpt.runtime import seed_everything
-from smallgpt.sentiment.examples import Examples
 from smallgpt.sentiment.predictor import Prediction, Predictor
 from smallgpt.tokenizer import PAD
 
@@ -39,15 +38,12 @@ def explain(predictor: Predictor, text: str) -> Explanation:
     """The verdict on a text and each character's share in it."""
     (prediction,) = predictor.predict([text])
     verdict = predictor.names.index(prediction.label)
-    config = predictor.config
-    labels = torch.zeros(1, dtype=torch.int64).numpy()
-    examples = Examples([text], labels, predictor.tokenizer, config.block_size, config.use_mask)
-    seed_everything(0)
+    examples = predictor.rows_of([text])
     shares: list[float] = []
     difference = 0.0
     rows = len(examples.lengths)
     for row in range(rows):
-        ids, ends = examples.gather(torch.tensor([row]).numpy())
+        ids, ends = examples.gather(np.array([row]))
         length = int(examples.lengths[row])
         of_row, of_margin = _integrate(predictor, ids, ends, slice(1, length - 1), verdict)
         shares += [share / rows for share in of_row]

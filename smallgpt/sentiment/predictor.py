@@ -67,12 +67,14 @@ class Predictor:
             raise TypeError("predict takes a list of texts: predict([text])")
         if not texts:
             return []
-        config = self.config
-        labels = np.zeros(len(texts), np.int64)
-        examples = Examples(texts, labels, self.tokenizer, config.block_size, config.use_mask)
-        verdicts = judge(self.model, examples, self.runtime, ROWS_AT_A_TIME)
+        verdicts = judge(self.model, self.rows_of(texts), self.runtime, ROWS_AT_A_TIME)
         assert verdicts is not None
         return [self._prediction([float(p) for p in row]) for row in verdicts.probabilities()]
+
+    def rows_of(self, texts: Sequence[str]) -> Examples:
+        """The texts as the model reads them; their labels are unknown, and 0."""
+        config, unknown = self.config, np.zeros(len(texts), np.int64)
+        return Examples(texts, unknown, self.tokenizer, config.block_size, config.use_mask)
 
     def _prediction(self, probabilities: list[float]) -> Prediction:
         by_name = dict(zip(self.names, probabilities, strict=True))

@@ -15,7 +15,7 @@ from smallgpt import checkpoint, resume, run_folder, runtime
 from smallgpt.checkpoint import Checkpoint
 from smallgpt.classifier import Classifier
 from smallgpt.config import ModelConfig, SentimentConfig
-from smallgpt.data.reviews import read_reviews, split_reviews
+from smallgpt.data.reviews import read_and_split
 from smallgpt.distributed import World
 from smallgpt.errors import UserError, note
 from smallgpt.formats import gpt2
@@ -39,24 +39,15 @@ def run(config: SentimentConfig, command: str = "sentimentalTrain.py …") -> Pa
 
         # 1. Reviews: read, and shared out by label.
         resumed = resume.find(config, World(), classifier=True)
-        names = resumed.stored.labels if resumed else None
-        reviews = read_reviews(
-            Path(config.sentimental_data_path).expanduser(),
-            config.text_column,
-            config.label_column,
-            names,
-        )
-        split = split_reviews(
-            reviews, config.train_percent, config.validation_percent, config.split_seed
-        )
+        reviews, split = read_and_split(config, resumed.stored.labels if resumed else None)
 
         # 2. Model: the base's body with a fresh head, or what a run goes on from.
         here = runtime.start(config)
         source = resumed.stored if resumed else base(config)
-        config = with_shape_of(source.config, config)
         tokenizer = source.tokenizer.with_marks()
+        config = with_shape_of(source.config, config, len(tokenizer))
         runtime.seed_everything(config.seed)
-        model, config = restore(source, config, tokenizer, reviews.names)
+        model = restore(source, config, tokenizer, reviews.names)
         model.to(here.device).train()
         session = Session(config, here, reviews, split, tokenizer, model)
         _describe_run(session, source)
@@ -92,16 +83,16 @@ def base(config: SentimentConfig) -> Checkpoint:
     return checkpoint.load(path, classifier=None)
 
 
-def with_shape_of(stored: ModelConfig, config: SentimentConfig) -> SentimentConfig:
+def with_shape_of(stored: ModelConfig, config: SentimentConfig, vocab_size: int) -> SentimentConfig:
     """`config` with the network that the base has; only the dropout is the config's."""
-    keys = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias")
-    return dataclasses.replace(config, **{key: getattr(stored, key) for key in keys})
+    shape = {key: getattr(stored, key) for key in checkpoint.SHAPE_KEYS}
+    return dataclasses.replace(config, **shape, vocab_size=vocab_size)
 
 
 def restore(
     source: Checkpoint, config: SentimentConfig, tokenizer: Tokenizer, names: list[str]
-) -> tuple[Classifier, SentimentConfig]:
-    """The classifier to train, and the config with its vocabulary size.
+) -> Classifier:
+    """The classifier to train.
 
     A base with the same labels keeps its head; ids that no character has are dropped, and
     `<start>` and `<extract>` begin as copies of `<sep>`.
@@ -111,12 +102,11 @@ def restore(
         weights = {f"transformer.{name}": tensor for name, tensor in weights.items()}
         used = weights["transformer.wte.weight"][: tokenizer.start]
         weights["transformer.wte.weight"] = torch.cat([used, used[[SEP, SEP]]])
-    config = dataclasses.replace(config, vocab_size=len(tokenizer))
     model = Classifier(config, len(names))
     if source.labels != names:
         weights[gpt2.HEAD] = model.score.weight.detach()
     model.load_state_dict(weights)
-    return model, config
+    return model
 
 
 def _describe_run(session: Session, source: Checkpoint) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn import metrics
 
+from smallgpt.data.reviews import IntArray
+
 FloatArray = npt.NDArray[np.floating[Any]]
-IntArray = npt.NDArray[np.int64]
 
 BINS = 15
 """Of the calibration error, by confidence."""

@@ -56,7 +56,6 @@ class Session:
         self.config, self.here, self.reviews, self.split = config, here, reviews, split
         self.tokenizer, self.model = tokenizer, model
         self.root = Path(config.checkpoint_root)
-        self.began = time.perf_counter()
         self.seconds = 0.0
         train, validation, test = (self._examples(part) for part in ("train", "validation", "test"))
         self.validation_examples, self.test_examples = validation, test
@@ -190,7 +189,7 @@ class Session:
         print(scores.describe(result["test"]))
         print(f"classical reference ({NAME}), on the same reviews:")
         print(scores.describe(result["reference"]))
-        note(f"written: {self.root / report.REPORT_FILE} and report.png")
+        note(f"written: {self.root / report.REPORT_FILE} and {report.PICTURE_FILE}")
         note(
             f"use it: {python_command()} -m smallgpt sentiment predict {shlex.quote(str(path))} "
             '"房间很干净"'

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from smallgpt.classifier import Classifier, mean_by_text
@@ -24,8 +23,8 @@ from smallgpt.errors import UserError
 from smallgpt.loss import IGNORED
 from smallgpt.runtime import Runtime, seed_everything
 from smallgpt.sentiment.examples import Examples, ReviewBatch
-from smallgpt.training.loop import DivergedError, StepResult
-from smallgpt.training.optimizer import apply_settings, learning_rate, make_optimizers
+from smallgpt.training.loop import StepResult
+from smallgpt.training.update import Updater
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -122,7 +121,7 @@ class Verdicts:
         return self.logits.softmax(1).numpy()
 
 
-class ClassifierTrainer:
+class ClassifierTrainer(Updater):
     """Model, optimizer and place in the data.
 
     Every random number of a step is a function of the seed and the step, as in training.loop.
@@ -132,6 +131,9 @@ class ClassifierTrainer:
         folder: where the states of frozen blocks are kept while it trains.
     """
 
+    config: SentimentConfig
+    model: Classifier
+
     def __init__(
         self,
         config: SentimentConfig,
@@ -140,20 +142,12 @@ class ClassifierTrainer:
         examples: Examples,
         folder: Path,
     ) -> None:
-        self.config = config
-        self.runtime = runtime
-        self.model = model
         self.examples = examples
         self.frozen: FrozenStates | None = None
         if config.frozen:
             model.freeze()
             self.frozen = FrozenStates(model, examples, runtime, folder)
-        self.optimizers = make_optimizers(model, config)
-        self.scaler = torch.amp.GradScaler(
-            runtime.device.type, enabled=runtime.dtype == torch.float16
-        )
-        self.completed = 0
-        """Steps taken."""
+        super().__init__(config, runtime, model)
         self._epoch: tuple[int, list[IntArray]] | None = None
 
     @property
@@ -169,35 +163,17 @@ class ClassifierTrainer:
         """
         config, step = self.config, self.completed
         seed_everything(config.seed, 7, step)
-        lr = learning_rate(step, config)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+        lr = self._set_rate()
         reviews = self._reviews(step)
         loss, tokens = 0.0, 0
         for part in np.array_split(reviews, min(config.accumulate, len(reviews))):
             batch = self.examples.batch(part)
             share = len(part) / len(reviews)
-            tokens += int(self.examples.lengths[batch.rows.numpy()].sum())
+            tokens += int(self.examples.lengths[batch.rows].sum())
             part_loss = self._loss(batch.to(self.runtime.device)) * share
-            self.scaler.scale(part_loss).backward()
+            self._backward(part_loss)
             loss += part_loss.item()
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        learning = [p for p in self.model.parameters() if p.requires_grad]
-        norm = nn.utils.clip_grad_norm_(learning, config.grad_clip or math.inf).item()
-        if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
-            self.model.zero_grad(set_to_none=True)
-            raise DivergedError(
-                f"step {step + 1}: the loss is {loss}, the gradient norm {norm}",
-                "lower lr, lengthen warmup_steps, or use dtype: float32",
-            )
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-        self.scaler.update()
-        self.model.zero_grad(set_to_none=True)
-        self.completed += 1
-        return StepResult(loss, norm, lr, tokens)
+        return StepResult(loss, self._update(loss), lr, tokens)
 
     def _reviews(self, step: int) -> IntArray:
         epoch, at = divmod(step, self.steps_per_epoch)
@@ -212,7 +188,7 @@ class ClassifierTrainer:
         model, weight = self.model, self.config.lm_weight
         with self.runtime.autocast():
             if self.frozen:
-                states = self.frozen.of(batch.rows.cpu().numpy()).to(self.runtime.device)
+                states = self.frozen.of(batch.rows).to(self.runtime.device)
                 logits = model.from_last_block(states, batch.ends)
             elif weight:
                 targets = batch.targets()
@@ -223,30 +199,6 @@ class ClassifierTrainer:
         if weight:
             loss = loss + weight * summed / (targets != IGNORED).sum().clamp(min=1)
         return loss
-
-    def state(self) -> dict[str, Any]:
-        """What `load_state` needs to go on exactly; tensors and plain values only."""
-        return {
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "scaler": self.scaler.state_dict(),
-            "completed": self.completed,
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state.
-
-        Raises:
-            UserError: the state does not fit this model.
-        """
-        try:
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            if state["scaler"] and self.scaler.is_enabled():
-                self.scaler.load_state_dict(state["scaler"])
-            self.completed = int(state["completed"])
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"the training state does not fit this model: {error}") from None
-        apply_settings(self.optimizers, self.config)
 
 
 @torch.inference_mode()

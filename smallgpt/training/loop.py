@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from smallgpt.config import Config
 from smallgpt.data.order import RowOrder
 from smallgpt.data.packing import PackedRows
 from smallgpt.distributed import World, replicate, without_averaging
-from smallgpt.errors import UserError
 from smallgpt.model import GPT
 from smallgpt.runtime import Runtime, compiled, seed_everything
-from smallgpt.training.optimizer import apply_settings, learning_rate, make_optimizers
-
-
-class DivergedError(UserError):
-    """The loss is no longer a number; the weights are still those of the step before."""
+from smallgpt.training.update import Updater
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,7 @@ class StepResult:
     tokens: int
 
 
-class Trainer:
+class Trainer(Updater):
     """Model, optimizer and place in the data.
 
     Every random number of a step is a function of the seed and the step, so `state` holds no
@@ -47,6 +39,8 @@ class Trainer:
             them make the same batch, and each computes its part of the gradient.
     """
 
+    model: GPT
+
     def __init__(
         self,
         config: Config,
@@ -55,20 +49,12 @@ class Trainer:
         rows: PackedRows,
         world: World = World(),  # noqa: B008 - it is frozen
     ) -> None:
-        self.config = config
-        self.runtime = runtime
+        super().__init__(config, runtime, model)
         self.world = world
-        self.model = model
         self.replica = replicate(model, world)
         self.network = compiled(self.replica, config.compile, runtime.device)
         self.rows = rows
         self.order = RowOrder(len(rows), config.seed)
-        self.optimizers = make_optimizers(model, config)
-        self.scaler = torch.amp.GradScaler(
-            runtime.device.type, enabled=runtime.dtype == torch.float16
-        )
-        self.completed = 0
-        """Steps taken."""
         self.rows_used = 0
         """Rows of the order consumed."""
         if world.size > 1:
@@ -94,11 +80,7 @@ class Trainer:
         """
         config, step, world = self.config, self.completed, self.world
         seed_everything(config.seed, 3, step, world.rank)
-        lr = learning_rate(step, config)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-
+        lr = self._set_rate()
         rows = self.order.take(self.rows_used, config.train_batch)
         batch = self.rows.batch(rows, config.unk_rate, (config.seed, 4, step))
         tokens = batch.target_count()
@@ -114,61 +96,22 @@ class Trainer:
                     )
                 # The mean over all targets of the step, however it is split: what is averaged over
                 # the processes is each one's share of the sum, times their number.
-                self.scaler.scale(summed / tokens * world.size).backward()
+                self._backward(summed / tokens * world.size)
             summed_loss += summed.item()
         loss = world.sum(summed_loss)[0] / tokens
 
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        largest = config.grad_clip or math.inf
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), largest).item()
-        self._check_finite(loss, grad_norm)
-        if math.isfinite(grad_norm):
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)
-        self.scaler.update()
-        self.model.zero_grad(set_to_none=True)
-        self.completed += 1
+        grad_norm = self._update(loss)
         self.rows_used += config.train_batch
         return StepResult(loss, grad_norm, lr, tokens)
 
-    def _check_finite(self, loss: float, grad_norm: float) -> None:
-        # With loss scaling an overflowing gradient is normal: that step is skipped.
-        finite = math.isfinite(loss) and (self.scaler.is_enabled() or math.isfinite(grad_norm))
-        if not finite:
-            self.model.zero_grad(set_to_none=True)
-            raise DivergedError(
-                f"step {self.completed + 1}: the loss is {loss}, the gradient norm {grad_norm}",
-                "lower lr, lengthen warmup_steps, or use dtype: float32",
-            )
-
     def state(self) -> dict[str, Any]:
         """What `load_state` needs to go on exactly; tensors and plain values only."""
-        return {
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "scaler": self.scaler.state_dict(),
-            "completed": self.completed,
-            "rows_used": self.rows_used,
-            "text": self._text_identity(),
-        }
+        return {**super().state(), "rows_used": self.rows_used, "text": self._text_identity()}
 
-    def load_state(self, state: dict[str, Any]) -> bool:
-        """Go on from a state; False where the text is another one, whose rows begin anew.
-
-        Raises:
-            UserError: the state does not fit this model.
-        """
-        try:
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            if state["scaler"] and self.scaler.is_enabled():
-                self.scaler.load_state_dict(state["scaler"])
-            self.completed = int(state["completed"])
-            same_text = state["text"] == self._text_identity()
-            self.rows_used = int(state["rows_used"]) if same_text else 0
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"the training state does not fit this model: {error}") from None
-        apply_settings(self.optimizers, self.config)
+    def _load_place(self, state: dict[str, Any]) -> bool:
+        super()._load_place(state)
+        same_text: bool = state["text"] == self._text_identity()
+        self.rows_used = int(state["rows_used"]) if same_text else 0
         return same_text
 
     def _text_identity(self) -> list[Any]:
