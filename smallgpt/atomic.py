@@ -1,6 +1,6 @@
-"""Directories that are complete or not there, and that one process at a time writes into.
+"""Directories and files that are complete or not there, and locks.
 
-A directory is written beside its place, under a name with the number of the writing process, and
+Each is written beside its place, under a name with the number of the writing process, and
 renamed. What a killed process left behind is removed by the next writer.
 """
 
@@ -43,6 +43,25 @@ def directory(target: Path) -> Iterator[Path]:
         _put_in_place(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def file(target: Path) -> Iterator[Path]:
+    """The path of a file to write, which becomes `target` at the end of the block.
+
+    One that is there already is replaced. Where the block or the renaming fails, all is as before.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    work = _beside(target, "writing")
+    try:
+        _clean_up(target.parent)
+        yield work
+        _to_disk(work)
+        work.replace(target)
+    finally:
+        work.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -103,8 +122,10 @@ def _clean_up(folder: Path) -> None:
         place = folder / leftover[2]
         if leftover[1] == "replaced" and not place.exists():
             path.rename(place)
-        else:
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _belongs_to_another(process: int) -> bool:

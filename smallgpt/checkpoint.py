@@ -46,6 +46,7 @@ CONFIG_FILE = "config.yaml"
 STATE_FILE = "training_state.pt"
 SHAPE_KEYS = ("block_size", "n_layer", "n_head", "n_embd", "bias")
 """What makes two networks the same, but for the vocabulary and the dropout."""
+WRITE_ERRORS = (OSError, RuntimeError, safetensors.SafetensorError)
 _NEEDED = (CONFIG_FILE, gpt2.CONFIG_FILE, gpt2.WEIGHTS_FILE, TOKENIZER_FILE)
 
 
@@ -121,18 +122,8 @@ def save(
     """
     target = place(root, step)
     try:
-        with atomic.directory(target) as work:
-            gpt2.write(work, config, tokenizer, weights, labels)
-            tokenizer.save(work, **_tokenizer_settings(config))
-            (work / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
-            with (work / STATE_FILE).open("wb") as file:
-                torch.save(training_state, file)
-            files = {p.name: sha256(p) for p in sorted(work.iterdir())}
-            manifest = {"format": 1, "step": step, **scores, "sha256": files}
-            (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-            for path in work.iterdir():
-                path.chmod(0o644)  # safetensors writes for the owner alone
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        write(target, step, config, tokenizer, weights, training_state, scores, labels)
+    except WRITE_ERRORS as error:
         kept = checkpoints(root)
         raise UserError(
             f"checkpoint {target} cannot be written: {first_line(error)}",
@@ -140,6 +131,40 @@ def save(
             + (f"; {kept[-1]} is intact" if kept else ""),
         ) from None
     return target
+
+
+def write(
+    target: Path,
+    step: int,
+    config: Config,
+    tokenizer: Tokenizer,
+    weights: Mapping[str, Tensor],
+    training_state: dict[str, Any] | None,
+    more: Mapping[str, Any],
+    labels: list[str] | None = None,
+) -> None:
+    """Write a checkpoint directory, complete or not at all.
+
+    Args:
+        training_state: None for a checkpoint that can chat, not resume.
+        more: scores and other facts for the manifest.
+        labels: names of the classes, where the model is a classifier.
+
+    Raises:
+        one of WRITE_ERRORS.
+    """
+    with atomic.directory(target) as work:
+        gpt2.write(work, config, tokenizer, weights, labels)
+        tokenizer.save(work, **_tokenizer_settings(config))
+        (work / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+        if training_state is not None:
+            with (work / STATE_FILE).open("wb") as file:
+                torch.save(training_state, file)
+        files = {p.name: sha256(p) for p in sorted(work.iterdir())}
+        manifest = {"format": 1, "step": step, **more, "sha256": files}
+        (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+        for path in work.iterdir():
+            path.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def is_classifier(path: Path) -> bool:

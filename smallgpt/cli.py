@@ -84,8 +84,10 @@ def chat(config: ConfigFile, overrides: Overrides = None) -> None:
 
 def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Path]:
     """The settings, and the checkpoint directory to chat with."""
-    from smallgpt import checkpoint
+    from smallgpt import checkpoint, conversion, published
 
+    if published.is_published(path):
+        path = conversion.beside(path, Config().data_paths())
     missing = not path.exists() and path.suffix not in (".yaml", ".yml")
     if path.is_dir() or missing or path.suffix in WEIGHTS_SUFFIXES:
         manifest = run_folder.read_manifest(path)  # or it says what is wrong with this path
@@ -99,7 +101,10 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Path]:
         return config_file.load(path / checkpoint.CONFIG_FILE, overrides), path
     settings = config_file.load(path, overrides)
     root = Path(settings.checkpoint_root)
-    return settings, run_folder.resolve(settings.resume_from or "latest", root)
+    path = run_folder.resolve(settings.resume_from or "latest", root)
+    if published.is_published(path):
+        path = conversion.beside(path, settings.data_paths())
+    return settings, path
 
 
 @app.command()
@@ -142,6 +147,36 @@ def inspect(path: CheckpointPath) -> None:
     from smallgpt import evaluation
 
     typer.echo(evaluation.describe_checkpoint(path))
+
+
+@app.command()
+@user_errors()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .pth file, or a checkpoint directory.")],
+    output: Annotated[Path, typer.Option(help="The directory or file to write.")],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="The text the .pth was trained on; may be given several times."),
+    ] = None,
+    to: Annotated[
+        str, typer.Option(help="checkpoint, or original for a .pth file.")
+    ] = "checkpoint",
+) -> None:
+    """Make a checkpoint directory of a .pth file of the earlier implementation, or the reverse.
+
+    Example: smallgpt convert cpt300M.pth --text data/train.txt --output checkpoints/cpt300M
+    """
+    if to not in ("checkpoint", "original"):
+        raise UserError(f"--to: {to!r} is no format", "use checkpoint or original")
+    if output.exists():
+        raise UserError(f"--output {output} is there already", "name another, or delete it")
+    from smallgpt import conversion
+
+    if to == "original":
+        conversion.to_original(source, output)
+    else:
+        conversion.from_original(source, text or Config().data_paths(), output)
+    typer.echo(f"written: {output}")
 
 
 @data_app.command()

@@ -122,9 +122,10 @@ class Config(ModelConfig, SamplingConfig):
     tensorboard_path: str | None = None
     """Folder for TensorBoard; empty for none."""
     resume_from: str | None = None
-    """A checkpoint directory, or `latest` or `best` in `checkpoint_root`. Training goes on from the
-    latest only, or from any into another `checkpoint_root`. `auto` is the latest if there is one,
-    else a new run."""
+    """A checkpoint directory, `latest` or `best` in `checkpoint_root`, or a `.pth` file of the
+    earlier implementation, whose text is `data_path`. Training goes on from the latest only, or
+    from any into another `checkpoint_root`. `auto` is the latest if there is one, else a new run.
+    """
 
     def data_paths(self) -> list[Path]:
         """The files of `data_path`, in order."""
@@ -155,7 +156,8 @@ class SentimentConfig(Config):
     label_column: str = "label"
     """Any number of classes; their names are kept in the checkpoint."""
     base_model: str = "checkpoints/pretrained/cpt300M.pth"
-    """What the classifier begins with: a checkpoint directory of train.py, or of a classifier."""
+    """What the classifier begins with: a checkpoint directory of train.py, or of a classifier, or
+    a `.pth` file of the earlier implementation, whose text is `data_path`."""
     use_mask: bool = True
     """Read the verdict at <extract>, so that padding does not count; False reads it at the last
     position of the row, which is padded to `block_size`."""

@@ -75,7 +75,7 @@ def _recipe(config: Config, command: str, world: World) -> Path:
     model.to(here.device).train()
     trainer = Trainer(config, here, model, train_rows, world)
     if resumed and not trainer.load_state(resumed.state):
-        note("the text is not the one of the checkpoint: its rows begin from the start")
+        note("the checkpoint knows no place in this text: its rows begin from the start")
     _describe_run(config, here, corpus, trainer)
 
     # 4. Loop: step, and now and then validate and save.

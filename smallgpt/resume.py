@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smallgpt import atomic, checkpoint, run_folder
+from smallgpt import atomic, checkpoint, published, run_folder
 from smallgpt.checkpoint import Checkpoint
 from smallgpt.config import Config
 from smallgpt.distributed import World
@@ -79,7 +79,11 @@ def _find(config: Config, restarted: bool, classifier: bool) -> Resumed | None:
                 "or delete that folder",
             )
         return None
-    resumed = _read(run_folder.resolve(resume_from, root), classifier)
+    path = run_folder.resolve(resume_from, root)
+    if published.is_published(path) and not classifier:
+        resumed = Resumed(*published.load(path, config.data_paths()))
+    else:
+        resumed = _read(path, classifier)
     if found and resumed.stored.path.resolve() != found[-1].resolve():
         raise UserError(
             f"{root} holds {found[-1].name}, which would mix with what follows "

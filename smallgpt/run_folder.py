@@ -101,7 +101,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise UserError(
             f"{path} is a file, not a checkpoint directory",
-            "give the directory that train.py wrote, such as checkpoints/demo/cpt1200",
+            f"make one of it: python -m smallgpt convert {path} --text … --output …"
+            if path.suffix == ".pth"
+            else "give the directory that train.py wrote, such as checkpoints/demo/cpt1200",
         )
     file = path / MANIFEST_FILE
     if not file.is_file():

@@ -167,10 +167,14 @@ def test_settings_of_the_chat(trained: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_chat_with_nothing_trained_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for file in (DEMO, REPOSITORY / "config" / "chat90M.yaml"):
-        said = refusal("chat", file)
+    chat = REPOSITORY / "config" / "chat90M.yaml"
+    for arguments in ([DEMO], [chat, "resume_from=latest"]):
+        said = refusal("chat", *arguments)
         assert said.startswith("error: no checkpoint in checkpoints/")
         assert "train one first: python train.py" in said
+    said = refusal("chat", chat)
+    assert said.startswith("error: checkpoints/pretrained/cpt90M.pth not found")
+    assert "put it there" in said and "python train.py" in said
     assert "train one: python train.py" in refusal("chat", "checkpoints/demo/cpt900")
     assert "config/lost.yaml not found" in refusal("chat", "config/lost.yaml")
 
@@ -214,10 +218,13 @@ def test_strangers_code_does_not_run(
         refusal("chat", file),
         refusal("chat", DEMO, f"resume_from={file}"),
         refusal("train", DEMO, f"resume_from={file}"),
-        refusal("inspect", file),
+        refusal("convert", file, "--output", tmp_path / "out"),
     ):
-        assert said.startswith(f"error: {file} is a file, not a checkpoint directory")
-        assert "give the directory that train.py wrote" in said
+        assert said.startswith(f"error: {file} is ")
+        assert ("refused" if how == "torch.save" else "not a model of") in said
+    said = refusal("inspect", file)
+    assert said.startswith(f"error: {file} is a file, not a checkpoint directory")
+    assert "smallgpt convert" in said
     shutil.copy(file, trained_copy / "training_state.pt")
     reseal(trained_copy)
     text, root = trained_run / "text.txt", tmp_path / "new"

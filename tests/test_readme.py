@@ -14,6 +14,7 @@ from conftest import DIALOGUES, REPOSITORY, python_environment
 from processes import free_port
 from test_sentiment import config, write_reviews
 
+from smallgpt import config_file, conversion, pretrain
 from smallgpt.sentiment import recipe
 
 README, CHINESE = REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md"
@@ -96,10 +97,22 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data").mkdir()
     for run in ("demo", "train90M", "train300M"):
         shutil.copytree(trained, folder / "checkpoints" / run / "cpt1200")
+    shutil.copy(folder / "my.txt", folder / "data" / "train.txt")
+    published_ones(folder)
     write_reviews(folder / "my.csv")
     classified = recipe.run(config(folder, trained, sentimental_data_path=str(folder / "my.csv")))
     shutil.copytree(classified, folder / "checkpoints" / "sentimental_demo" / "cpt400")
     return folder
+
+
+def published_ones(folder: Path) -> None:
+    """Tiny models in the place and format of the published weights."""
+    pretrained = folder / "checkpoints" / "pretrained"
+    pretrained.mkdir()
+    here = [*TINY, f"data_path={folder / 'my.txt'}", f"checkpoint_root={folder / 'tiny'}"]
+    tiny = pretrain.run(config_file.load(folder / "config" / "train300M.yaml", here))
+    for name in ("cpt90M.pth", "cpt300M.pth"):
+        conversion.to_original(tiny, pretrained / name)
 
 
 @pytest.mark.parametrize("command", RUN_HERE)
@@ -110,6 +123,8 @@ def test_command_of_the_readme(place: Path, command: str) -> None:
     if trains:
         folder = f"checkpoint_root={place / 'trained' / str(abs(hash(command)))}"
         arguments = [*arguments, *TINY, folder]
+    if "resume_from=" in command:
+        arguments += ["data_path=data/train.txt", "max_steps=2"]
     if program.startswith("torchrun "):
         port = f"--master_port={free_port()}"
         arguments = ["-m", "torch.distributed.run", port, *arguments]

@@ -12,6 +12,7 @@ from typing import IO, TextIO
 
 from tqdm import tqdm
 
+from smallgpt import atomic
 from smallgpt.data.table import Row, is_jsonl, read_rows
 from smallgpt.errors import UserError, note
 from smallgpt.sentiment import explain
@@ -78,10 +79,9 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
     if target.is_dir() or (target.exists() and source.exists() and target.samefile(source)):
         raise UserError(f"--output {target} is the input, or a directory", "name another file")
     rows = read_rows(source, [text_column])
-    work = target.with_name(f".{target.name}.part")
     judged = empty = 0
     try:
-        with work.open("w", encoding="utf-8", newline="") as file:
+        with atomic.file(target) as work, work.open("w", encoding="utf-8", newline="") as file:
             write: Callable[[dict[str, str]], None] | None = None
             progress = tqdm(desc="judging", unit=" reviews", dynamic_ncols=True, file=sys.stderr)
             for part in in_parts(rows):
@@ -98,11 +98,8 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
                     empty += prediction is None
                 progress.update(len(part))
             progress.close()
-        work.replace(target)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}") from None
-    finally:
-        work.unlink(missing_ok=True)
     note(f"{judged:,} judged, {empty:,} without a text; written: {target}")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from smallgpt import checkpoint, resume, run_folder, runtime
+from smallgpt import checkpoint, conversion, published, resume, run_folder, runtime
 from smallgpt.checkpoint import Checkpoint
 from smallgpt.classifier import Classifier
 from smallgpt.config import ModelConfig, SentimentConfig
@@ -74,6 +74,8 @@ def base(config: SentimentConfig) -> Checkpoint:
     inside = run_folder.checkpoints(path)
     if inside:  # the folder of a run: its newest
         path = inside[-1]
+    if published.is_published(path) and (path.exists() or path.with_suffix("").is_dir()):
+        path = conversion.beside(path, config.data_paths())
     if not path.exists():
         raise UserError(
             f"base_model: {path} not found",

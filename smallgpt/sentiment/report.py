@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smallgpt import atomic
 from smallgpt.data.reviews import Reviews
 from smallgpt.errors import UserError
 from smallgpt.sentiment.scores import reliability
@@ -36,9 +37,8 @@ def write(
     try:
         _write_verdicts(root / VERDICTS_FILE, verdicts, classical, reviews)
         draw(root / PICTURE_FILE, result, verdicts, reviews.names)
-        temporary = root / f".{REPORT_FILE}.part"
-        temporary.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", "utf-8")
-        temporary.replace(root / REPORT_FILE)
+        with atomic.file(root / REPORT_FILE) as work:
+            work.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", "utf-8")
     except OSError as error:
         raise UserError(f"the report cannot be written to {root}: {error.strerror}") from None
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from smallgpt.config import Config
 
+Named = tuple[str, nn.Parameter]
+
 
 def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
     """The optimizers that together train all parameters, at the rate of `learning_rate`.
@@ -19,10 +21,7 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
 
     Matrices and embeddings decay, biases and norms do not.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    vectors = [p for _, p in named if p.dim() < 2]
-    in_layers = [p for name, p in named if p.dim() >= 2 and _in_layers(name)]
-    embeddings = [p for name, p in named if p.dim() >= 2 and not _in_layers(name)]
+    embeddings, in_layers, vectors = ([p for _, p in group] for group in parameter_groups(model))
     optimizers: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
         optimizers.append(torch.optim.Muon(in_layers, adjust_lr_fn="match_rms_adamw"))
@@ -32,6 +31,18 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
     optimizers.append(torch.optim.AdamW([{"params": matrices}, {"params": vectors}], fused=True))
     apply_settings(optimizers, config)
     return optimizers
+
+
+def parameter_groups(model: nn.Module) -> tuple[list[Named], list[Named], list[Named]]:
+    """What learns, by name: embeddings, matrices of the layers, vectors.
+
+    In this order AdamW numbers them in a saved state, where it trains all of them.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    vectors = [(name, p) for name, p in named if p.dim() < 2]
+    in_layers = [(name, p) for name, p in named if p.dim() >= 2 and _in_layers(name)]
+    embeddings = [(name, p) for name, p in named if p.dim() >= 2 and not _in_layers(name)]
+    return embeddings, in_layers, vectors
 
 
 def _in_layers(name: str) -> bool:

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from smallgpt.config import Config
 from smallgpt.errors import UserError
 from smallgpt.runtime import Runtime
-from smallgpt.training.optimizer import apply_settings, learning_rate, make_optimizers
+from smallgpt.training.optimizer import (
+    apply_settings,
+    learning_rate,
+    make_optimizers,
+    parameter_groups,
+)
 
 
 class DivergedError(UserError):
@@ -93,8 +98,11 @@ class Updater:
             UserError: the state does not fit this model.
         """
         try:
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+            if "moments" in state:
+                self._load_moments(state["moments"])
+            else:
+                for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                    optimizer.load_state_dict(saved)
             if state["scaler"] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state["scaler"])
             same_data = self._load_place(state)
@@ -102,6 +110,16 @@ class Updater:
             raise UserError(f"the training state does not fit this model: {error}") from None
         apply_settings(self.optimizers, self.config)
         return same_data
+
+    def _load_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
+        """Go on with AdamW's state of another program, given by the parameters' names."""
+        if len(self.optimizers) != 1:
+            raise UserError("the checkpoint's optimizer is AdamW", "set optimizer: adamw")
+        names = [name for group in parameter_groups(self.model) for name, _ in group]
+        (optimizer,) = self.optimizers
+        state = optimizer.state_dict()
+        state["state"] = {number: moments[name] for number, name in enumerate(names) if moments}
+        optimizer.load_state_dict(state)
 
     def _load_place(self, state: dict[str, Any]) -> bool:
         """Set the place in the data; False where the data is another."""
