@@ -57,15 +57,18 @@ class Chatbot:
         """
         self._await_weights()
         self.conversation.add(text)
-        said = ""
+        said, ids = "", list[int]()
         try:
             context, self.left_out = self.conversation.context(self.sampling.max_new_tokens)
             for token in generate(
                 self.model, context, self.sampling, {SEP, PAD}, self._banned, self._generator
             ):
-                character = self._tokenizer.decode([token])
-                said += character
-                yield character
+                ids.append(token)
+                text = self._tokenizer.decode(ids)
+                if text.endswith("\ufffd"):  # the bytes so far are no whole character
+                    continue
+                more, said = text[len(said) :], text
+                yield more
         finally:
             self.conversation.add(said)
 

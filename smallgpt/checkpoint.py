@@ -24,7 +24,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from smallgpt import atomic
+from smallgpt import atomic, pieces
 from smallgpt.config import Config, ModelConfig, SentimentConfig
 from smallgpt.config_file import from_dict, to_yaml
 from smallgpt.errors import UserError
@@ -44,7 +44,11 @@ from smallgpt.tokenizer import TOKENIZER_FILE, Tokenizer
 
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "training_state.pt"
-SHAPE_KEYS = ("block_size", "n_layer", "n_head", "n_embd", "bias")
+SHAPE_KEYS = tuple(
+    field.name
+    for field in dataclasses.fields(ModelConfig)
+    if field.name not in ("vocab_size", "dropout")
+)
 """What makes two networks the same, but for the vocabulary and the dropout."""
 WRITE_ERRORS = (OSError, RuntimeError, safetensors.SafetensorError)
 _NEEDED = (CONFIG_FILE, gpt2.CONFIG_FILE, gpt2.WEIGHTS_FILE, TOKENIZER_FILE)
@@ -78,7 +82,8 @@ class Checkpoint:
         Raises:
             UserError: they are damaged.
         """
-        verify(self.path, self.manifest, gpt2.WEIGHTS_FILE)
+        if gpt2.WEIGHTS_FILE in self.manifest["sha256"]:  # not where it is another program's
+            verify(self.path, self.manifest, gpt2.WEIGHTS_FILE)
 
     def training_state(self) -> dict[str, Any]:
         """Optimizer state and position, on the CPU.
@@ -168,9 +173,9 @@ def write(
 
 
 def is_classifier(path: Path) -> bool:
-    """Whether a checkpoint directory holds a classifier; False where it is no checkpoint."""
+    """Whether a checkpoint directory of ours holds a classifier; False where it is none."""
     try:
-        return gpt2.read_labels(path) is not None
+        return not is_foreign(path) and gpt2.read_labels(path) is not None
     except UserError:
         return False
 
@@ -207,6 +212,8 @@ def load(path: Path, verify_weights: bool = True, classifier: bool | None = Fals
     Raises:
         UserError: it is missing, incomplete, damaged, of another architecture or the other kind.
     """
+    if is_foreign(path):
+        return _foreign(path, classifier)
     manifest = read_manifest(path)
     later = set() if verify_weights else {gpt2.WEIGHTS_FILE}
     for name in sorted({*_NEEDED, *manifest["sha256"]} - {STATE_FILE} - later):
@@ -216,9 +223,28 @@ def load(path: Path, verify_weights: bool = True, classifier: bool | None = Fals
         raise _other_kind(path, labels)
     config = _read_config(path / CONFIG_FILE, Config if labels is None else SentimentConfig)
     weights = gpt2.read(path, config, labels)
-    return Checkpoint(
-        path, manifest["step"], config, Tokenizer.load(path), weights, manifest, labels
-    )
+    return Checkpoint(path, manifest["step"], config, pieces.load(path), weights, manifest, labels)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a directory holds a model of another program, in Hugging Face's form."""
+    return not (path / MANIFEST_FILE).exists() and (path / gpt2.CONFIG_FILE).is_file()
+
+
+def _foreign(path: Path, classifier: bool | None) -> Checkpoint:
+    """A GPT-2 of another program; of a classifier, what is below its head."""
+    from smallgpt.formats import huggingface  # only here, as it is slow to import
+
+    if classifier is False and (labels := gpt2.read_labels(path)):
+        raise UserError(
+            f"{path} is a classifier of another program ({', '.join(labels)})",
+            "it can be a base_model: python sentimentalTrain.py config/sentimental_demo.yaml "
+            f"base_model={path}",
+        )
+    if classifier:
+        raise _other_kind(path, None)
+    foreign = huggingface.read(path)
+    return Checkpoint(path, 0, foreign.config, foreign.tokenizer, foreign.weights, {"sha256": {}})
 
 
 def _read_config(file: Path, schema: type[Config]) -> Config:

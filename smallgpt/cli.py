@@ -87,7 +87,9 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Path]:
     from smallgpt import checkpoint, conversion, published
 
     if published.is_published(path):
-        path = conversion.beside(path, Config().data_paths())
+        path = conversion.beside(path, config_file.load(None, overrides).data_paths())
+    if checkpoint.is_foreign(path):
+        return config_file.load(None, overrides), path
     missing = not path.exists() and path.suffix not in (".yaml", ".yml")
     if path.is_dir() or missing or path.suffix in WEIGHTS_SUFFIXES:
         manifest = run_folder.read_manifest(path)  # or it says what is wrong with this path

@@ -13,6 +13,7 @@ from smallgpt.errors import UserError
 
 Where = Callable[[str], str]
 """Names the place where a key's value stands, for messages."""
+ACTIVATIONS = ("gelu", "gelu_new")
 OPTIMIZERS = ("adamw", "muon")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
@@ -32,6 +33,11 @@ class ModelConfig:
     dropout: float = 0.0
     bias: bool = True
     """Biases in linear layers and layer norms."""
+    activation: str = "gelu"
+    """gelu (exact), or gelu_new, GPT-2's approximation of it."""
+    layer_norm_epsilon: float = 1e-5
+    tied: bool = True
+    """The output head is the embedding; False gives it weights of its own."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +228,10 @@ def check_values(config: Config, where: Where) -> None:
     require(0 < config.top_p <= 1, "top_p", "must be above 0 and at most 1")
     require(config.repetition_penalty > 0, "repetition_penalty", "must be positive")
     require(config.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}")
+    require(
+        config.activation in ACTIVATIONS, "activation", f"must be one of {', '.join(ACTIVATIONS)}"
+    )
+    require(config.layer_norm_epsilon > 0, "layer_norm_epsilon", "must be positive")
     require(config.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}")
     check_shares(config, processes=1, where=f"{where('train_batch')}: ")
 

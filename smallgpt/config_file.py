@@ -21,24 +21,25 @@ C = TypeVar("C", bound=Config)
 
 
 @overload
-def load(path: str | Path, overrides: list[str] | None = None) -> Config: ...
+def load(path: str | Path | None, overrides: list[str] | None = None) -> Config: ...
 @overload
-def load(path: str | Path, overrides: list[str] | None, schema: type[C]) -> C: ...
+def load(path: str | Path | None, overrides: list[str] | None, schema: type[C]) -> C: ...
 
 
 def load(
-    path: str | Path, overrides: list[str] | None = None, schema: type[Config] = Config
+    path: str | Path | None, overrides: list[str] | None = None, schema: type[Config] = Config
 ) -> Config:
     """Read a YAML file, apply `key=value` overrides, and check everything.
 
     Args:
+        path: None takes the defaults.
         schema: the class of the config, which says what keys there are.
 
     Raises:
         UserError: the file cannot be read, is not a flat YAML mapping, has an unknown key, a value
             of the wrong type, or a value that cannot work.
     """
-    values = _read_yaml(Path(path))
+    values = _read_yaml(Path(path)) if path is not None else {}
     _check_keys(values, str(path), schema)
     typed = _parse_overrides(overrides or [], schema)
     return _build(

@@ -1,4 +1,4 @@
-"""The whole GPT: a pre-norm decoder with learned positions, exact GELU and a tied output head.
+"""The whole GPT: a pre-norm decoder with learned positions, GELU and (mostly) a tied output head.
 
 After "Improving Language Understanding by Generative Pre-Training" (Radford et al., 2018) and
 GPT-2. Parameters carry GPT-2's standard names, so that a checkpoint is a Hugging Face model.
@@ -123,17 +123,19 @@ def attend(
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with the exact (erf) GELU between them."""
+    """Two linear layers with GELU between them: the exact (erf) one, or GPT-2's approximation."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
+        self.approximate = "tanh" if config.activation == "gelu_new" else "none"
 
     def forward(self, x_BTE: Tensor) -> Tensor:
         """Transform each position by itself, (B, T, E)."""
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x_BTE))))
+        y = F.gelu(self.c_fc(x_BTE), approximate=self.approximate)
+        return self.dropout(self.c_proj(y))
 
 
 class Block(nn.Module):
@@ -141,9 +143,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = _norm(config)
         self.attn = Attention(config, layer)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = _norm(config)
         self.mlp = FeedForward(config)
 
     def forward(self, x_BTE: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
@@ -156,6 +158,10 @@ class Block(nn.Module):
         rows = torch.arange(len(x_BTE), device=x_BTE.device)
         x_BE = x_BTE[rows, ends_B] + self.attn.at(self.ln_1(x_BTE), ends_B)
         return x_BE + self.mlp(self.ln_2(x_BE))
+
+
+def _norm(config: ModelConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.n_embd, config.layer_norm_epsilon, bias=config.bias)
 
 
 class GPT(nn.Module):
@@ -171,7 +177,9 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_f = _norm(config)
+        if not config.tied:
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 residual = name.endswith("c_proj.weight")
@@ -212,8 +220,9 @@ class GPT(nn.Module):
             cache.length += T
         x_BTE = self.ln_f(x_BTE)
         if targets_BT is not None:
-            return next_token_loss(x_BTE.flatten(0, 1), self.wte.weight, targets_BT.flatten())
-        return F.linear(x_BTE, self.wte.weight)
+            head = self.wte if self.config.tied else self.lm_head
+            return next_token_loss(x_BTE.flatten(0, 1), head.weight, targets_BT.flatten())
+        return F.linear(x_BTE, self.wte.weight) if self.config.tied else self.lm_head(x_BTE)
 
     def below_last_block(self, ids_BT: Tensor) -> Tensor:
         """What the last block is given, (B, T, E), where each row is one text."""

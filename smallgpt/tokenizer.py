@@ -69,6 +69,10 @@ class Tokenizer:
         """Text to ids, one a character; a newline is `<sep>`, an unknown character `<unk>`."""
         return [self._id_of.get(character, UNK) for character in text]
 
+    def spans(self, text: str) -> list[tuple[int, str]]:
+        """The ids of a text, each with its part of the text; the parts join to the text."""
+        return list(zip(self.encode(text), text, strict=True))
+
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text: `<sep>` is a newline, `<pad>` nothing, `<unk>` and unused ids U+FFFD."""
         return "".join(map(self._text_of, ids))
@@ -100,9 +104,7 @@ class Tokenizer:
 
     def unspeakable(self) -> list[int]:
         """Ids a reply must not contain: `<unk>` and characters that are no text on a screen."""
-        return [UNK] + [
-            i for i, c in enumerate(self.characters, FIRST_CHARACTER) if not _is_text(c)
-        ]
+        return [UNK] + [i for i, c in enumerate(self.characters, FIRST_CHARACTER) if not is_text(c)]
 
     def save(self, directory: Path, **settings: Any) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, which transformers reads as well.
@@ -110,24 +112,16 @@ class Tokenizer:
         Args:
             settings: what else tokenizer_config.json is to say.
         """
-        more = settings if self.classifies else settings | {"chat_template": CHAT_TEMPLATE}
         vocabulary = {"<unk>": UNK, "\n": SEP, "<pad>": PAD}
         vocabulary |= {c: i for i, c in enumerate(self.characters, FIRST_CHARACTER)}
         control = {"<unk>": UNK, "<pad>": PAD}
         if self.classifies:
             control |= {START: self.start, EXTRACT: self.start + 1}
-        special = {
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        tokenizer = {
+        definition = {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{"id": i, "content": c} | special for c, i in control.items()],
+            "added_tokens": [added_token(i, c) for c, i in control.items()],
             "normalizer": None,
             "pre_tokenizer": {
                 "type": "Split",
@@ -135,23 +129,13 @@ class Tokenizer:
                 "behavior": "Isolated",
                 "invert": False,
             },
-            "post_processor": self._around_each_text() if self.classifies else None,
+            "post_processor": self.around_each_text() if self.classifies else None,
             "decoder": {"type": "Fuse"},
             "model": {"type": "WordLevel", "vocab": vocabulary | control, "unk_token": "<unk>"},
         }
-        _write_json(directory / TOKENIZER_FILE, tokenizer)
-        tokenizer_config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "unk_token": "<unk>",
-            "pad_token": "<pad>",
-            # A typed "<pad>" is five characters, never the control token.
-            "split_special_tokens": True,
-            "clean_up_tokenization_spaces": False,
-            **more,
-        }
-        _write_json(directory / TOKENIZER_CONFIG_FILE, tokenizer_config)
+        write_files(directory, definition, self.classifies, settings)
 
-    def _around_each_text(self) -> dict[str, Any]:
+    def around_each_text(self) -> dict[str, Any]:
         """`<start> text <extract>`, in the form of tokenizer.json."""
         marks = {START: self.start, EXTRACT: self.start + 1}
         before, after = ({"SpecialToken": {"id": mark, "type_id": 0}} for mark in marks)
@@ -189,7 +173,44 @@ class Tokenizer:
             raise UserError(f"{path} is not a character vocabulary: {error}") from None
 
 
-def _is_text(character: str) -> bool:
+def write_files(
+    directory: Path, definition: dict[str, Any], classifies: bool, settings: dict[str, Any]
+) -> None:
+    """Write `tokenizer.json`, and the `tokenizer_config.json` that goes with our order of ids.
+
+    Args:
+        definition: the contents of the former.
+        settings: what else the latter is to say.
+    """
+    _write_json(directory / TOKENIZER_FILE, definition)
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        # A typed "<pad>" is five characters, never the control token.
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+        **settings,
+        **({} if classifies else {"chat_template": CHAT_TEMPLATE}),
+    }
+    _write_json(directory / TOKENIZER_CONFIG_FILE, tokenizer_config)
+
+
+def added_token(number: int, content: str, special: bool = True) -> dict[str, Any]:
+    """An entry of tokenizer.json: a token that is looked for before the text is cut."""
+    return {
+        "id": number,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
+
+
+def is_text(character: str) -> bool:
+    """Whether a reply may contain it: what is no text on a screen is not said."""
     return character.isprintable() or character in " \u3000"
 
 

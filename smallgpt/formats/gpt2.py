@@ -22,11 +22,11 @@ from smallgpt.tokenizer import PAD, SEP, Tokenizer
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
-HEAD = "score.weight"
+HEAD, LM_HEAD = "score.weight", "lm_head.weight"
 _PREFIX = "transformer."
 _CLASSIFIER = "GPT2ForSequenceClassification"
 # GPT-2 keeps these matrices as (in, out); ours are (out, in) like every torch Linear.
-_WITHOUT_BIAS = ("wte.weight", "wpe.weight", HEAD)
+_WITHOUT_BIAS = ("wte.weight", "wpe.weight", HEAD, LM_HEAD)
 _TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 
 
@@ -49,7 +49,7 @@ def write(
     values = {CONFIG_FILE: model_config(config)}
     if labels is None:
         values[GENERATION_CONFIG_FILE] = generation_config(config, tokenizer)
-        weights = {_PREFIX + name: tensor for name, tensor in weights.items()}
+        weights = {their_name(name): tensor for name, tensor in weights.items()}
     else:
         values[CONFIG_FILE] |= _classifier_config(config, tokenizer, labels)
     for name, value in values.items():
@@ -84,7 +84,18 @@ def read(
         tensors = safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{file} is missing or damaged: {error}") from None
-    expected = {_PREFIX + n: t for n, t in hollow_model(config).state_dict().items()}
+    return from_tensors(file, tensors, config, labels)
+
+
+def from_tensors(
+    file: Path, tensors: dict[str, Tensor], config: ModelConfig, labels: list[str] | None = None
+) -> dict[str, Tensor]:
+    """The state dict of a GPT, or with labels of a Classifier, out of what `file` held.
+
+    Raises:
+        UserError: they are not the tensors of a GPT-2 of this shape.
+    """
+    expected = {their_name(n): t for n, t in hollow_model(config).state_dict().items()}
     if labels is not None:
         expected[HEAD] = torch.empty(len(labels), config.n_embd, device="meta")
     weights = {}
@@ -98,9 +109,10 @@ def read(
                 f"{file}: {name} has shape {tuple(stored.shape)}, "
                 f"the config says {tuple(tensor.shape)}: a model of another architecture"
             )
-        weights[name if labels is not None else name.removeprefix(_PREFIX)] = stored.to(
-            tensor.dtype
-        )
+        if not stored.is_floating_point():
+            raise UserError(f"{file}: {name} holds {stored.dtype}, not floating-point numbers")
+        own_name = name if labels is not None else name.removeprefix(_PREFIX)
+        weights[own_name] = stored.to(tensor.dtype)
     # Without biases of our own, the file's must be the zeros that `write` put there.
     unknown = [
         name
@@ -110,6 +122,11 @@ def read(
     if unknown:
         raise UserError(f"{file} has unknown tensors ({unknown[0]} …): another architecture")
     return weights
+
+
+def their_name(name: str) -> str:
+    """Hugging Face's name for one of our parameters."""
+    return name if name == LM_HEAD else _PREFIX + name
 
 
 def hollow_model(config: ModelConfig) -> GPT:
@@ -171,7 +188,7 @@ def model_config(config: ModelConfig) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "activation_function": "gelu",  # the exact one; "gelu_new" would be the approximation
+        "activation_function": config.activation,
         "vocab_size": config.vocab_size,
         "n_positions": config.block_size,
         "n_ctx": config.block_size,
@@ -179,13 +196,13 @@ def model_config(config: ModelConfig) -> dict[str, Any]:
         "n_layer": config.n_layer,
         "n_head": config.n_head,
         "n_inner": 4 * config.n_embd,
-        "layer_norm_epsilon": 1e-5,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
         "initializer_range": 0.02,
         "scale_attn_weights": True,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tied,
         "bos_token_id": None,
         "eos_token_id": SEP,
         "pad_token_id": PAD,

@@ -204,6 +204,15 @@ def _read_moments(
         raise _not_ours(path, f"its optimizer is damaged: {error}") from None
 
 
+def _refuse_other_networks(config: Config) -> None:
+    default = Config()
+    for key in ("activation", "layer_norm_epsilon", "tied"):
+        if getattr(config, key) != getattr(default, key):
+            raise UserError(
+                f"{key} is {getattr(config, key)}: the earlier implementation has no such network"
+            )
+
+
 def contents(
     step: int,
     config: Config,
@@ -215,7 +224,11 @@ def contents(
 
     Args:
         rest: as in `Original`; what is missing takes a default.
+
+    Raises:
+        UserError: the network is one that the earlier implementation does not have.
     """
+    _refuse_other_networks(config)
     pieces = {n: piece for name in weights for n, piece in _split(name, weights[name]).items()}
     mask = torch.ones(config.block_size, config.block_size).tril()[None]
     order = _order(config)

@@ -25,11 +25,12 @@ _GREEN, _RED = (46, 160, 67), (218, 54, 51)
 
 @dataclass(frozen=True)
 class Explanation:
-    """characters: of the text; shares: how much each one speaks for the verdict, in logits;
-    difference: what they add up to in theory: verdict's margin over that of the baseline."""
+    """characters: of the text, or what else its ids stand for; shares: how much each one speaks for
+    the verdict, in logits; difference: what they add up to in theory: the verdict's margin over
+    that of the baseline."""
 
     prediction: Prediction
-    characters: str
+    characters: list[str]
     shares: list[float]
     difference: float
 
@@ -48,7 +49,8 @@ def explain(predictor: Predictor, text: str) -> Explanation:
         of_row, of_margin = _integrate(predictor, ids, ends, slice(1, length - 1), verdict)
         shares += [share / rows for share in of_row]
         difference += of_margin / rows
-    return Explanation(prediction, text, shares, difference)
+    characters = [part for _, part in predictor.tokenizer.spans(text)]
+    return Explanation(prediction, characters, shares, difference)
 
 
 def _integrate(

@@ -86,9 +86,19 @@ def base(config: SentimentConfig) -> Checkpoint:
 
 
 def with_shape_of(stored: ModelConfig, config: SentimentConfig, vocab_size: int) -> SentimentConfig:
-    """`config` with the network that the base has; only the dropout is the config's."""
+    """`config` with the network that the base has, but for its output head; only the dropout is
+    the config's.
+
+    Raises:
+        UserError: it has an output head that the language model's loss would need.
+    """
     shape = {key: getattr(stored, key) for key in checkpoint.SHAPE_KEYS}
-    return dataclasses.replace(config, **shape, vocab_size=vocab_size)
+    if config.lm_weight and not stored.tied:
+        raise UserError(
+            "lm_weight: the output head of base_model has weights of its own, and is not kept",
+            "set lm_weight: 0",
+        )
+    return dataclasses.replace(config, **shape | {"tied": True}, vocab_size=vocab_size)
 
 
 def restore(
@@ -101,6 +111,7 @@ def restore(
     """
     weights = dict(source.weights)
     if source.labels is None:
+        weights.pop(gpt2.LM_HEAD, None)
         weights = {f"transformer.{name}": tensor for name, tensor in weights.items()}
         used = weights["transformer.wte.weight"][: tokenizer.start]
         weights["transformer.wte.weight"] = torch.cat([used, used[[SEP, SEP]]])
