@@ -6,7 +6,7 @@ DEMO_TEXT := data/smalltalk.txt
 DEMO_ROOT := checkpoints/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed drill format pictures bench bench-time bench-scaling bench-sentiment bench-gpu clean
+.PHONY: help demo test test-slow test-distributed drill format pictures bench bench-time bench-scaling bench-sentiment bench-gpu sentiment-full clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -54,6 +54,22 @@ bench-sentiment: $(VENV)/.dev ## Measure fine-tuning a classifier against the pl
 
 bench-gpu: $(VENV)/.dev ## Measure training of 90M and 300M on a GPU, as shipped; skips without one
 	@$(BIN)/python -m benchmarks.training --device cuda --size 90M --size 300M
+
+# Files of reviews: HOTELS is learnt from and tested on, DOMAINS adds labels, CHATS more text.
+HOTELS ?= data/ChnSentiCorp_htl_all.csv
+DOMAINS ?= data/reviews_other_domains.csv.xz
+CHATS ?= data/train.txt
+SEEDS ?= 5
+FULL_ROOT := checkpoints/sentiment_full
+sentiment-full: $(VENV)/.run ## A classifier from nothing: language model, other domains, hotel reviews (an hour)
+	@mkdir -p $(FULL_ROOT)
+	@$(BIN)/python -m smallgpt sentiment text config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \
+		--also $(DOMAINS) > $(FULL_ROOT)/reviews.part
+	@mv $(FULL_ROOT)/reviews.part $(FULL_ROOT)/reviews.txt
+	@$(BIN)/python train.py config/sentiment_full_language.yaml data_path=[$(FULL_ROOT)/reviews.txt,$(CHATS)] $(FULL_KEYS)
+	@$(BIN)/python sentimentalTrain.py config/sentiment_full_domains.yaml sentimental_data_path=$(DOMAINS) $(FULL_KEYS)
+	@$(BIN)/python -m smallgpt sentiment ablation config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \
+		--cell mask --seeds $(SEEDS) $(FULL_KEYS)
 
 clean: ## Delete the environment, the demo model and its text
 	rm -rf $(VENV) $(DEMO_ROOT) $(DEMO_TEXT)
