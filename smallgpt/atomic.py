@@ -56,7 +56,7 @@ def file(target: Path) -> Iterator[Path]:
     """
     work = _beside(target, "writing")
     try:
-        _clean_up(target.parent)
+        _clean_up(target.parent, own=False)  # several may be written side by side
         yield work
         _to_disk(work)
         work.replace(target)
@@ -113,11 +113,17 @@ def _put_in_place(work: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _clean_up(folder: Path) -> None:
-    """Remove what processes that were killed left here; put back what they had moved away."""
+def _clean_up(folder: Path, own: bool = True) -> None:
+    """Remove what processes that were killed left here; put back what they had moved away.
+
+    Args:
+        own: also what has this process's number, which another one had before.
+    """
     for path in list(folder.iterdir()):
         leftover = _LEFTOVER.fullmatch(path.name)
         if leftover is None or _belongs_to_another(int(leftover[3])):
+            continue
+        if not own and int(leftover[3]) == os.getpid():
             continue
         place = folder / leftover[2]
         if leftover[1] == "replaced" and not place.exists():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from smallgpt import config_file, run_folder
+from smallgpt.cli_data import data_app
 from smallgpt.cli_sentiment import sentiment_app
 from smallgpt.command_line import (
     CHAT_SPINS,
@@ -32,7 +32,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make and inspect dialogue texts.")
 app.add_typer(data_app, name="data")
 app.add_typer(sentiment_app, name="sentiment")
 
@@ -179,25 +178,3 @@ def convert(
     else:
         conversion.from_original(source, text or Config().data_paths(), output)
     typer.echo(f"written: {output}")
-
-
-@data_app.command()
-@user_errors()
-def smalltalk(
-    dialogues: Annotated[int, typer.Option(min=1, help="How many, all distinct.")] = 60_000,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 1,
-) -> None:
-    """Write built-in small talk to standard output, in the train.txt format.
-
-    Example: smallgpt data smalltalk --dialogues 60000 --seed 1 > data/smalltalk.txt
-    """
-    from tqdm import tqdm
-
-    from smallgpt.data.smalltalk import generate
-
-    texts = tqdm(generate(dialogues, seed), total=dialogues, unit="dialogue", delay=1, leave=False)
-    try:
-        for number, text in enumerate(texts):
-            sys.stdout.write(("\n" if number else "") + text + "\n")
-    except ValueError as error:
-        raise UserError(f"--dialogues {dialogues}: {error}", "ask for fewer") from None

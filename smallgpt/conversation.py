@@ -6,12 +6,7 @@ model then speaks until `<sep>` or `<pad>`.
 
 from __future__ import annotations
 
-from smallgpt.tokenizer import SEP, Tokenizer
-
-
-def as_utterance(text: str) -> str:
-    """One line: newlines become spaces, white space around is dropped (as in the chat template)."""
-    return text.replace("\r\n", "\n").replace("\n", " ").replace("\r", " ").strip()
+from smallgpt.tokenizer import SEP, Tokenizer, as_utterance
 
 
 class Conversation:

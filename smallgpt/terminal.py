@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 from smallgpt.chatbot import Chatbot
-from smallgpt.conversation import as_utterance
 from smallgpt.errors import note
+from smallgpt.tokenizer import as_utterance
 
 PROMPT = ">>> "
 HELP = """\

@@ -30,13 +30,18 @@ UNICODE_SIZE = 0x110000
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
-# Every message is one utterance, whoever speaks; see conversation.as_utterance for the same rule.
+# Every message is one utterance, whoever speaks; see `as_utterance` for the same rule.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ message['content'] | replace('\\r\\n', ' ') | replace('\\n', ' ') | replace('\\r', ' ')"
     " | trim }}{{ '\\n' }}"
     "{% endfor %}"
 )
+
+
+def as_utterance(text: str) -> str:
+    """One line: newlines become spaces, white space around is dropped (as in the chat template)."""
+    return text.replace("\r\n", "\n").replace("\n", " ").replace("\r", " ").strip()
 
 
 class Tokenizer:

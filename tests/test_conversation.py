@@ -7,8 +7,8 @@ from conftest import vocabulary
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallgpt.conversation import Conversation, as_utterance
-from smallgpt.tokenizer import SEP, UNK
+from smallgpt.conversation import Conversation
+from smallgpt.tokenizer import SEP, UNK, as_utterance
 
 utterances = st.text(st.sampled_from("你我好吗ab \n\r\t<>"), max_size=12)
 

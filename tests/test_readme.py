@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -45,10 +46,13 @@ ELSEWHERE = {
     "printf '早上好呀\\n你叫什么名字\\nexit\\n' | make -s demo": "tests/test_demo.py",
     "pip install -r requirements.txt": "the target .venv/.run",
     "pip install .": "tests/test_demo.py",
+    "pip install pyarrow": "requirements-dev.txt",
     "make test": ".ci/run",
     "make test-slow": "itself",
     "make bench": "tests/test_benchmark*.py, in small",
     "make bench-time": "tests/test_benchmarks.py, in small",
+    "make sentiment-full HOTELS=data/ChnSentiCorp_htl_all.csv "
+    "DOMAINS=data/reviews_other_domains.csv CHATS=data/train.txt": "tests/test_sentiment_full.py",
     "make bench-gpu": "tests/test_benchmarks.py, without a GPU",
     "make bench-sentiment": "tests/test_benchmark_sentiment.py, in small",
     "make bench-scaling": "tests/test_benchmark_scaling.py, in small",
@@ -94,6 +98,8 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(REPOSITORY / name, folder)
     shutil.copytree(REPOSITORY / "config", folder / "config")
     (folder / "my.txt").write_text(DIALOGUES, encoding="utf-8")
+    pairs = [part.splitlines() for part in DIALOGUES.split("\n\n")]
+    (folder / "my.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), "utf-8")
     (folder / "data").mkdir()
     for run in ("demo", "train90M", "train300M"):
         shutil.copytree(trained, folder / "checkpoints" / run / "cpt1200")

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from smallgpt import atomic
-from smallgpt.data.text import check_files, fingerprint, read_text
+from smallgpt.data.dialogue_formats import text_pieces
+from smallgpt.data.text import check_files, fingerprint
 from smallgpt.errors import UserError, note
 from smallgpt.tokenizer import FIRST_CHARACTER, PAD, SEP, UNICODE_SIZE, Tokenizer
 
@@ -185,7 +186,7 @@ def _spool(
     with spool.open("wb") as out:
         for path in paths:
             at_start = written
-            for raw, clean in read_text(path):
+            for raw, clean in text_pieces(path):
                 raw_codes = _code_points(raw)
                 _count(raw_codes, counts, first_seen, seen)
                 seen += len(raw_codes)

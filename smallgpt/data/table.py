@@ -15,6 +15,7 @@ from smallgpt.data.text import read_bytes
 from smallgpt.errors import UserError, note
 
 _DELIMITERS = (",", "\t", ";", "|")
+_TABLE_SUFFIXES = (".csv", ".tsv")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
@@ -39,11 +40,30 @@ def read_rows(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "not found"
         raise UserError(f"{path} {kind}", "give a CSV, TSV or JSONL file with a header")
-    encoding = _encoding(path)
-    lines = _lines(path, encoding)
+    lines = read_lines(path)
     if is_jsonl(path):
         return _json_rows(path, lines, columns)
     return _table_rows(path, lines, columns)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Stream lines with their newlines, whichever kind, without a byte order mark.
+
+    Text is UTF-8, or GB18030 where it is not UTF-8, which is said.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return _lines(path, _encoding(path))
+
+
+def header_of(path: Path, beginning: str) -> list[str]:
+    """The columns of a table, from its beginning; none where its name is not a table's."""
+    suffixes = [s.lower() for s in path.suffixes if s.lower() not in (".gz", ".xz")]
+    if not suffixes or suffixes[-1] not in _TABLE_SUFFIXES:
+        return []
+    header = beginning.partition("\n")[0]
+    return next(csv.reader([header.strip()], delimiter=_delimiter(header, [])), [])
 
 
 def is_jsonl(path: Path) -> bool:

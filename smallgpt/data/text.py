@@ -13,6 +13,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -130,6 +131,22 @@ class _LineCount:
     @property
     def complete(self) -> int:
         return max(self._feeds, self._returns)
+
+
+@contextmanager
+def open_decompressed(path: Path) -> Iterator[IO[bytes]]:
+    """A file, decompressed where it is .gz or .xz by its content.
+
+    Raises:
+        UserError: it cannot be read or is damaged, also while it is read.
+    """
+    try:
+        with path.open("rb") as raw:
+            yield _decompressed(raw)
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged or cut off: {error}", "get the file again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def read_bytes(path: Path) -> Iterator[bytes]:
