@@ -14,6 +14,7 @@ from smallgpt.errors import UserError
 Where = Callable[[str], str]
 """Names the place where a key's value stands, for messages."""
 ACTIVATIONS = ("gelu", "gelu_new")
+LOSS_ON = ("all", "replies")
 OPTIMIZERS = ("adamw", "muon")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
@@ -67,6 +68,12 @@ class Config(ModelConfig, SamplingConfig):
     """Share of the dialogues to train on; the rest is for validation."""
     unk_rate: float = 0.1
     """How often one of the rarest characters (1 % of the text) is shown as <unk>."""
+
+    base_model: str | None = None
+    """A model to begin with instead of fresh weights: a checkpoint directory, the folder of a run,
+    or a GPT-2 of another program. Characters it does not know are added to its vocabulary."""
+    loss_on: str = "all"
+    """all utterances, or replies: every second one."""
 
     # where and how it runs
     device: str = "auto"
@@ -161,7 +168,7 @@ class SentimentConfig(Config):
     text_column: str = "review"
     label_column: str = "label"
     """Any number of classes; their names are kept in the checkpoint."""
-    base_model: str = "checkpoints/pretrained/cpt300M.pth"
+    base_model: str | None = "checkpoints/pretrained/cpt300M.pth"
     """What the classifier begins with: a checkpoint directory of train.py, or of a classifier, or
     a `.pth` file of the earlier implementation, whose text is `data_path`."""
     use_mask: bool = True
@@ -232,6 +239,7 @@ def check_values(config: Config, where: Where) -> None:
         config.activation in ACTIVATIONS, "activation", f"must be one of {', '.join(ACTIVATIONS)}"
     )
     require(config.layer_norm_epsilon > 0, "layer_norm_epsilon", "must be positive")
+    require(config.loss_on in LOSS_ON, "loss_on", f"must be one of {', '.join(LOSS_ON)}")
     require(config.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}")
     check_shares(config, processes=1, where=f"{where('train_batch')}: ")
 
@@ -239,6 +247,7 @@ def check_values(config: Config, where: Where) -> None:
 def _check_sentiment(config: SentimentConfig, where: Where) -> None:
     require = _requirement(config, where)
     require(0 < config.validation_percent < 1, "validation_percent", "must be between 0 and 1")
+    require(bool(config.base_model), "base_model", "must name a model")
     require(config.lm_weight >= 0, "lm_weight", "must not be negative")
     require(config.patience >= 0, "patience", "must not be negative")
     require(0 <= config.split_seed < 2**63, "split_seed", "must be from 0 to 2**63 - 1")

@@ -48,10 +48,13 @@ def _write(
         ) from None
 
 
-def beside(path: Path, texts: list[Path]) -> Path:
+def beside(path: Path, texts: list[Path] | None) -> Path:
     """The checkpoint directory of a `.pth` file: beside it, made the first time.
 
     It is for use only, without the optimizer, which is twice as large as the weights.
+
+    Args:
+        texts: what the weights were trained on; None where it is not known.
 
     Raises:
         UserError: it cannot be made, or something else is in its place.
@@ -74,6 +77,12 @@ def beside(path: Path, texts: list[Path]) -> Path:
                 f"{path} would be converted into {target}, but something else is there",
                 f"move it, or: python -m smallgpt convert {path} --text … --output DIRECTORY",
             )
+    if texts is None:
+        raise UserError(
+            f"{path} has no vocabulary of its own",
+            f"make a directory of it first: python -m smallgpt convert {path} --text … --output "
+            f"{target}, with the very text it was trained on",
+        )
     stored, state = published.load(path, texts)
     names = ", ".join(map(str, texts))
     note(f"converting {path} with the vocabulary of {names} into {target}, once")

@@ -15,6 +15,7 @@ from smallgpt.data import smalltalk
 from smallgpt.data.dialogues import open_corpus
 from smallgpt.data.judge import Score, judge_all
 from smallgpt.data.packing import PackedRows
+from smallgpt.data.vocabulary import in_ids_of
 from smallgpt.formats import gpt2
 from smallgpt.model import GPT
 from smallgpt.training.validation import validate
@@ -36,14 +37,8 @@ def on_text(path: Path, files: list[Path], device: str = "auto", dtype: str | No
     else:
         model = _model_as_in_chat(stored, here.device, dtype)
         here = runtime.Runtime(here.device, torch.float32, "the weights have the precision")
-    corpus = open_corpus(files)
-    rows = PackedRows(
-        corpus,
-        np.arange(len(corpus)),
-        config.block_size,
-        config.seed,
-        stored.tokenizer.ids_from(corpus.tokenizer),
-    )
+    corpus, id_map = in_ids_of(open_corpus(files), stored.tokenizer)
+    rows = PackedRows(corpus, np.arange(len(corpus)), config.block_size, config.seed, id_map)
     measured = validate(model, rows, here, config.test_batch, len(rows), config.seed)
     return str(measured)
 

@@ -119,16 +119,18 @@ class Pieces(Tokenizer):
         """The tokenizer of a classifier with the same pieces."""
         return Pieces(self.definition, classifies=True)
 
-    def ids_from(self, other: Tokenizer) -> npt.NDArray[np.int64] | None:
-        """Refused: what is kept as ids of characters cannot become pieces.
+    def extended(self, other: Tokenizer) -> Tokenizer:
+        """This vocabulary and, behind it, the characters of `other` that are `<unk>` in it."""
+        new = [c for c in other.characters if c.strip() and UNK in self.encode(c)]
+        if not new:
+            return self
+        definition = json.loads(json.dumps(self.definition))
+        definition["model"]["vocab"] |= {c: len(self) + n for n, c in enumerate(new)}
+        return Pieces(definition)
 
-        Raises:
-            UserError: always.
-        """
-        raise UserError(
-            "this model reads pieces of words, and texts are kept as characters",
-            "chat with it, or use it as base_model of a classifier",
-        )
+    def ids_from(self, other: Tokenizer) -> npt.NDArray[np.int64] | None:
+        """There is no such table; see data.vocabulary."""
+        raise TypeError("pieces have no table of characters")
 
     def unspeakable(self) -> list[int]:
         """Ids a reply must not contain: `<unk>`, the other program's control tokens, and pieces

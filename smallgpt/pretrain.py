@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from smallgpt import checkpoint, launch, resume, run_folder, runtime
+from smallgpt import base_model, checkpoint, launch, resume, run_folder, runtime
 from smallgpt.chatbot import Chatbot
+from smallgpt.checkpoint import Checkpoint
 from smallgpt.config import Config, check_shares
 from smallgpt.data.dialogues import Corpus, describe, open_corpus, split
 from smallgpt.data.packing import PackedRows
+from smallgpt.data.vocabulary import in_ids_of
 from smallgpt.distributed import World
 from smallgpt.errors import UserError, note
 from smallgpt.loss import CHUNK
@@ -59,7 +61,15 @@ def _recipe(config: Config, command: str, world: World) -> Path:
     # 2. Data: text -> dialogues -> ids -> packed rows.
     corpus = world.in_turn(lambda: open_corpus(config.data_paths()))
     world.agree("the text", corpus.fingerprint, "give every machine the same data_path files")
-    tokenizer = resumed.stored.tokenizer if resumed else corpus.tokenizer
+    base = base_model.load(config) if config.base_model and not resumed else None
+    tokenizer = corpus.tokenizer
+    if resumed:
+        tokenizer = resumed.stored.tokenizer
+        if config.base_model:  # which said what the network is
+            config = base_model.with_shape_of(resumed.stored.config, config, len(tokenizer))
+    elif base:
+        tokenizer = base.tokenizer.extended(corpus.tokenizer)
+        config = base_model.with_shape_of(base.config, config, len(tokenizer))
     train_rows, validation_rows = pack_corpus(config, corpus, tokenizer)
     last_step = config.last_step(len(train_rows) / config.train_batch)
 
@@ -72,6 +82,8 @@ def _recipe(config: Config, command: str, world: World) -> Path:
         config = _with_vocabulary(config, tokenizer)
         runtime.seed_everything(config.seed)
         model = GPT(config)
+        if base:
+            _begin_with(base, model, tokenizer)
     model.to(here.device).train()
     trainer = Trainer(config, here, model, train_rows, world)
     if resumed and not trainer.load_state(resumed.state):
@@ -95,10 +107,11 @@ def pack_corpus(
 ) -> tuple[PackedRows, PackedRows]:
     """Training and validation rows, in the ids of `tokenizer`."""
     train, held_back = split(len(corpus), config.train_percent, config.seed)
-    id_map = tokenizer.ids_from(corpus.tokenizer)
+    encoded, id_map = in_ids_of(corpus, tokenizer)
+    replies_only = config.loss_on == "replies"
 
     def packed(dialogues: npt.NDArray[np.int64]) -> PackedRows:
-        return PackedRows(corpus, dialogues, config.block_size, config.seed, id_map)
+        return PackedRows(encoded, dialogues, config.block_size, config.seed, id_map, replies_only)
 
     return packed(train), packed(held_back)
 
@@ -207,6 +220,12 @@ class _Session:
             scores,
         )
         run_folder.prune(root, self.config.keep_last)
+
+
+def _begin_with(base: Checkpoint, model: GPT, tokenizer: Tokenizer) -> None:
+    model.load_state_dict(base_model.widened(base, tokenizer))
+    new = len(tokenizer) - len(base.tokenizer)
+    note(f"base: {base.path}; {new:,} characters are new to it, and added to its vocabulary")
 
 
 def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:

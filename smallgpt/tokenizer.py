@@ -101,6 +101,11 @@ class Tokenizer:
         """The tokenizer of a classifier with the same characters."""
         return Tokenizer(self.characters, classifies=True)
 
+    def extended(self, other: Tokenizer) -> Tokenizer:
+        """This vocabulary and, behind it, the characters that only `other` has."""
+        new = [c for c in other.characters if c not in self._id_of]
+        return Tokenizer([*self.characters, *new]) if new else self
+
     def ids_from(self, other: Tokenizer) -> npt.NDArray[np.int64] | None:
         """For each id of `other` our id of the same character; None where all agree."""
         if other.characters == self.characters:

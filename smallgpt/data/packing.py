@@ -66,6 +66,7 @@ class PackedRows:
         seed: which dialogues of equal length meet in a row.
         id_map: for each id of the corpus its id in the model's vocabulary, where that is another
             one (resuming on new text); what is `<unk>` there is never a target.
+        replies_only: only every second utterance is a target, what the model is to say.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class PackedRows:
         block_size: int,
         seed: int,
         id_map: npt.NDArray[Any] | None = None,
+        replies_only: bool = False,
     ) -> None:
+        self.replies_only = replies_only
         self.corpus = corpus
         self.dialogues = dialogues
         self.block_size = block_size
@@ -116,9 +119,13 @@ class PackedRows:
 
         ids = self.corpus.ids[source].astype(np.int64)
         targets = self.corpus.ids[source + 1].astype(np.int64)
+        if self.replies_only:
+            turns = self._turns(ids, piece, length)
+            targets = np.where(turns % 2 == 1, targets, IGNORED)
         shown = self._with_unknown(ids, unk_rate, seed)
         if self.id_map is not None:
-            shown, targets = self.id_map[shown], self.id_map[targets]
+            learnt = targets != IGNORED
+            shown, targets = self.id_map[shown], self.id_map[np.where(learnt, targets, UNK)]
             targets = np.where(targets == UNK, IGNORED, targets)
 
         def filled(values: IntArray, empty: int) -> Tensor:
@@ -132,6 +139,24 @@ class PackedRows:
             positions=filled(within, 0),
             documents=filled(np.repeat(_ranges(np.zeros_like(count), count), length), -1),
         )
+
+    def _turns(self, ids: IntArray, piece: IntArray, length: IntArray) -> IntArray:
+        """The number of the utterance, from 0, that each target belongs to."""
+        starts, ends = self._starts[piece], self.corpus.ends
+        dialogue = np.searchsorted(ends, starts, side="right")
+        begins = np.where(dialogue > 0, ends[dialogue - 1], 0)
+        # Utterances of a continued dialogue that ended before the piece.
+        before = np.array(
+            [
+                np.count_nonzero(self.corpus.ids[begin:start] == SEP) if begin < start else 0
+                for begin, start in zip(begins, starts, strict=True)
+            ],
+            np.int64,
+        )
+        ended = np.cumsum(ids == SEP)
+        first = np.cumsum(length) - length
+        before_piece = ended[first] - (ids[first] == SEP)
+        return ended + np.repeat(before - before_piece, length)
 
     def _with_unknown(self, ids: IntArray, rate: float, seed: tuple[int, ...]) -> IntArray:
         if not rate:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from smallgpt import checkpoint, conversion, published, resume, run_folder, runtime
+from smallgpt import base_model, resume, runtime
 from smallgpt.checkpoint import Checkpoint
 from smallgpt.classifier import Classifier
 from smallgpt.config import ModelConfig, SentimentConfig
@@ -43,9 +43,9 @@ def run(config: SentimentConfig, command: str = "sentimentalTrain.py …") -> Pa
 
         # 2. Model: the base's body with a fresh head, or what a run goes on from.
         here = runtime.start(config)
-        source = resumed.stored if resumed else base(config)
+        source = resumed.stored if resumed else base_model.load(config, classifier=None)
         tokenizer = source.tokenizer.with_marks()
-        config = with_shape_of(source.config, config, len(tokenizer))
+        config = _with_shape_of(source.config, config, len(tokenizer))
         runtime.seed_everything(config.seed)
         model = restore(source, config, tokenizer, reviews.names)
         model.to(here.device).train()
@@ -64,41 +64,22 @@ def run(config: SentimentConfig, command: str = "sentimentalTrain.py …") -> Pa
         return session.test()
 
 
-def base(config: SentimentConfig) -> Checkpoint:
-    """The checkpoint to begin with.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = Path(config.base_model).expanduser()
-    inside = run_folder.checkpoints(path)
-    if inside:  # the folder of a run: its newest
-        path = inside[-1]
-    if published.is_published(path) and (path.exists() or path.with_suffix("").is_dir()):
-        path = conversion.beside(path, config.data_paths())
-    if not path.exists():
-        raise UserError(
-            f"base_model: {path} not found",
-            "train one: make demo, or python train.py config/laptop.yaml data_path=my.txt; "
-            "then base_model=checkpoints/laptop",
-        )
-    return checkpoint.load(path, classifier=None)
-
-
-def with_shape_of(stored: ModelConfig, config: SentimentConfig, vocab_size: int) -> SentimentConfig:
+def _with_shape_of(
+    stored: ModelConfig, config: SentimentConfig, vocab_size: int
+) -> SentimentConfig:
     """`config` with the network that the base has, but for its output head; only the dropout is
     the config's.
 
     Raises:
         UserError: it has an output head that the language model's loss would need.
     """
-    shape = {key: getattr(stored, key) for key in checkpoint.SHAPE_KEYS}
     if config.lm_weight and not stored.tied:
         raise UserError(
             "lm_weight: the output head of base_model has weights of its own, and is not kept",
             "set lm_weight: 0",
         )
-    return dataclasses.replace(config, **shape | {"tied": True}, vocab_size=vocab_size)
+    shaped = base_model.with_shape_of(stored, config, vocab_size)
+    return dataclasses.replace(shaped, tied=True)
 
 
 def restore(

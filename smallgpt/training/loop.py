@@ -83,7 +83,7 @@ class Trainer(Updater):
         lr = self._set_rate()
         rows = self.order.take(self.rows_used, config.train_batch)
         batch = self.rows.batch(rows, config.unk_rate, (config.seed, 4, step))
-        tokens = batch.target_count()
+        tokens = max(1, batch.target_count())
         parts = batch.parts(config.accumulate * world.size)[world.rank :: world.size]
         summed_loss = 0.0
         for number, part in enumerate(parts, start=1):
