@@ -51,7 +51,7 @@ SHAPE_KEYS = tuple(
 )
 """What makes two networks the same, but for the vocabulary and the dropout."""
 WRITE_ERRORS = (OSError, RuntimeError, safetensors.SafetensorError)
-_NEEDED = (CONFIG_FILE, gpt2.CONFIG_FILE, gpt2.WEIGHTS_FILE, TOKENIZER_FILE)
+_NEEDED = (CONFIG_FILE, gpt2.CONFIG_FILE, TOKENIZER_FILE)
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,9 @@ class Checkpoint:
         Raises:
             UserError: they are damaged.
         """
-        if gpt2.WEIGHTS_FILE in self.manifest["sha256"]:  # not where it is another program's
-            verify(self.path, self.manifest, gpt2.WEIGHTS_FILE)
+        if self.manifest["sha256"]:  # of another program's model nothing is known
+            for name in _weights_files(self.manifest):
+                verify(self.path, self.manifest, name)
 
     def training_state(self) -> dict[str, Any]:
         """Optimizer state and position, on the CPU.
@@ -215,8 +216,9 @@ def load(path: Path, verify_weights: bool = True, classifier: bool | None = Fals
     if is_foreign(path):
         return _foreign(path, classifier)
     manifest = read_manifest(path)
-    later = set() if verify_weights else {gpt2.WEIGHTS_FILE}
-    for name in sorted({*_NEEDED, *manifest["sha256"]} - {STATE_FILE} - later):
+    weights_files = _weights_files(manifest)
+    later = set() if verify_weights else weights_files
+    for name in sorted({*_NEEDED, *manifest["sha256"], *weights_files} - {STATE_FILE} - later):
         verify(path, manifest, name)
     labels = gpt2.read_labels(path)
     if classifier is not None and classifier != (labels is not None):
@@ -226,9 +228,16 @@ def load(path: Path, verify_weights: bool = True, classifier: bool | None = Fals
     return Checkpoint(path, manifest["step"], config, pieces.load(path), weights, manifest, labels)
 
 
+def _weights_files(manifest: dict[str, Any]) -> set[str]:
+    """One, or where they are stored in parts, several."""
+    parts = {name for name in manifest["sha256"] if name.endswith(".safetensors")}
+    return parts or {gpt2.WEIGHTS_FILE}
+
+
 def is_foreign(path: Path) -> bool:
     """Whether a directory holds a model of another program, in Hugging Face's form."""
-    return not (path / MANIFEST_FILE).exists() and (path / gpt2.CONFIG_FILE).is_file()
+    ours = any((path / name).exists() for name in (MANIFEST_FILE, CONFIG_FILE))
+    return not ours and (path / gpt2.CONFIG_FILE).is_file()
 
 
 def _foreign(path: Path, classifier: bool | None) -> Checkpoint:

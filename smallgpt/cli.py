@@ -150,6 +150,25 @@ def inspect(path: CheckpointPath) -> None:
     typer.echo(evaluation.describe_checkpoint(path))
 
 
+@app.command("push-ready")
+@user_errors()
+def push_ready(
+    path: CheckpointPath,
+    output: Annotated[Path, typer.Option(help="The directory to write.")],
+    licence: Annotated[
+        str, typer.Option("--license", help="For the card: an identifier such as mit.")
+    ] = "other",
+) -> None:
+    """Make a directory to upload: without training state, with a model card.
+
+    Example: smallgpt push-ready checkpoints/demo/cpt1200 --output demo --license mit
+    """
+    from smallgpt import publish
+
+    publish.make_ready(path, output, licence)
+    typer.echo(f"written: {output}; read its {publish.CARD_FILE} before you upload it")
+
+
 @app.command()
 @user_errors()
 def convert(

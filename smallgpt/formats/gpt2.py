@@ -21,7 +21,7 @@ from smallgpt.tokenizer import PAD, SEP, Tokenizer
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 HEAD, LM_HEAD = "score.weight", "lm_head.weight"
 _PREFIX = "transformer."
 _CLASSIFIER = "GPT2ForSequenceClassification"
@@ -79,12 +79,31 @@ def read(
     Raises:
         UserError: the file is missing or damaged, or is not a GPT-2 of this shape.
     """
-    file = directory / WEIGHTS_FILE
-    try:
-        tensors = safetensors.torch.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{file} is missing or damaged: {error}") from None
-    return from_tensors(file, tensors, config, labels)
+    return from_tensors(directory / WEIGHTS_FILE, read_files(directory), config, labels)
+
+
+def read_files(directory: Path) -> dict[str, Tensor]:
+    """What model.safetensors holds, or the several files that an index names instead.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    index, files = directory / INDEX_FILE, [directory / WEIGHTS_FILE]
+    if index.exists() and not files[0].exists():
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            if not all(Path(name).name == name for name in names):
+                raise ValueError("it names files outside of its folder")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} is damaged: {error}") from None
+        files = [directory / name for name in names]
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= safetensors.torch.load_file(file)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{file} is missing or damaged: {error}") from None
+    return tensors
 
 
 def from_tensors(

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from torch import Tensor
@@ -26,7 +24,7 @@ from smallgpt.formats import gpt2
 from smallgpt.pieces import Pieces
 from smallgpt.tokenizer import PAD, SEP, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, UNK, added_token
 
-INDEX_FILE, PICKLED_FILE = "model.safetensors.index.json", "pytorch_model.bin"
+PICKLED_FILE = "pytorch_model.bin"
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_new",
@@ -152,22 +150,11 @@ def _tensors(directory: Path, tied: bool) -> dict[str, Tensor]:
 
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:
-    index, pickled = directory / INDEX_FILE, directory / PICKLED_FILE
-    files = [directory / gpt2.WEIGHTS_FILE]
-    if index.exists() and not files[0].exists():
-        names = sorted(set(_json(index).get("weight_map", {}).values()))
-        if not all(isinstance(n, str) and Path(n).name == n for n in names):
-            raise UserError(f"{index} names files outside of its folder", "get the model again")
-        files = [directory / name for name in names]
-    elif pickled.exists() and not files[0].exists():
+    pickled = directory / PICKLED_FILE
+    safe = (directory / gpt2.WEIGHTS_FILE, directory / gpt2.INDEX_FILE)
+    if pickled.exists() and not any(file.exists() for file in safe):
         return _unpickled(pickled)
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            tensors |= safetensors.torch.load_file(file)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{file} is missing or damaged: {error}") from None
-    return tensors
+    return gpt2.read_files(directory)
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
