@@ -49,7 +49,8 @@ def plain(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_config_is_valid(path: Path) -> None:
-    schema = SentimentConfig if path.name.startswith("sentimental") else Config
+    classifies = "sentimental_data_path:" in path.read_text("utf-8")
+    schema = SentimentConfig if classifies else Config
     config = load(path, [], schema)
     assert config.last_step(steps_per_epoch=1000.0) >= 1
     assert config.checkpoint_root.startswith("checkpoints/")
