@@ -58,10 +58,19 @@ def file(target: Path) -> Iterator[Path]:
     try:
         _clean_up(target.parent, own=False)  # several may be written side by side
         yield work
-        _to_disk(work)
-        work.replace(target)
+        put(work, target)
     finally:
         work.unlink(missing_ok=True)
+
+
+def put(work: Path, target: Path) -> None:
+    """Make a finished file, on the same disk, `target`; one that is there already is replaced.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    _to_disk(work)
+    work.replace(target)
 
 
 @contextmanager

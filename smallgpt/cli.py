@@ -150,6 +150,29 @@ def inspect(path: CheckpointPath) -> None:
     typer.echo(evaluation.describe_checkpoint(path))
 
 
+@app.command()
+@user_errors()
+def download(
+    names: Annotated[
+        list[str],
+        typer.Argument(help="pretrained-90M, pretrained-300M, hotel-reviews or chitchat."),
+    ],
+    folder: Annotated[Path, typer.Option(help="Where data/ and checkpoints/ are.")] = Path(),
+) -> None:
+    """Fetch published weights or data into the place where the configs look for them.
+
+    An interrupted download goes on where it stopped. HF_ENDPOINT names a mirror of the hub.
+
+    Example: smallgpt download hotel-reviews
+    """
+    from smallgpt import downloads
+
+    for name in names:
+        downloads.named(name)  # a misspelt one is told before hours of fetching
+    for name in names:
+        typer.echo(f"{downloads.fetch(name, folder)}")
+
+
 @app.command("push-ready")
 @user_errors()
 def push_ready(
