@@ -169,8 +169,6 @@ def write(
         files = {p.name: sha256(p) for p in sorted(work.iterdir())}
         manifest = {"format": 1, "step": step, **more, "sha256": files}
         (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-        for path in work.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def is_classifier(path: Path) -> bool:

@@ -98,13 +98,12 @@ class FaultAt:
         self.failing = failing
         for owner, name in (
             (torch, "save"),
-            (safetensors.torch, "save_file"),
+            (gpt2, "write_tensors"),
             (os, "open"),
             (os, "fsync"),
             (Path, "rename"),
             (Path, "mkdir"),
             (Path, "write_text"),
-            (Path, "chmod"),
         ):
             monkeypatch.setattr(owner, name, self._guarded(getattr(owner, name)))
 
@@ -165,8 +164,9 @@ def test_a_root_that_is_a_file(tmp_path: Path) -> None:
 ACCIDENTS = """
 import os, resource, signal, sys
 from pathlib import Path
-import safetensors.torch, torch
+import torch
 from conftest import save_tiny
+from smallgpt.formats import gpt2
 from smallgpt.errors import UserError
 
 def die(*arguments, **options):
@@ -178,7 +178,7 @@ def die_at_second(function, calls=[]):
         return die() if len(calls) == 2 else function(*arguments)
     return guarded
 
-def half_written(tensors, file, metadata):
+def half_written(tensors, file):
     Path(file).write_bytes(b"half")
     die()
 
@@ -186,7 +186,7 @@ def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 STAGES = {
-    "kill-weights": (1, lambda: setattr(safetensors.torch, "save_file", half_written)),
+    "kill-weights": (1, lambda: setattr(gpt2, "write_tensors", half_written)),
     "kill-state": (2, lambda: setattr(torch, "save", die)),
     "kill-sync": (2, lambda: setattr(os, "fsync", die)),
     "kill-rename": (2, lambda: setattr(Path, "rename", die)),

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Run
 from torch import Tensor
 
 import smallgpt
 from smallgpt import checkpoint, config_file, conversion, pretrain, published
 from smallgpt.config import Config
 from smallgpt.errors import UserError
-from smallgpt.formats import original
+from smallgpt.formats import gpt2, original
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "original_tiny"
 TEXT = "早上好呀\n早上好，昨晚睡得好吗？\n好呀\n\n你在干嘛\n上班呢 3点开会\n辛苦了\n"
@@ -365,3 +366,26 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
                 new.writestr(name, data)
     with pytest.raises(UserError):
         original.read(path)
+
+
+def test_memory_of_the_first_chat_stays_near_the_file(tmp_path: Path, run: Run) -> None:
+    """Its peak, without what Python and torch need: the mapped file, and queries, keys, values."""
+    ids = 3 + len(vocabulary())
+    config = Config(block_size=64, n_layer=6, n_head=8, n_embd=512, vocab_size=ids)
+    hollow = gpt2.hollow_model(config).state_dict()
+    weights = {name: torch.zeros(tensor.shape) for name, tensor in hollow.items()}
+    torch.save(original.contents(0, config, weights, None, {}), tmp_path / "cpt1.pth")
+    (tmp_path / "train.txt").write_text(TEXT, "utf-8")
+    program = """
+import re, sys
+from pathlib import Path
+from smallgpt import conversion
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+before = peak()
+conversion.beside(Path(sys.argv[1]), [Path(sys.argv[2])])
+print(peak() - before)
+"""
+    done = run("-c", program, tmp_path / "cpt1.pth", tmp_path / "train.txt")
+    assert done.returncode == 0, done.stderr.decode()
+    allowance = 30 << 20  # of modules that are loaded on the way
+    assert int(done.stdout) < 1.3 * (tmp_path / "cpt1.pth").stat().st_size + allowance

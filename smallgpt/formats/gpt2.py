@@ -55,17 +55,33 @@ def write(
     for name, value in values.items():
         text = json.dumps(value, indent=1, ensure_ascii=False)
         (directory / name).write_text(text + "\n", encoding="utf-8")
-    tensors = {}
-    for name, tensor in weights.items():
-        tensor = tensor.detach().to("cpu", torch.float32)
-        transposed = tensor.t() if _TRANSPOSED.search(name) else tensor
-        tensors[name] = transposed.contiguous()
+    tensors = {n: t.t() if _TRANSPOSED.search(n) else t for n, t in weights.items()}
     if not config.bias:  # GPT-2 always has biases: ours are zero
         for name in list(tensors):
             if name.endswith(".weight") and not name.endswith(_WITHOUT_BIAS):
                 width = tensors[name].shape[-1]
                 tensors[name.removesuffix("weight") + "bias"] = torch.zeros(width)
-    safetensors.torch.save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_tensors(tensors, directory / WEIGHTS_FILE)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """A safetensors file in float32, with one tensor at a time in memory beside those given.
+
+    The library wants all of them contiguous at once: a second copy of the weights.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in sorted(tensors):
+        begin, end = end, end + 4 * tensors[name].numel()
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as output:
+        output.write(len(text).to_bytes(8, "little") + text)
+        for name in sorted(tensors):
+            tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
+            output.write(tensor.numpy().astype("<f4", copy=False).data)
 
 
 def read(
