@@ -47,7 +47,7 @@ STATE_FILE = "training_state.pt"
 SHAPE_KEYS = tuple(
     field.name
     for field in dataclasses.fields(ModelConfig)
-    if field.name not in ("vocab_size", "dropout")
+    if field.name not in ("vocab_size", "dropout", "ngram_dropout")
 )
 """What makes two networks the same, but for the vocabulary and the dropout."""
 WRITE_ERRORS = (OSError, RuntimeError, safetensors.SafetensorError)

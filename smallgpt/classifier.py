@@ -25,13 +25,15 @@ class Classifier(nn.Module):
 
     Args:
         classes: C, how many labels there are.
+        pooling: as the key of SentimentConfig.
     """
 
-    def __init__(self, config: ModelConfig, classes: int) -> None:
+    def __init__(self, config: ModelConfig, classes: int, pooling: str = "last") -> None:
         super().__init__()
         self.config = config
         self.transformer = GPT(config)
-        self.score = nn.Linear(config.n_embd, classes, bias=False)
+        self.with_mean = pooling == "last_mean"
+        self.score = nn.Linear((1 + self.with_mean) * config.n_embd, classes, bias=False)
         nn.init.normal_(self.score.weight, mean=0.0, std=0.02)
 
     def forward(self, ids_RT: Tensor, ends_R: Tensor) -> Tensor:
@@ -46,8 +48,19 @@ class Classifier(nn.Module):
     def from_last_block(self, x_RTE: Tensor, ends_R: Tensor) -> Tensor:
         """Logits, (R, C), from what `GPT.below_last_block` gave: all that learns where frozen."""
         last: Any = self.transformer.h[-1]
+        if self.with_mean:
+            return self._verdict(self.transformer.ln_f(last(x_RTE, None, None)), ends_R)
         x_RE = last.at(x_RTE, ends_R)
         return self.score(self.transformer.ln_f(x_RE))
+
+    def _verdict(self, x_RTE: Tensor, ends_R: Tensor) -> Tensor:
+        """Logits, (R, C), from the states of all positions behind the final norm."""
+        x_RE = x_RTE[torch.arange(len(x_RTE), device=x_RTE.device), ends_R]
+        if self.with_mean:
+            seen_RT1 = torch.arange(x_RTE.shape[1], device=x_RTE.device) <= ends_R[:, None]
+            mean_RE = (x_RTE * seen_RT1[..., None]).sum(1) / (ends_R + 1)[:, None]
+            x_RE = torch.cat([x_RE, mean_RE.to(x_RE.dtype)], 1)
+        return self.score(x_RE)
 
     def with_language_model(
         self, ids_RT: Tensor, ends_R: Tensor, targets_RT: Tensor
@@ -56,7 +69,7 @@ class Classifier(nn.Module):
         gpt = self.transformer
         x_RTE = gpt.ln_f(gpt.h[-1](gpt.below_last_block(ids_RT), None, None))
         loss = next_token_loss(x_RTE.flatten(0, 1), gpt.wte.weight, targets_RT.flatten())
-        return self.score(x_RTE[torch.arange(len(ids_RT)), ends_R]), loss
+        return self._verdict(x_RTE, ends_R), loss
 
     def freeze(self) -> None:
         """Let only the last block, the final norm and the head learn."""

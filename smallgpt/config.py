@@ -13,6 +13,7 @@ from smallgpt.errors import UserError
 
 Where = Callable[[str], str]
 """Names the place where a key's value stands, for messages."""
+POOLINGS = ("last", "last_mean")
 ACTIVATIONS = ("gelu", "gelu_new")
 LOSS_ON = ("all", "replies")
 OPTIMIZERS = ("adamw", "muon")
@@ -39,6 +40,15 @@ class ModelConfig:
     layer_norm_epsilon: float = 1e-5
     tied: bool = True
     """The output head is the embedding; False gives it weights of its own."""
+    ngram_order: int = 1
+    """Up to so many characters in a row have an embedding of their own at the input, beside that of
+    the last of them; 1 is plain GPT-2. Such a model is Small GPT's own: transformers refuses it."""
+    ngram_rows: int = 65536
+    """Rows of the table of each length, shared by n-grams of the same hash."""
+    ngram_embd: int = 128
+    """Width of these tables; a matrix brings it to `n_embd`."""
+    ngram_dropout: float = 0.0
+    """How often an n-gram's embedding is left out in training."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,14 @@ class SentimentConfig(Config):
     """Share of the training part (`train_percent`) that chooses the best model."""
     split_seed: int = 0
     """Which reviews are in which part; `seed` changes only the training."""
+    pooling: str = "last"
+    """What the head reads: last, the state where the verdict is read; last_mean, beside it the mean
+    of the states up to there (such a classifier is Small GPT's own: transformers refuses it)."""
+    character_dropout: float = 0.0
+    """How often a character of a review is shown as <unk> in training."""
+    reference_weight: float = 0.0
+    """From 0 to 1: how much of the loss is taken against the classical reference's probabilities
+    instead of the labels; each review is judged by a reference that did not learn from it."""
     patience: int = 0
     """Stop after so many validations without a better one; 0 never."""
 
@@ -238,6 +256,10 @@ def check_values(config: Config, where: Where) -> None:
     require(
         config.activation in ACTIVATIONS, "activation", f"must be one of {', '.join(ACTIVATIONS)}"
     )
+    require(1 <= config.ngram_order <= 4, "ngram_order", "must be from 1 to 4")
+    for key in ("ngram_rows", "ngram_embd"):
+        require(getattr(config, key) >= 1, key, "must be at least 1")
+    require(0 <= config.ngram_dropout < 1, "ngram_dropout", "must be from 0 up to but not 1")
     require(config.layer_norm_epsilon > 0, "layer_norm_epsilon", "must be positive")
     require(config.loss_on in LOSS_ON, "loss_on", f"must be one of {', '.join(LOSS_ON)}")
     require(config.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}")
@@ -250,11 +272,21 @@ def _check_sentiment(config: SentimentConfig, where: Where) -> None:
     require(bool(config.base_model), "base_model", "must name a model")
     require(config.lm_weight >= 0, "lm_weight", "must not be negative")
     require(config.patience >= 0, "patience", "must not be negative")
+    require(config.pooling in POOLINGS, "pooling", f"must be one of {', '.join(POOLINGS)}")
+    require(
+        0 <= config.character_dropout < 1, "character_dropout", "must be from 0 up to but not 1"
+    )
+    require(0 <= config.reference_weight <= 1, "reference_weight", "must be from 0 to 1")
     require(0 <= config.split_seed < 2**63, "split_seed", "must be from 0 to 2**63 - 1")
     require(
         not (config.frozen and config.lm_weight),
         "lm_weight",
         "needs frozen: False, as the language model does not learn where it is frozen",
+    )
+    require(
+        not (config.frozen and config.character_dropout),
+        "character_dropout",
+        "needs frozen: False, as the states of the frozen blocks are computed once",
     )
     require(
         config.use_mask or not config.lm_weight,

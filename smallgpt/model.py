@@ -37,6 +37,8 @@ class KeyValueCache:
         memory = torch.empty(shape, device=device, dtype=dtype)
         self.keys_values = [tuple(layer) for layer in memory]
         self.length = 0
+        self.ids: Tensor | None = None
+        """The last ids seen, where the model needs them for its n-grams, (B, up to 3)."""
 
     def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Append one layer's new keys and values; return all of them, (B, H, S, D) each.
@@ -160,6 +162,50 @@ class Block(nn.Module):
         return x_BE + self.mlp(self.ln_2(x_BE))
 
 
+class NgramEmbedding(nn.Module):
+    """Embeddings of the 2, 3 … characters that end at each position, found by their hash.
+
+    After "Over-Tokenized Transformer: Vocabulary is Generally Worth Scaling" (arXiv:2501.16975):
+    what a pair or triple of characters means need not be worked out by the layers.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        orders = range(2, config.ngram_order + 1)
+        self.rows = config.ngram_rows
+        self.dropout = config.ngram_dropout
+        self.tables = nn.ModuleList(nn.Embedding(self.rows, config.ngram_embd) for _ in orders)
+        self.projections = nn.ModuleList(
+            nn.Linear(config.ngram_embd, config.n_embd, bias=False) for _ in orders
+        )
+
+    def forward(self, ids_BT: Tensor, positions_BT: Tensor, before_BP: Tensor | None) -> Tensor:
+        """The sum over all lengths, (B, T, E). An n-gram that begins before its dialogue counts
+        what is missing as one and the same id.
+
+        Args:
+            positions_BT: position of each token in its dialogue, or (T,) for all rows.
+            before_BP: the ids just before these, where there are any.
+        """
+        T = ids_BT.shape[1]
+        all_BS = ids_BT if before_BP is None else torch.cat([before_BP, ids_BT], 1)
+        hash_BT = ids_BT
+        total: Tensor | float = 0.0
+        for back, (table, project) in enumerate(zip(self.tables, self.projections, strict=True), 1):
+            earlier_BT = F.pad(all_BS, (back, 0))[:, : all_BS.shape[1]][:, -T:]
+            earlier_BT = torch.where(positions_BT >= back, earlier_BT + 1, 0)
+            hash_BT = hash_BT * 1_000_003 + earlier_BT
+            # Knuth's multiplicative hash: the high bits of the product are well mixed.
+            row_BT = ((hash_BT * 2_654_435_761) >> 20) % self.rows
+            x_BTN = table(row_BT)
+            if self.training and self.dropout:
+                kept_BT1 = torch.rand_like(x_BTN[..., :1]) >= self.dropout
+                x_BTN = x_BTN * kept_BT1 / (1 - self.dropout)
+            total = total + project(x_BTN)
+        assert isinstance(total, Tensor)
+        return total
+
+
 def _norm(config: ModelConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.n_embd, config.layer_norm_epsilon, bias=config.bias)
 
@@ -175,6 +221,7 @@ class GPT(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.ngrams = NgramEmbedding(config) if config.ngram_order > 1 else None
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = _norm(config)
@@ -184,6 +231,8 @@ class GPT(nn.Module):
             if parameter.dim() == 2:
                 residual = name.endswith("c_proj.weight")
                 std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
+                if name.startswith("ngrams.projections."):
+                    std = config.ngram_embd**-0.5
                 nn.init.normal_(parameter, mean=0.0, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -212,7 +261,7 @@ class GPT(nn.Module):
         past = cache.length if cache is not None else 0
         if positions_BT is None:
             positions_BT = torch.arange(past, past + T, device=ids_BT.device)
-        x_BTE = self._embed(ids_BT, positions_BT)
+        x_BTE = self._embed(ids_BT, positions_BT, cache)
         mask = _attention_mask(T, past, documents_BT, x_BTE)
         for block in self.h:
             x_BTE = block(x_BTE, mask, cache)
@@ -226,13 +275,24 @@ class GPT(nn.Module):
 
     def below_last_block(self, ids_BT: Tensor) -> Tensor:
         """What the last block is given, (B, T, E), where each row is one text."""
-        x_BTE = self._embed(ids_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device))
+        x_BTE = self.embed(ids_BT)
         for block in self.h[:-1]:
             x_BTE = block(x_BTE, None, None)
         return x_BTE
 
-    def _embed(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        return self.drop(self.wte(ids_BT) + self.wpe(positions_BT))
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """What the first block is given, (B, T, E), where each row is one text."""
+        return self._embed(ids_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device), None)
+
+    def _embed(self, ids_BT: Tensor, positions_BT: Tensor, cache: KeyValueCache | None) -> Tensor:
+        x_BTE = self.wte(ids_BT) + self.wpe(positions_BT)
+        if self.ngrams is not None:
+            before_BP = None if cache is None else cache.ids
+            x_BTE = x_BTE + self.ngrams(ids_BT, positions_BT, before_BP)
+            if cache is not None:
+                seen = ids_BT if before_BP is None else torch.cat([before_BP, ids_BT], 1)
+                cache.ids = seen[:, -(self.config.ngram_order - 1) :]
+        return self.drop(x_BTE)
 
     def parameter_count(self) -> int:
         """Number of parameters without the positions, the figure models are named by."""

@@ -17,16 +17,17 @@ from torch import Tensor
 
 from smallgpt import runtime
 from smallgpt.classifier import Classifier, mean_by_text
-from smallgpt.config import SentimentConfig
+from smallgpt.config import POOLINGS, SentimentConfig
 from smallgpt.loss import IGNORED
 from smallgpt.runtime import Runtime
 from smallgpt.sentiment.examples import Examples, rows_of
 from smallgpt.sentiment.trainer import ClassifierTrainer, FrozenStates, judge
-from smallgpt.tokenizer import PAD
+from smallgpt.tokenizer import PAD, UNK
 
 TEXTS = ["好", "不错呀" * 4, "我的天气不好吗？" * 12, "早上ab", "", "晚安" * 15, "好" * 30, "é"]
 LABELS = np.array([0, 1, 1, 0, 1, 0, 0, 1])
 TOKENIZER = vocabulary().with_marks()
+SOFT_LABELS = np.linspace([0.1, 0.9], [0.9, 0.1], len(TEXTS), dtype=np.float32)
 CPU = Runtime(torch.device("cpu"), torch.float32, "for tests")
 
 
@@ -34,9 +35,9 @@ def examples(use_mask: bool = True, texts: list[str] = TEXTS) -> Examples:
     return Examples(texts, LABELS[: len(texts)], TOKENIZER, TINY.block_size, use_mask)
 
 
-def classifier(seed: int = 0, **changes: Any) -> Classifier:
+def classifier(seed: int = 0, pooling: str = "last", **changes: Any) -> Classifier:
     config = replace(TINY, vocab_size=len(TOKENIZER), **changes)
-    model = Classifier(config, 2).eval()
+    model = Classifier(config, 2, pooling).eval()
     model.transformer = random_model(seed, vocab_size=len(TOKENIZER), **changes)
     torch.manual_seed(seed)
     torch.nn.init.normal_(model.score.weight)
@@ -44,19 +45,23 @@ def classifier(seed: int = 0, **changes: Any) -> Classifier:
 
 
 def plain_logits(model: Classifier, ids: list[int], end: int) -> Tensor:
-    """One row by itself: the whole last block, then the state at one position."""
+    """One row by itself: the whole last block, then the state at one position, and the mean."""
     gpt = model.transformer
     x = gpt.wte(torch.tensor([ids])) + gpt.wpe(torch.arange(len(ids)))
     for block in gpt.h:
         x = block(x, None, None)
-    return model.score(gpt.ln_f(x))[0, end]
+    x = gpt.ln_f(x)[0]
+    return model.score(torch.cat([x[end], x[: end + 1].mean(0)]) if model.with_mean else x[end])
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("use_mask", [True, False])
-def test_each_review_has_the_mean_logits_of_its_rows_alone(use_mask: bool, bias: bool) -> None:
-    model = classifier(bias=bias)
+def test_each_review_has_the_mean_logits_of_its_rows_alone(
+    use_mask: bool, bias: bool, pooling: str
+) -> None:
+    model = classifier(bias=bias, pooling=pooling)
     verdicts = judge(model, examples(use_mask), CPU, batch_size=3)
     assert verdicts is not None
     for text, logits in zip(TEXTS, verdicts.logits, strict=True):
@@ -69,8 +74,9 @@ def test_each_review_has_the_mean_logits_of_its_rows_alone(use_mask: bool, bias:
 
 
 @torch.no_grad()
-def test_the_language_model_loss_is_that_of_the_characters() -> None:
-    model, data = classifier(), examples()
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_language_model_loss_is_that_of_the_characters(pooling: str) -> None:
+    model, data = classifier(pooling=pooling), examples()
     batch = data.batch(range(len(TEXTS)))
     logits, loss = model.with_language_model(batch.ids, batch.ends, batch.targets())
     torch.testing.assert_close(logits, model(batch.ids, batch.ends), atol=1e-5, rtol=1e-4)
@@ -111,8 +117,9 @@ def trainer(tmp_path: Path, seed: int = 0, **changes: Any) -> ClassifierTrainer:
     shape = {"block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 32}
     chosen: dict[str, Any] = {**settings, **shape, "vocab_size": len(TOKENIZER), **changes}
     config = SentimentConfig(**chosen)
-    model = classifier(dropout=config.dropout).train()
-    return ClassifierTrainer(config, CPU, model, examples(config.use_mask), tmp_path)
+    model = classifier(pooling=config.pooling, dropout=config.dropout).train()
+    soft_labels = SOFT_LABELS if config.reference_weight else None
+    return ClassifierTrainer(config, CPU, model, examples(config.use_mask), tmp_path, soft_labels)
 
 
 @pytest.mark.parametrize("use_mask", [True, False])
@@ -126,10 +133,11 @@ def test_frozen_blocks_stay_and_the_head_learns(tmp_path: Path, use_mask: bool) 
         assert torch.equal(parameter, before[name]) != name.startswith(learning), name
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("use_mask", [True, False])
-def test_kept_states_change_nothing(tmp_path: Path, use_mask: bool) -> None:
-    frozen = trainer(tmp_path, frozen=True, use_mask=use_mask)
-    whole = trainer(tmp_path, frozen=True, use_mask=use_mask)
+def test_kept_states_change_nothing(tmp_path: Path, use_mask: bool, pooling: str) -> None:
+    frozen = trainer(tmp_path, frozen=True, use_mask=use_mask, pooling=pooling)
+    whole = trainer(tmp_path, frozen=True, use_mask=use_mask, pooling=pooling)
     whole.frozen = None
     for _ in range(6):
         assert frozen.step().loss == pytest.approx(whole.step().loss, rel=1e-4)
@@ -158,7 +166,15 @@ def test_accumulation_gives_the_same_weights(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("changes", [{"dropout": 0.2}, {"frozen": True}, {"lm_weight": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dropout": 0.2},
+        {"frozen": True},
+        {"lm_weight": 0.5},
+        {"character_dropout": 0.3, "reference_weight": 0.5},
+    ],
+)
 def test_a_restored_state_goes_on_bitwise(tmp_path: Path, changes: dict[str, Any]) -> None:
     one = trainer(tmp_path, **changes)
     for _ in range(4):
@@ -190,3 +206,28 @@ def test_loss_is_the_cross_entropy_of_each_review(tmp_path: Path) -> None:
     one = trainer(tmp_path, train_batch=len(TEXTS))
     verdicts = judge(one.model, one.examples, runtime.Runtime(CPU.device, CPU.dtype, ""), 4)
     assert verdicts and one.step().loss == pytest.approx(verdicts.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0])
+def test_the_loss_against_the_reference_is_taken_for_each_review(
+    tmp_path: Path, weight: float
+) -> None:
+    one = trainer(tmp_path, train_batch=len(TEXTS), reference_weight=weight)
+    verdicts = judge(one.model, one.examples, CPU, 4)
+    assert verdicts is not None
+    log_p = verdicts.logits.log_softmax(1).numpy()
+    targets = (1 - weight) * np.eye(2)[LABELS] + weight * SOFT_LABELS
+    assert one.step().loss == pytest.approx(-(targets * log_p).sum(1).mean(), rel=1e-4)
+
+
+def test_gaps_are_in_the_text_alone(tmp_path: Path) -> None:
+    one = trainer(tmp_path, character_dropout=0.3)
+    batch = one.examples.batch(np.arange(len(TEXTS)))
+    torch.manual_seed(0)
+    shown = torch.stack([one._with_gaps(batch) for _ in range(200)])
+    gap = (shown == UNK) & (batch.ids != UNK)
+    assert torch.equal(shown[~gap], batch.ids.expand_as(shown)[~gap])
+    place = torch.arange(batch.ids.shape[1])
+    text = (place > 0) & (place < batch.ends[:, None])
+    assert not gap[:, ~text].any()
+    assert gap[:, text & (batch.ids != UNK)].float().mean() == pytest.approx(0.3, abs=0.01)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -17,7 +19,9 @@ from conftest import refusal
 import smallgpt
 from smallgpt import checkpoint, config_file, run_folder
 from smallgpt.config import SentimentConfig
-from smallgpt.sentiment import ablation, recipe
+from smallgpt.data.reviews import read_reviews
+from smallgpt.model import GPT
+from smallgpt.sentiment import ablation, recipe, reference
 from smallgpt.sentiment.explain import explain, strongest, to_html, to_terminal
 from smallgpt.sentiment.trainer import ClassifierTrainer
 
@@ -212,6 +216,46 @@ def test_language_model_loss_needs_text_that_learns(changes: dict[str, Any]) -> 
     assert "lm_weight: 0.5 needs" in refusal(
         lambda: config_file.from_dict({"lm_weight": 0.5} | changes, "test", SentimentConfig)
     )
+
+
+def test_a_classifier_with_pairs_of_characters(trained: Path, tmp_path: Path) -> None:
+    from smallgpt import base_model
+
+    stored = base_model.load(config(tmp_path, trained))
+    shape = dataclasses.replace(stored.config, ngram_order=2, ngram_rows=300, ngram_embd=8)
+    body = GPT(shape)
+    weights = body.state_dict() | stored.weights
+    base = checkpoint.save(tmp_path / "base", 1, shape, stored.tokenizer, weights, {}, {})
+    settings = config(tmp_path, base, pooling="last_mean", reference_weight=0.5)
+    path = recipe.run(settings)
+    assert report(tmp_path)["test"]["accuracy"] > 0.9
+    predictor = smallgpt.load(path)
+    explanation = explain(predictor, "今天好好天气" * 9)
+    assert sum(explanation.shares) == pytest.approx(explanation.difference, abs=0.05)
+    by_hand = copy.deepcopy(predictor)
+    by_hand.model.transformer.ngrams.tables[0].weight.data.zero_()
+    texts = ["今天好", "今天错"]
+    assert by_hand.predict(texts)[0].probability != predictor.predict(texts)[0].probability
+
+
+def test_the_reference_never_judges_what_it_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reviews = read_reviews(write_reviews(tmp_path / "reviews.csv"), "review", "label")
+    learnt = np.arange(3, 98)
+    judged = np.zeros(len(reviews), np.int64)
+    real = reference.reference
+
+    def watched(reviews: Any, one: Any, other: Any) -> Any:
+        assert not set(one) & set(other) and set(one) | set(other) == set(learnt)
+        judged[other] += 1
+        return real(reviews, one, other)
+
+    monkeypatch.setattr(reference, "reference", watched)
+    soft = reference.out_of_fold(reviews, learnt, seed=0)
+    assert judged[learnt].tolist() == [1] * len(learnt)
+    assert (soft.argmax(1) == reviews.labels[learnt]).mean() > 0.9
+    np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-5)
 
 
 def test_explanations_add_up(classified: Path) -> None:

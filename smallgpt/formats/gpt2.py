@@ -26,7 +26,10 @@ HEAD, LM_HEAD = "score.weight", "lm_head.weight"
 _PREFIX = "transformer."
 _CLASSIFIER = "GPT2ForSequenceClassification"
 # GPT-2 keeps these matrices as (in, out); ours are (out, in) like every torch Linear.
-_WITHOUT_BIAS = ("wte.weight", "wpe.weight", HEAD, LM_HEAD)
+_NO_BIAS = re.compile(r"^(score|lm_head)\.|\.(wte|wpe)\.|\.ngrams\.")
+OWN_TYPE = "smallgpt"
+"""model_type of networks that GPT-2 has no place for, so that transformers refuses them instead of
+leaving a part of them out."""
 _TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 
 
@@ -58,7 +61,7 @@ def write(
     tensors = {n: t.t() if _TRANSPOSED.search(n) else t for n, t in weights.items()}
     if not config.bias:  # GPT-2 always has biases: ours are zero
         for name in list(tensors):
-            if name.endswith(".weight") and not name.endswith(_WITHOUT_BIAS):
+            if name.endswith(".weight") and not _NO_BIAS.search(name):
                 width = tensors[name].shape[-1]
                 tensors[name.removesuffix("weight") + "bias"] = torch.zeros(width)
     write_tensors(tensors, directory / WEIGHTS_FILE)
@@ -132,7 +135,7 @@ def from_tensors(
     """
     expected = {their_name(n): t for n, t in hollow_model(config).state_dict().items()}
     if labels is not None:
-        expected[HEAD] = torch.empty(len(labels), config.n_embd, device="meta")
+        expected[HEAD] = torch.empty(len(labels), head_width(config), device="meta")
     weights = {}
     for name, tensor in expected.items():
         stored = tensors.pop(name, None)
@@ -192,7 +195,7 @@ def read_labels(directory: Path) -> list[str] | None:
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
     model_type = values.get("model_type") if isinstance(values, dict) else None
-    if model_type != "gpt2":
+    if model_type not in ("gpt2", OWN_TYPE):
         raise UserError(
             f"{file} describes a model of type {model_type!r}, not gpt2",
             "Small GPT runs GPT-2 models only",
@@ -218,11 +221,22 @@ def _classifier_config(config: Config, tokenizer: Tokenizer, labels: list[str]) 
     }
 
 
+def head_width(config: ModelConfig) -> int:
+    """How many numbers a classifier's head reads."""
+    pooling = getattr(config, "pooling", "last")
+    return config.n_embd * (2 if pooling == "last_mean" else 1)
+
+
+def is_own(config: ModelConfig) -> bool:
+    """Whether the network has parts that GPT-2 has no place for."""
+    return config.ngram_order > 1 or head_width(config) != config.n_embd
+
+
 def model_config(config: ModelConfig) -> dict[str, Any]:
     """GPT-2's config.json for this shape."""
     return {
         "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
+        "model_type": OWN_TYPE if is_own(config) else "gpt2",
         "activation_function": config.activation,
         "vocab_size": config.vocab_size,
         "n_positions": config.block_size,

@@ -206,7 +206,7 @@ def _read_moments(
 
 def _refuse_other_networks(config: Config) -> None:
     default = Config()
-    for key in ("activation", "layer_norm_epsilon", "tied"):
+    for key in ("activation", "layer_norm_epsilon", "tied", "ngram_order"):
         if getattr(config, key) != getattr(default, key):
             raise UserError(
                 f"{key} is {getattr(config, key)}: the earlier implementation has no such network"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from smallgpt.sentiment.predictor import Prediction, Predictor
 from smallgpt.tokenizer import PAD
@@ -58,29 +58,30 @@ def _integrate(
 ) -> tuple[list[float], float]:
     """The shares of the ids at `place`, and the difference they should add up to."""
     model, device = predictor.model, predictor.runtime.device
-    embedding = model.transformer.wte
     with torch.no_grad():
-        own = embedding(ids_1T.to(device))
+        ids_1T = ids_1T.to(device)
+        empty_1T = ids_1T.clone()
+        empty_1T[:, place] = PAD
+        own = model.transformer.embed(ids_1T)
         baseline = own.clone()
-        baseline[:, place] = embedding.weight[PAD]
+        baseline[:, place] = model.transformer.embed(empty_1T)[:, place]
     path = (torch.arange(POINTS, device=device) + 0.5) / POINTS  # midpoint rule
     gradient = torch.zeros_like(own)
     for position in path:
         x_1TE = (baseline + position * (own - baseline)).requires_grad_(True)
-        margin = _margin(predictor, embedding, x_1TE, ends_1, verdict)
+        margin = _margin(predictor, x_1TE, ends_1, verdict)
         gradient += torch.autograd.grad(margin, x_1TE)[0]
     shares = ((own - baseline) * gradient / POINTS).sum(-1)[0, place]
     with torch.no_grad():
-        full = _margin(predictor, embedding, own, ends_1, verdict)
-        none = _margin(predictor, embedding, baseline, ends_1, verdict)
+        full = _margin(predictor, own, ends_1, verdict)
+        none = _margin(predictor, baseline, ends_1, verdict)
     return shares.tolist(), float(full - none)
 
 
-def _margin(
-    predictor: Predictor, embedding: nn.Embedding, x_1TE: Tensor, ends_1: Tensor, verdict: int
-) -> Tensor:
-    """The verdict's logit less the mean of the others, where the embedding gives `x_1TE`."""
-    handle = embedding.register_forward_hook(lambda module, given, result: x_1TE)
+def _margin(predictor: Predictor, x_1TE: Tensor, ends_1: Tensor, verdict: int) -> Tensor:
+    """The verdict's logit less the mean of the others, where the first block is given `x_1TE`."""
+    last_of_embedding = predictor.model.transformer.drop
+    handle = last_of_embedding.register_forward_hook(lambda module, given, result: x_1TE)
     try:
         ids = torch.zeros(x_1TE.shape[:2], dtype=torch.int64, device=x_1TE.device)
         logits = predictor.model(ids, ends_1.to(x_1TE.device))[0].float()

@@ -89,7 +89,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Predictor:
     """
     stored = checkpoint.load(Path(path).expanduser(), classifier=True)
     assert stored.labels is not None and isinstance(stored.config, SentimentConfig)
-    model = Classifier(stored.config, len(stored.labels)).eval()
+    model = Classifier(stored.config, len(stored.labels), stored.config.pooling).eval()
     model.load_state_dict(stored.weights)
     device = torch.device(device)
     parameters = sum(p.numel() for p in model.parameters())

@@ -87,8 +87,8 @@ def restore(
 ) -> Classifier:
     """The classifier to train.
 
-    A base with the same labels keeps its head; ids that no character has are dropped, and
-    `<start>` and `<extract>` begin as copies of `<sep>`.
+    A base with the same labels and pooling keeps its head; ids that no character has are dropped,
+    and `<start>` and `<extract>` begin as copies of `<sep>`.
     """
     weights = dict(source.weights)
     if source.labels is None:
@@ -96,8 +96,9 @@ def restore(
         weights = {f"transformer.{name}": tensor for name, tensor in weights.items()}
         used = weights["transformer.wte.weight"][: tokenizer.start]
         weights["transformer.wte.weight"] = torch.cat([used, used[[SEP, SEP]]])
-    model = Classifier(config, len(names))
-    if source.labels != names:
+    model = Classifier(config, len(names), config.pooling)
+    head = weights.get(gpt2.HEAD)
+    if source.labels != names or head is None or head.shape != model.score.weight.shape:
         weights[gpt2.HEAD] = model.score.weight.detach()
     model.load_state_dict(weights)
     return model

@@ -23,7 +23,7 @@ from smallgpt.errors import note
 from smallgpt.runtime import Runtime, python_command
 from smallgpt.sentiment import report, scores
 from smallgpt.sentiment.examples import Examples
-from smallgpt.sentiment.reference import NAME, reference
+from smallgpt.sentiment.reference import NAME, out_of_fold, reference
 from smallgpt.sentiment.trainer import ClassifierTrainer, FrozenStates, Verdicts, judge
 from smallgpt.tokenizer import Tokenizer
 from smallgpt.training.interruption import StopRequest
@@ -59,7 +59,11 @@ class Session:
         self.seconds = 0.0
         train, validation, test = (self._examples(part) for part in ("train", "validation", "test"))
         self.validation_examples, self.test_examples = validation, test
-        self.trainer = ClassifierTrainer(config, here, model, train, self.root)
+        soft_labels = None
+        if config.reference_weight:
+            note("asking the classical reference about the reviews to learn from ...")
+            soft_labels = out_of_fold(reviews, split.train, config.split_seed)
+        self.trainer = ClassifierTrainer(config, here, model, train, self.root, soft_labels)
         self.frozen_validation = (
             FrozenStates(model, validation, here, self.root) if config.frozen else None
         )

@@ -23,6 +23,7 @@ from smallgpt.errors import UserError
 from smallgpt.loss import IGNORED
 from smallgpt.runtime import Runtime, seed_everything
 from smallgpt.sentiment.examples import Examples, ReviewBatch
+from smallgpt.tokenizer import UNK
 from smallgpt.training.loop import StepResult
 from smallgpt.training.update import Updater
 
@@ -128,6 +129,7 @@ class ClassifierTrainer(Updater):
 
     Args:
         model: moved to the device; trained in place.
+        soft_labels: probabilities of the classes, (N, C), for `reference_weight`.
         folder: where the states of frozen blocks are kept while it trains.
     """
 
@@ -141,8 +143,10 @@ class ClassifierTrainer(Updater):
         model: Classifier,
         examples: Examples,
         folder: Path,
+        soft_labels: FloatArray | None = None,
     ) -> None:
         self.examples = examples
+        self.soft_labels = None if soft_labels is None else torch.from_numpy(soft_labels)
         self.frozen: FrozenStates | None = None
         if config.frozen:
             model.freeze()
@@ -170,7 +174,7 @@ class ClassifierTrainer(Updater):
             batch = self.examples.batch(part)
             share = len(part) / len(reviews)
             tokens += int(self.examples.lengths[batch.rows].sum())
-            part_loss = self._loss(batch.to(self.runtime.device)) * share
+            part_loss = self._loss(batch.to(self.runtime.device), part) * share
             self._backward(part_loss)
             loss += part_loss.item()
         return StepResult(loss, self._update(loss), lr, tokens)
@@ -182,23 +186,38 @@ class ClassifierTrainer(Updater):
             self._epoch = (epoch, order)
         return self._epoch[1][at]
 
-    def _loss(self, batch: ReviewBatch) -> Tensor:
+    def _loss(self, batch: ReviewBatch, reviews: IntArray) -> Tensor:
         """Cross entropy of the labels, mean over reviews, and `lm_weight` times the mean over
         characters."""
         model, weight = self.model, self.config.lm_weight
+        ids = self._with_gaps(batch)
         with self.runtime.autocast():
             if self.frozen:
                 states = self.frozen.of(batch.rows).to(self.runtime.device)
                 logits = model.from_last_block(states, batch.ends)
             elif weight:
                 targets = batch.targets()
-                logits, summed = model.with_language_model(batch.ids, batch.ends, targets)
+                logits, summed = model.with_language_model(ids, batch.ends, targets)
             else:
-                logits = model(batch.ids, batch.ends)
-        loss = F.cross_entropy(mean_by_text(logits, batch.texts, len(batch)), batch.labels)
+                logits = model(ids, batch.ends)
+        logits = mean_by_text(logits, batch.texts, len(batch))
+        loss = F.cross_entropy(logits, batch.labels)
+        if self.soft_labels is not None:
+            soft = self.soft_labels[torch.from_numpy(reviews)].to(logits.device)
+            loss = loss + self.config.reference_weight * (F.cross_entropy(logits, soft) - loss)
         if weight:
             loss = loss + weight * summed / (targets != IGNORED).sum().clamp(min=1)
         return loss
+
+    def _with_gaps(self, batch: ReviewBatch) -> Tensor:
+        """The ids, (R, T), with some characters shown as `<unk>`."""
+        rate = self.config.character_dropout
+        if not rate:
+            return batch.ids
+        place = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        inside = (place > 0) & (place < batch.ends[:, None])
+        gaps = torch.rand(batch.ids.shape, device=batch.ids.device) < rate
+        return batch.ids.masked_fill(gaps & inside, UNK)
 
 
 @torch.inference_mode()

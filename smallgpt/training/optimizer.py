@@ -19,7 +19,8 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
     muon: Muon (kellerjordan.github.io/posts/muon) for the matrices of the layers, its updates
     scaled to the size of AdamW's (arXiv:2502.16982); AdamW for embeddings, biases and norms.
 
-    Matrices and embeddings decay, biases and norms do not.
+    Matrices and embeddings decay; biases, norms and the tables of n-grams do not: most of their
+    rows are seen too seldom to make up for it.
     """
     embeddings, in_layers, vectors = ([p for _, p in group] for group in parameter_groups(model))
     optimizers: list[torch.optim.Optimizer] = []
@@ -34,26 +35,28 @@ def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimi
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[Named], list[Named], list[Named]]:
-    """What learns, by name: embeddings, matrices of the layers, vectors.
+    """What learns, by name: embeddings, matrices of the layers, and what does not decay: vectors
+    and the tables of n-grams.
 
     In this order AdamW numbers them in a saved state, where it trains all of them.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    vectors = [(name, p) for name, p in named if p.dim() < 2]
-    in_layers = [(name, p) for name, p in named if p.dim() >= 2 and _in_layers(name)]
-    embeddings = [(name, p) for name, p in named if p.dim() >= 2 and not _in_layers(name)]
+    vectors = [(name, p) for name, p in named if p.dim() < 2 or ".tables." in name]
+    matrices = [pair for pair in named if pair[0] not in {n for n, _ in vectors}]
+    in_layers = [(name, p) for name, p in matrices if _in_layers(name)]
+    embeddings = [(name, p) for name, p in matrices if not _in_layers(name)]
     return embeddings, in_layers, vectors
 
 
 def _in_layers(name: str) -> bool:
-    return name.removeprefix("transformer.").startswith("h.")
+    return name.removeprefix("transformer.").startswith(("h.", "ngrams.projections."))
 
 
 def apply_settings(optimizers: list[torch.optim.Optimizer], config: Config) -> None:
     """Set betas and weight decay; after loading a state too, so that the config's word counts."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            vectors = all(p.dim() < 2 for p in group["params"])
+            vectors = any(p.dim() < 2 for p in group["params"])
             group["weight_decay"] = 0.0 if vectors else config.weight_decay
             if "betas" in group:
                 group["betas"] = (config.beta1, config.beta2)
