@@ -233,6 +233,38 @@ def test_a_long_list_in_bounded_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    ("name", "beginning", "said"),
+    [
+        ("x.jsonl.gz", b'["\xe6\x97\xa9", "a"]\n["', "line 2 is longer than"),
+        ("x.json.gz", b'[["a", "b"], ["', "record 2 is longer than"),
+        ("x.csv.gz", b'prompt,response\n1,"', "line 2: field larger than"),
+        ("x.txt.gz", "早\n好\n\n".encode(), "a dialogue is longer than"),
+    ],
+)
+def test_a_small_file_that_unpacks_to_a_large_record(
+    tmp_path: Path, name: str, beginning: bytes, said: str
+) -> None:
+    """It is refused before it fills the memory."""
+    path = tmp_path / name
+    line = b"a" * 1023 + (b"\n" if name == "x.csv.gz" else b"a")
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(beginning)
+        for _ in range(400):
+            file.write(line * 1024)
+    assert path.stat().st_size < 4e6
+    tracemalloc.start()
+    assert said in refusal_of(path)
+    assert tracemalloc.get_traced_memory()[1] < 250e6  # of 419e6 that it unpacks to
+    tracemalloc.stop()
+
+
+def refusal_of(path: Path) -> str:
+    with pytest.raises(UserError) as refused:
+        list(read_dialogues(path))
+    return str(refused.value)
+
+
 def test_duplicates(tmp_path: Path) -> None:
     near = ["早上好 呀！", "早上好,昨晚睡得好吗?"]
     write([*SIMPLE, SIMPLE[0], near, ["……", "！"], ["！", "……"]], tmp_path / "x.txt")

@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ijson
-
-from smallgpt.data.table import header_of, is_jsonl, read_lines, read_rows
+from smallgpt.data.records import list_items, parquet_rows
+from smallgpt.data.table import LONGEST, header_of, is_jsonl, read_lines, read_rows
 from smallgpt.data.text import open_decompressed, read_text
 from smallgpt.errors import UserError
 from smallgpt.tokenizer import as_utterance
@@ -191,6 +190,11 @@ def _of_text(path: Path) -> Iterator[list[str]]:
         *whole, rest = (rest + clean).split("\n\n")
         for dialogue in whole:
             yield dialogue.split("\n")
+        if len(rest) > LONGEST:
+            raise UserError(
+                f"{path}: a dialogue is longer than {LONGEST:,} characters",
+                "separate dialogues by blank lines",
+            )
     if rest:
         yield rest.split("\n")
 
@@ -219,41 +223,11 @@ def _records(path: Path, source: Source, rejected: Rejected | None) -> Iterator[
                 continue
             yield number, record
     elif source.container == "list":
-        yield from _items(path)
+        yield from list_items(path)
     elif source.container == "table":
         yield from ((row.number, row.cells) for row in read_rows(path))
     else:
-        yield from enumerate(_parquet_rows(path), start=1)
-
-
-def _items(path: Path) -> Iterator[tuple[int, Any]]:
-    number = 0
-    try:
-        with open_decompressed(path) as file:
-            for number, item in enumerate(ijson.items(file, "item", use_float=True), start=1):
-                yield number, item
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise UserError(
-            f"{path}: the list is broken behind record {number:,}: {reason}",
-            "what follows cannot be read; get the file again",
-        ) from None
-
-
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(
-            f"{path} is Parquet, which needs pyarrow", "install it: pip install pyarrow"
-        ) from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+        yield from enumerate(parquet_rows(path), start=1)
 
 
 def _utterances(record: Any, kind: str) -> list[str]:

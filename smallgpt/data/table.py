@@ -17,6 +17,9 @@ from smallgpt.errors import UserError, note
 _DELIMITERS = (",", "\t", ";", "|")
 _TABLE_SUFFIXES = (".csv", ".tsv")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+LONGEST = 1 << 24
+"""Characters of a line or a cell, at most: what a small packed file unpacks to must not fill the
+memory."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def _encoding(path: Path) -> str:
 def _lines(path: Path, encoding: str) -> Iterator[str]:
     """Lines with their newlines, whichever kind; without a byte order mark."""
     decoder = codecs.getincrementaldecoder(encoding)()
-    rest, first = "", True
+    rest, first, number = "", True, 0
     for data in read_bytes(path):
         try:
             text = rest + decoder.decode(data, final=not data)
@@ -99,7 +102,13 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
         lines = io.StringIO(text, newline="").readlines()
         # A last line without its newline goes on in the next part; so may a `\r` as `\r\n`.
         rest = lines.pop() if data and lines else ""
+        number += len(lines)
         yield from lines
+        if len(rest) > LONGEST:
+            raise UserError(
+                f"{path}, line {number + 1:,} is longer than {LONGEST:,} characters",
+                "is it such a file, with its newlines?",
+            )
 
 
 def _json_rows(path: Path, lines: Iterator[str], columns: list[str]) -> Iterator[Row]:
@@ -126,7 +135,7 @@ def _cell(value: Any) -> str:
 
 
 def _table_rows(path: Path, lines: Iterator[str], columns: list[str]) -> Iterator[Row]:
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(LONGEST)
     header = next(lines, "")
     if not header.strip():
         raise UserError(f"{path} is empty", "give a CSV, TSV or JSONL file with a header")
@@ -148,7 +157,7 @@ def _table_rows(path: Path, lines: Iterator[str], columns: list[str]) -> Iterato
             cells += [""] * (len(names) - len(cells))
             yield Row(number, dict(zip(names, cells, strict=True)))
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num + 1}: {error}") from None
+        raise UserError(f"{path}, line {after}: {error}") from None
 
 
 def _delimiter(header: str, columns: list[str]) -> str:
