@@ -76,14 +76,16 @@ def card(stored: Checkpoint, licence: str) -> ModelCard:
     Every figure is read from the checkpoint.
     """
     classifies = stored.labels is not None
+    own = "smallgpt" if gpt2.is_own(stored.config) else None
     data = ModelCardData(
         language="zh",
         license=licence,
-        library_name="transformers",
+        library_name=own or "transformers",
         pipeline_tag="text-classification" if classifies else "text-generation",
-        tags=["gpt2", "small-gpt", "sentiment-analysis" if classifies else "conversational"],
+        tags=[own or "gpt2", "small-gpt", "sentiment-analysis" if classifies else "conversational"],
     )
-    name = Path(stored.config.checkpoint_root).name or stored.path.name
+    ours = "original" not in stored.manifest
+    name = Path(stored.config.checkpoint_root).name if ours else stored.path.resolve().name
     sections = [f"# {name}", _what(stored), _training(stored), _figures(stored), _usage(stored)]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
@@ -99,7 +101,8 @@ def _what(stored: Checkpoint) -> str:
     return (
         f"{kind}: a GPT-2 with {config.n_layer} layers, {config.n_head} heads, width "
         f"{config.n_embd}, a context of {config.block_size} ids and a vocabulary of "
-        f"{config.vocab_size:,}; {parameters / 1e6:.2f} M parameters. Made with Small GPT."
+        f"{config.vocab_size:,}; {parameters / 1e6:.2f} M parameters. Made with Small GPT"
+        + (", which alone runs it." if gpt2.is_own(config) else ".")
     )
 
 
@@ -108,6 +111,9 @@ def _training(stored: Checkpoint) -> str:
     files = [Path(str(file)).name for file in config.data_paths()]
     if isinstance(config, SentimentConfig):
         files = [Path(config.sentimental_data_path).name]
+    if "original" in stored.manifest:  # of its training, the file tells no more
+        rows = [("data", ", ".join(files)), ("steps", f"{stored.step:,}, not with Small GPT")]
+        return "## Training\n\n" + _table(rows)
     rows = [
         ("data", ", ".join(files)),
         ("steps", f"{stored.step:,} of {config.train_batch} rows or texts"),
@@ -157,7 +163,10 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _usage(stored: Checkpoint) -> str:
-    if stored.labels:
+    if gpt2.is_own(stored.config):
+        call = 'predict(["房间很干净"])' if stored.labels else 'reply("早上好呀")'
+        code = ["import smallgpt", 'model = smallgpt.load("PATH")', f"model.{call}"]
+    elif stored.labels:
         code = [
             "from transformers import pipeline",
             'judge = pipeline("text-classification", "PATH", top_k=None)',

@@ -114,6 +114,12 @@ def test_tables_do_not_decay() -> None:
     assert embeddings == {"wte.weight", "wpe.weight"}
 
 
+def save_with_pairs(folder: Path, bias: bool = True) -> Path:
+    model = random_model(0, ngram_order=3, ngram_rows=50, bias=bias)
+    assert isinstance(model.config, Config)
+    return checkpoint.save(folder, 1, model.config, vocabulary(), model.state_dict(), {}, {})
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_round_trip_and_what_others_say(tmp_path: Path, bias: bool) -> None:
     from transformers import AutoConfig
@@ -121,7 +127,7 @@ def test_round_trip_and_what_others_say(tmp_path: Path, bias: bool) -> None:
     model = random_model(0, ngram_order=3, ngram_rows=50, bias=bias)
     assert isinstance(model.config, Config)
     config = model.config
-    path = checkpoint.save(tmp_path, 1, config, vocabulary(), model.state_dict(), {}, {})
+    path = save_with_pairs(tmp_path, bias)
     again = checkpoint.load(path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.weights[name], tensor), name

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import refusal
+from test_ngrams import save_with_pairs
 from test_sentiment import classified as classified
 
 import smallgpt
-from smallgpt import checkpoint
+from smallgpt import checkpoint, conversion
 from smallgpt.conversation import Conversation
 from smallgpt.publish import make_ready
 
@@ -70,6 +71,25 @@ def test_a_classifier(classified: Path, tmp_path: Path) -> None:
     report = json.loads((classified.parent / "report.json").read_text("utf-8"))
     assert f"| test accuracy | {report['test']['accuracy']:.4f}" in card.content
     assert code_of(card, tmp_path / "ready")["judge"](texts)
+
+
+def test_a_model_of_our_own(tmp_path: Path) -> None:
+    path = save_with_pairs(tmp_path)
+    make_ready(path, tmp_path / "ready", "mit")
+    card = ModelCard.load(tmp_path / "ready" / "README.md")
+    assert card.data.library_name == "smallgpt" and "which alone runs it" in card.content
+    assert code_of(card, tmp_path / "ready")["model"]
+    assert smallgpt.load(tmp_path / "ready").reply("早上好") == smallgpt.load(path).reply("早上好")
+
+
+def test_a_converted_file_claims_no_training_of_ours(trained: Path, tmp_path: Path) -> None:
+    conversion.to_original(trained, tmp_path / "x.pth")
+    text = trained.parents[1] / "text.txt"
+    conversion.from_original(tmp_path / "x.pth", [text], tmp_path / "cpt90M")
+    make_ready(tmp_path / "cpt90M", tmp_path / "ready", "mit")
+    card = ModelCard.load(tmp_path / "ready" / "README.md").content
+    assert "# cpt90M\n" in card and "not with Small GPT" in card
+    assert "| optimizer |" not in card and "| seed |" not in card
 
 
 def test_what_is_there_stays(trained: Path, tmp_path: Path) -> None:
