@@ -25,11 +25,11 @@ WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 HEAD, LM_HEAD = "score.weight", "lm_head.weight"
 _PREFIX = "transformer."
 _CLASSIFIER = "GPT2ForSequenceClassification"
-# GPT-2 keeps these matrices as (in, out); ours are (out, in) like every torch Linear.
 _NO_BIAS = re.compile(r"^(score|lm_head)\.|\.(wte|wpe)\.|\.ngrams\.")
 OWN_TYPE = "smallgpt"
 """model_type of networks that GPT-2 has no place for, so that transformers refuses them instead of
 leaving a part of them out."""
+# GPT-2 keeps these matrices as (in, out); ours are (out, in) like every torch Linear.
 _TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 
 
