@@ -70,6 +70,9 @@ sentiment-full: $(VENV)/.run ## A classifier from nothing: language model, other
 	@$(BIN)/python sentimentalTrain.py config/sentiment_full_domains.yaml sentimental_data_path=$(DOMAINS) $(FULL_KEYS)
 	@$(BIN)/python -m smallgpt sentiment ablation config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \
 		--cell mask --seeds $(SEEDS) $(FULL_KEYS)
+	@echo "the model to use, which learns from nearly all reviews:" >&2
+	@$(BIN)/python sentimentalTrain.py config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \
+		train_percent=0.97 checkpoint_root=$(FULL_ROOT)/final resume_from=auto $(FULL_KEYS)
 
 clean: ## Delete the environment, the demo model and its text
 	rm -rf $(VENV) $(DEMO_ROOT) $(DEMO_TEXT)

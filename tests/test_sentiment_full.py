@@ -59,6 +59,8 @@ def test_the_whole_path(tmp_path: Path) -> None:
     config = checkpoint.load(hotels, classifier=True).config
     assert isinstance(config, SentimentConfig)
     assert config.base_model == "checkpoints/sentiment_full/domains"
+    (final,) = run_folder.checkpoints(runs / "final")[-1:]
+    assert checkpoint.load(final, classifier=True).step > 0
 
     again = make(tmp_path)  # finished parts are not done again
     assert again.returncode == 0, again.stderr
