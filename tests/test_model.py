@@ -1,6 +1,7 @@
 """The network against a plain implementation, and what packing and the cache promise."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from smallgpt.tokenizer import PAD, SEP, Tokenizer
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "config"
 SMALL = ModelConfig(block_size=24, vocab_size=40, n_layer=3, n_head=4, n_embd=32)
+NGRAMS = replace(SMALL, ngram_order=3, ngram_rows=97, ngram_embd=8)
 NO_BIAS = ModelConfig(block_size=24, vocab_size=40, n_layer=2, n_head=2, n_embd=32, bias=False)
 
 
@@ -175,11 +177,14 @@ def packed(lengths: list[int]) -> Batch:
     return rows.batch(np.arange(len(rows)))
 
 
+@pytest.mark.parametrize("config", [SMALL, NGRAMS], ids=["plain", "n-grams"])
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=10))
-@example([5, 7, 3, 4, 4, 1, 60])
-def test_a_dialogue_among_others_has_the_logits_it_has_alone(lengths: list[int]) -> None:
-    model, batch = fresh(SMALL), packed(lengths)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=10))
+@example(lengths=[5, 7, 3, 4, 4, 1, 60])
+def test_a_dialogue_among_others_has_the_logits_it_has_alone(
+    config: ModelConfig, lengths: list[int]
+) -> None:
+    model, batch = fresh(config), packed(lengths)
     together = model(batch.ids, batch.positions, batch.documents)
     assert torch.isfinite(together).all()
     for row, documents in enumerate(batch.documents):
@@ -217,15 +222,16 @@ def test_packed_rows_in_mixed_precision() -> None:
 # the key-value cache
 
 
+@pytest.mark.parametrize("config", [SMALL, NGRAMS], ids=["plain", "n-grams"])
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.integers(1, 8), min_size=1, max_size=24))
-@example([10, 1, 1, 5, 1, 6])
-@example([1] * 24)
-@example([24])
+@given(chunks=st.lists(st.integers(1, 8), min_size=1, max_size=24))
+@example(chunks=[10, 1, 1, 5, 1, 6])
+@example(chunks=[1] * 24)
+@example(chunks=[24])
 @torch.no_grad()
-def test_cache_in_chunks_equals_the_whole_row(chunks: list[int]) -> None:
-    model, ids = fresh(SMALL), random_ids(2, SMALL.block_size)
-    cache = KeyValueCache(SMALL, 2, torch.device("cpu"), torch.float64)
+def test_cache_in_chunks_equals_the_whole_row(config: ModelConfig, chunks: list[int]) -> None:
+    model, ids = fresh(config), random_ids(2, SMALL.block_size)
+    cache = KeyValueCache(config, 2, torch.device("cpu"), torch.float64)
     parts, at = [], 0
     for size in chunks:
         if at + size > SMALL.block_size:

@@ -8,27 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_model, refusal, vocabulary
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_model import fresh, packed, random_ids
+from test_model import NGRAMS, fresh, random_ids
 from torch import Tensor
 
 from smallgpt import checkpoint
-from smallgpt.config import Config, ModelConfig
+from smallgpt.config import Config
 from smallgpt.formats import original
-from smallgpt.model import GPT, KeyValueCache
+from smallgpt.model import GPT
 from smallgpt.training.optimizer import parameter_groups
-
-SMALL = ModelConfig(
-    block_size=24,
-    vocab_size=40,
-    n_layer=2,
-    n_head=2,
-    n_embd=16,
-    ngram_order=3,
-    ngram_rows=97,
-    ngram_embd=8,
-)
 
 
 def signed(number: int) -> int:
@@ -55,7 +42,7 @@ def plain_embedding(model: GPT, ids: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_the_embedding_equals_a_plain_computation(order: int) -> None:
-    model = fresh(replace(SMALL, ngram_order=order))
+    model = fresh(replace(NGRAMS, ngram_order=order))
     ids = random_ids(3, 20)
     for row, x in zip(ids.tolist(), model.embed(ids), strict=True):
         torch.testing.assert_close(x, plain_embedding(model, row))
@@ -63,43 +50,15 @@ def test_the_embedding_equals_a_plain_computation(order: int) -> None:
 
 def test_pairs_spread_over_the_rows() -> None:
     torch.manual_seed(0)
-    model = GPT(replace(SMALL, ngram_order=2, ngram_rows=4096)).eval()
+    model = GPT(replace(NGRAMS, ngram_order=2, ngram_rows=4096)).eval()
     pairs = torch.cartesian_prod(torch.arange(40), torch.arange(40))
     x = model.embed(pairs)[:, 1] - model.wte(pairs[:, 1]) - model.wpe.weight[1]
     # 1,600 pairs in 4,096 rows by chance: 1,326 rows are expected to be taken.
     assert len(torch.unique(x.round(decimals=6), dim=0)) > 1250
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=8))
-@torch.no_grad()
-def test_a_dialogue_among_others_has_the_logits_it_has_alone(lengths: list[int]) -> None:
-    model, batch = fresh(SMALL), packed(lengths)
-    together = model(batch.ids, batch.positions, batch.documents)
-    for row, documents in enumerate(batch.documents):
-        for document in range(int(documents.max()) + 1):
-            places = documents == document
-            alone = model(batch.ids[row, places][None])[0]
-            torch.testing.assert_close(together[row, places], alone)
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.lists(st.integers(1, 8), min_size=1, max_size=24))
-@torch.no_grad()
-def test_cache_in_chunks_equals_the_whole_row(chunks: list[int]) -> None:
-    model, ids = fresh(SMALL), random_ids(2, SMALL.block_size)
-    cache = KeyValueCache(SMALL, 2, torch.device("cpu"), torch.float64)
-    parts, at = [], 0
-    for size in chunks:
-        if at + size > SMALL.block_size:
-            break
-        parts.append(model(ids[:, at : at + size], cache=cache))
-        at += size
-    torch.testing.assert_close(torch.cat(parts, dim=1), model(ids[:, :at]))
-
-
 def test_some_are_left_out_in_training_only() -> None:
-    model, ids = fresh(replace(SMALL, ngram_dropout=0.5)), random_ids(1, 24)
+    model, ids = fresh(replace(NGRAMS, ngram_dropout=0.5)), random_ids(1, 24)
     torch.testing.assert_close(model.embed(ids)[0], plain_embedding(model, ids[0].tolist()))
     model.train()
     assert not torch.allclose(model.embed(ids), model.embed(ids))
@@ -107,7 +66,7 @@ def test_some_are_left_out_in_training_only() -> None:
 
 def test_tables_do_not_decay() -> None:
     embeddings, in_layers, vectors = (
-        {name for name, _ in group} for group in parameter_groups(GPT(SMALL))
+        {name for name, _ in group} for group in parameter_groups(GPT(NGRAMS))
     )
     assert {"ngrams.tables.0.weight", "ngrams.tables.1.weight"} <= vectors
     assert "ngrams.projections.0.weight" in in_layers
