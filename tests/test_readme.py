@@ -53,7 +53,6 @@ ELSEWHERE = {
     "make bench-time": "tests/test_benchmarks.py, in small",
     "make sentiment-full HOTELS=data/ChnSentiCorp_htl_all.csv "
     "DOMAINS=data/reviews_other_domains.csv CHATS=data/train.txt": "tests/test_sentiment_full.py",
-    "make sentiment-full": "tests/test_sentiment_full.py",
     "python -m smallgpt download pretrained-300M": "tests/test_downloads.py",
     "python -m smallgpt download hotel-reviews chitchat": "tests/test_downloads.py",
     "make bench-gpu": "tests/test_benchmarks.py, without a GPU",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import DIALOGUES, REPOSITORY, python_environment
 from test_sentiment import write_reviews
 
@@ -36,7 +37,9 @@ def make(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_whole_path(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder where `make sentiment-full` can run."""
     for name in ("Makefile", "train.py", "sentimentalTrain.py", "requirements.txt"):
         shutil.copy(REPOSITORY / name, tmp_path)
     shutil.copytree(REPOSITORY / "config", tmp_path / "config")
@@ -48,11 +51,14 @@ def test_the_whole_path(tmp_path: Path) -> None:
     write_reviews(tmp_path / "hotels.csv")
     write_reviews(tmp_path / "others.csv")
     (tmp_path / "chats.txt").write_text(DIALOGUES, "utf-8")
+    return tmp_path
 
-    done = make(tmp_path)
+
+def test_the_whole_path(folder: Path) -> None:
+    done = make(folder)
     assert done.returncode == 0, done.stderr
     assert "| mask |" in done.stdout and "| classical reference |" in done.stdout
-    runs = tmp_path / "checkpoints" / "sentiment_full"
+    runs = folder / "checkpoints" / "sentiment_full"
     (domains,) = run_folder.checkpoints(runs / "domains")[-1:]
     (hotels,) = run_folder.checkpoints(runs / "hotels" / "mask" / "seed0")[-1:]
     assert checkpoint.load(domains, classifier=True).labels == ["0", "1"]
@@ -62,7 +68,10 @@ def test_the_whole_path(tmp_path: Path) -> None:
     (final,) = run_folder.checkpoints(runs / "final")[-1:]
     assert checkpoint.load(final, classifier=True).step > 0
 
-    again = make(tmp_path)  # finished parts are not done again
-    assert again.returncode == 0, again.stderr
+
+@pytest.mark.slow
+def test_what_is_finished_is_not_done_again(folder: Path) -> None:
+    done, again = make(folder), make(folder)
+    assert done.returncode == again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
     assert "nothing to do" in again.stderr
