@@ -20,6 +20,11 @@ from smallgpt.loss import next_token_loss
 from smallgpt.model import GPT
 
 
+def head_width(width: int, pooling: str) -> int:
+    """How many numbers the head reads of states `width` wide."""
+    return 2 * width if pooling == "last_mean" else width
+
+
 class Classifier(nn.Module):
     """`transformer`, a GPT, and `score`, the head.
 
@@ -33,7 +38,7 @@ class Classifier(nn.Module):
         self.config = config
         self.transformer = GPT(config)
         self.with_mean = pooling == "last_mean"
-        self.score = nn.Linear((1 + self.with_mean) * config.n_embd, classes, bias=False)
+        self.score = nn.Linear(head_width(config.n_embd, pooling), classes, bias=False)
         nn.init.normal_(self.score.weight, mean=0.0, std=0.02)
 
     def forward(self, ids_RT: Tensor, ends_R: Tensor) -> Tensor:

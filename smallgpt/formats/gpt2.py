@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from smallgpt.classifier import head_width
 from smallgpt.config import Config, ModelConfig
 from smallgpt.errors import UserError
 from smallgpt.model import GPT
@@ -135,7 +136,7 @@ def from_tensors(
     """
     expected = {their_name(n): t for n, t in hollow_model(config).state_dict().items()}
     if labels is not None:
-        expected[HEAD] = torch.empty(len(labels), head_width(config), device="meta")
+        expected[HEAD] = torch.empty(len(labels), _head_width(config), device="meta")
     weights = {}
     for name, tensor in expected.items():
         stored = tensors.pop(name, None)
@@ -221,15 +222,13 @@ def _classifier_config(config: Config, tokenizer: Tokenizer, labels: list[str]) 
     }
 
 
-def head_width(config: ModelConfig) -> int:
-    """How many numbers a classifier's head reads."""
-    pooling = getattr(config, "pooling", "last")
-    return config.n_embd * (2 if pooling == "last_mean" else 1)
+def _head_width(config: ModelConfig) -> int:
+    return head_width(config.n_embd, getattr(config, "pooling", "last"))
 
 
 def is_own(config: ModelConfig) -> bool:
     """Whether the network has parts that GPT-2 has no place for."""
-    return config.ngram_order > 1 or head_width(config) != config.n_embd
+    return config.ngram_order > 1 or _head_width(config) != config.n_embd
 
 
 def model_config(config: ModelConfig) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from smallgpt.data.reviews import IntArray, Reviews
 
 NAME = "character 1-4-gram TF-IDF + logistic regression"
 INVERSE_REGULARISATION = 30.0
-
-
 PARTS = 5
 """Of the reviews learnt from, for `out_of_fold`."""
 

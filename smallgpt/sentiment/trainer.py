@@ -187,8 +187,12 @@ class ClassifierTrainer(Updater):
         return self._epoch[1][at]
 
     def _loss(self, batch: ReviewBatch, reviews: IntArray) -> Tensor:
-        """Cross entropy of the labels, mean over reviews, and `lm_weight` times the mean over
-        characters."""
+        """Cross entropy of the labels (and soft labels), mean over reviews, and `lm_weight` times
+        the mean over characters.
+
+        Args:
+            reviews: the numbers of the batch's reviews in the Examples.
+        """
         model, weight = self.model, self.config.lm_weight
         ids = self._with_gaps(batch)
         with self.runtime.autocast():

@@ -41,8 +41,8 @@ def parameter_groups(model: nn.Module) -> tuple[list[Named], list[Named], list[N
     In this order AdamW numbers them in a saved state, where it trains all of them.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [(name, p) for name, p in named if p.dim() >= 2 and ".tables." not in name]
     vectors = [(name, p) for name, p in named if p.dim() < 2 or ".tables." in name]
-    matrices = [pair for pair in named if pair[0] not in {n for n, _ in vectors}]
     in_layers = [(name, p) for name, p in matrices if _in_layers(name)]
     embeddings = [(name, p) for name, p in matrices if not _in_layers(name)]
     return embeddings, in_layers, vectors
