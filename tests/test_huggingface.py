@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import REPOSITORY, Run
 from test_sentiment import config as sentiment_config
@@ -240,6 +241,15 @@ def test_what_cannot_be_run_is_refused_by_name(
 class _Runs:
     def __reduce__(self) -> Any:
         return (print, ("it ran",))
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    make(tmp_path, "characters")
+    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    tensors["transformer.h.1.ln_1.weight"][3] = float("inf")
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"h\.1\.ln_1\.weight holds numbers that are not finite"):
+        smallgpt.load(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["none", "twice", "broken", "unigram", "larger", "evil", "cut"])

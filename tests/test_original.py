@@ -321,6 +321,7 @@ W_Q = "transformer.h.0.attention.W_q.weight"
         (_without(W_Q), "lacks transformer.h.0.attention.W_q.weight"),
         (_with_tensor(W_Q, torch.zeros(8, 9)), "has shape"),
         (_with_tensor(W_Q, torch.zeros(8, 8, dtype=torch.int64)), "torch.int64"),
+        (_with_tensor(W_Q, torch.full((8, 8), float("nan"))), "c_attn.weight holds numbers"),
         (_with_tensor("more", torch.zeros(2)), "unknown tensors"),
         (_with_tensor("lm_head.weight", torch.zeros(3, 8)), "output head"),
         (contents() | {"optimizer": {"state": {0: {}}, "param_groups": []}}, "optimizer"),

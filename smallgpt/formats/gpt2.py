@@ -163,6 +163,20 @@ def from_tensors(
     return weights
 
 
+def check_finite(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a stranger's weights that no text could come out of.
+
+    Raises:
+        UserError: a tensor holds infinity or not-a-number.
+    """
+    for name, tensor in weights.items():
+        if not all(torch.isfinite(extreme) for extreme in tensor.aminmax()):
+            raise UserError(
+                f"{file}: {name} holds numbers that are not finite",
+                "the training that made it broke down; get another checkpoint of it",
+            )
+
+
 def their_name(name: str) -> str:
     """Hugging Face's name for one of our parameters."""
     return name if name == LM_HEAD else _PREFIX + name

@@ -63,6 +63,7 @@ def read(directory: Path) -> Foreign:
     values = _json(directory / gpt2.CONFIG_FILE)
     config = _config(directory / gpt2.CONFIG_FILE, values)
     weights = gpt2.from_tensors(directory, _tensors(directory, config.tied), config)
+    gpt2.check_finite(directory, weights)
     settings = _json(directory / TOKENIZER_CONFIG_FILE, needed=False)
     settings = _json(directory / "special_tokens_map.json", needed=False) | settings
     definition = _definition(directory, settings)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from smallgpt.config import Config
 from smallgpt.errors import UserError
-from smallgpt.formats.gpt2 import hollow_model
+from smallgpt.formats.gpt2 import check_finite, hollow_model
 
 SUFFIXES = (".pth", ".pt")
 COMPILED = "_orig_mod."
@@ -72,6 +72,7 @@ def read(path: Path) -> Original:
     expected = {name: tuple(t.shape) for name, t in hollow_model(config).state_dict().items()}
     _check_tensors(path, tensors, expected)
     weights = {name: _joined([tensors[n] for n in theirs(name)]).float() for name in expected}
+    check_finite(path, weights)
     order = [name for name in tensors if not _NOT_LEARNT.search(name)]
     optimizer = stored.get("optimizer")
     moments = _read_moments(path, optimizer, order, tensors, expected) if optimizer else None
