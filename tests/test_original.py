@@ -348,6 +348,12 @@ def test_a_small_file_that_claims_terabytes_is_refused(tmp_path: Path) -> None:
         original.read(tmp_path / "x.pth")
 
 
+def test_a_folder_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        original.read(tmp_path / "x.pth")
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "packed"])
 def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "x.pth"

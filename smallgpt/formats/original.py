@@ -105,6 +105,8 @@ def _load(path: Path) -> dict[str, Any]:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder", "give the file in it") from None
     except UserError:
         raise
     except zipfile.BadZipFile:
