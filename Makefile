@@ -61,12 +61,11 @@ DOMAINS ?= data/reviews_other_domains.csv.xz
 CHATS ?= data/train.txt
 SEEDS ?= 5
 FULL_ROOT := checkpoints/sentiment_full
-# The reviews but those kept for the test, as text; three times, as there are few of them.
-FULL_TEXT := $(BIN)/python -m smallgpt sentiment text config/sentiment_full.yaml sentimental_data_path=$(HOTELS)
 sentiment-full: $(VENV)/.run ## A classifier from nothing: language model, other domains, hotel reviews (70 minutes)
 	@mkdir -p $(FULL_ROOT)
-	@$(FULL_TEXT) --also $(DOMAINS) > $(FULL_ROOT)/reviews.part
-	@$(FULL_TEXT) >> $(FULL_ROOT)/reviews.part && $(FULL_TEXT) >> $(FULL_ROOT)/reviews.part
+	@# The reviews of hotels that are not kept for the test three times, as they are few.
+	@$(BIN)/python -m smallgpt sentiment text config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \
+		--also $(DOMAINS) --also $(HOTELS) --also $(HOTELS) > $(FULL_ROOT)/reviews.part
 	@mv $(FULL_ROOT)/reviews.part $(FULL_ROOT)/reviews.txt
 	@$(BIN)/python train.py config/sentiment_full_language.yaml data_path=[$(FULL_ROOT)/reviews.txt,$(CHATS)] $(FULL_KEYS)
 	@$(BIN)/python sentimentalTrain.py config/sentiment_full_domains.yaml sentimental_data_path=$(DOMAINS) $(FULL_KEYS)

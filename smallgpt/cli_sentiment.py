@@ -115,7 +115,10 @@ def text(
     overrides: Overrides = None,
     also: Annotated[
         list[Path] | None,
-        typer.Option(help="Further files of reviews, of which all are taken."),
+        typer.Option(
+            help="Further files, of which all reviews but those kept for the test are taken; the "
+            "config's own once more gives its reviews more weight."
+        ),
     ] = None,
 ) -> None:
     """Write reviews as a text for train.py, one a dialogue, to standard output.

@@ -17,6 +17,7 @@ from benchmarks.scaling_paper import efficiency, rows_needed, sent_bytes, task
 from smallgpt import config_file
 
 
+@pytest.mark.slow
 def test_two_processes_are_measured_against_one(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join([DIALOGUES] * 5), encoding="utf-8")

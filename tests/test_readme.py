@@ -57,7 +57,7 @@ ELSEWHERE = {
     "python -m smallgpt download hotel-reviews chitchat": "tests/test_downloads.py",
     "make bench-gpu": "tests/test_benchmarks.py, without a GPU",
     "make bench-sentiment": "tests/test_benchmark_sentiment.py, in small",
-    "make bench-scaling": "tests/test_benchmark_scaling.py, in small",
+    "make bench-scaling": "tests/test_benchmark_scaling.py, in small (slow)",
     "make test-distributed": "itself",
     "make drill": "itself",
     "torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 "
