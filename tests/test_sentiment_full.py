@@ -14,7 +14,10 @@ from test_sentiment import write_reviews
 from smallgpt import checkpoint, run_folder
 from smallgpt.config import SentimentConfig
 
-TINY = "n_layer=1 n_head=2 n_embd=16 max_steps=2 eval_freq=1 device=cpu dtype=float32"
+TINY = (
+    "n_layer=1 n_head=2 n_embd=16 ngram_rows=64 ngram_embd=8 max_steps=2 eval_freq=1 "
+    "device=cpu dtype=float32"
+)
 
 
 def make(folder: Path) -> subprocess.CompletedProcess[str]:
