@@ -317,6 +317,7 @@ W_Q = "transformer.h.0.attention.W_q.weight"
         (contents() | {"n_embd": "8"}, "n_embd is '8'"),
         (contents() | {"n_head": 3}, "n_head"),
         (contents() | {"n_layer": 10**9}, "fewer tensors"),
+        (contents() | {"vocab_size": 0}, "vocab_size is 0"),
         (contents() | {"vocab_size": 5}, "wte.weight has shape"),
         (_without(W_Q), "lacks transformer.h.0.attention.W_q.weight"),
         (_with_tensor(W_Q, torch.zeros(8, 9)), "has shape"),

@@ -131,9 +131,9 @@ def _not_ours(path: Path, reason: str) -> UserError:
 
 
 def _shape(path: Path, stored: dict[str, Any]) -> Config:
-    for key in (*_SHAPE_KEYS, "global_step"):
-        if type(stored.get(key)) is not int or stored[key] < 0:
-            raise _not_ours(path, f"{key} is {stored.get(key)!r}, not a number")
+    for key, least in {**dict.fromkeys(_SHAPE_KEYS, 1), "global_step": 0}.items():
+        if type(stored.get(key)) is not int or stored[key] < least:
+            raise _not_ours(path, f"{key} is {stored.get(key)!r}, not a number from {least}")
     if not isinstance(stored.get("bias", True), bool):
         raise _not_ours(path, f"bias is {stored['bias']!r}")
     if stored["n_layer"] > len(stored["state_dict"]):
