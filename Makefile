@@ -56,6 +56,7 @@ bench-gpu: $(VENV)/.dev ## Measure training of 90M and 300M on a GPU, as shipped
 	@$(BIN)/python -m benchmarks.training --device cuda --size 90M --size 300M
 
 # Files of reviews: HOTELS is learnt from and tested on, DOMAINS adds labels, CHATS more text.
+# The language model reads HOTELS (but what is kept for the test) three times, as they are few.
 HOTELS ?= data/ChnSentiCorp_htl_all.csv
 DOMAINS ?= data/reviews_other_domains.csv.xz
 CHATS ?= data/train.txt
@@ -63,7 +64,6 @@ SEEDS ?= 5
 FULL_ROOT := checkpoints/sentiment_full
 sentiment-full: $(VENV)/.run ## A classifier from nothing: language model, other domains, hotel reviews (70 minutes)
 	@mkdir -p $(FULL_ROOT)
-	@# The reviews of hotels that are not kept for the test three times, as they are few.
 	@$(BIN)/python -m smallgpt sentiment text config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \
 		--also $(DOMAINS) --also $(HOTELS) --also $(HOTELS) > $(FULL_ROOT)/reviews.part
 	@mv $(FULL_ROOT)/reviews.part $(FULL_ROOT)/reviews.txt
