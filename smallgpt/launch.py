@@ -5,6 +5,8 @@ torchrun tells each process who it is through environment variables.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import re
@@ -17,9 +19,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# DistributedDataParallel imports this, and its functions keep the group of that time for ever as
+# the default of a parameter; imported here, while there is none, they keep none (_end_threads).
+import torch.distributed.nn.functional  # isort: skip
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
@@ -62,6 +69,9 @@ def join(config: Config, command: str) -> Iterator[World]:
     try:
         world = _connect(world, config)
         yield world
+    except SystemExit:  # all stop here together, the state saved
+        dist.destroy_process_group()
+        raise
     except (UserError, RuntimeError) as error:
         shown = _shown(world, error)
         _tell_torchrun(shown)
@@ -119,6 +129,7 @@ def _connect(world: World, config: Config) -> World:
         attempt = os.environ[_RESTARTS]
         store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    atexit.register(_end_threads, [dist.group.WORLD])
     shared = {k: v for k, v in asdict(config).items() if k not in OWN_KEYS}
     me = Peer(
         host=socket.gethostname(),
@@ -136,6 +147,17 @@ def _connect(world: World, config: Config) -> World:
     met.agree_on_config()
     met.agree("the device", me.device, "set device=cpu everywhere, or use machines with GPUs")
     return met
+
+
+def _end_threads(groups: list[Any]) -> None:
+    """Wait for the threads of gloo, before Python ends.
+
+    One that has just sent a tensor lets go of it a moment later. Where Python has ended meanwhile,
+    that aborts the process (SIGABRT); where the group goes with DDP's C++ part, which waits for the
+    threads without letting them go on, both wait for ever. So the group goes last, from Python.
+    """
+    gc.collect()
+    groups.clear()
 
 
 def _own_address() -> str:
