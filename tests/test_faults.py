@@ -182,33 +182,22 @@ def test_the_clock_jumping_backwards_changes_nothing(straight: Path, tmp_path: P
 # -- schedulers and neighbours ----------------------------------------------------------------
 
 
-def stop_by_sigterm(folder: Path, *, all_at_once: bool) -> None:
-    """End a run of two processes by a signal to torchrun, which hands it on, or to one of them."""
+@pytest.mark.parametrize("to", ["torchrun", "one worker"])
+def test_sigterm_makes_all_processes_save_and_end(tmp_path: Path, to: str) -> None:
+    folder = write_run(tmp_path)
     with started(torchrun_command(2, "run.yaml", *LONG), folder) as run:
         wait_for_steps(folder, run)
-        os.kill(run.pid if all_at_once else children(run.pid)[1], signal.SIGTERM)
+        os.kill(run.pid if to == "torchrun" else children(run.pid)[1], signal.SIGTERM)
         began = time.monotonic()
         _, said = run.communicate(timeout=60)
     assert time.monotonic() - began < 20
     assert run.returncode != 0
     assert said.count("stopped at step") == 1, said
     assert "go on with: torchrun --nproc_per_node=2 " in said
-
-
-def test_sigterm_to_torchrun_makes_all_processes_save_and_the_run_goes_on(tmp_path: Path) -> None:
-    folder = write_run(tmp_path)
-    stop_by_sigterm(folder, all_at_once=True)
     step = checkpoint.load(run_folder.checkpoints(folder / "run")[-1]).step
     resumed = train(folder, *LONG, f"max_steps={step + 2}", "resume_from=latest", processes=2)
     other = write_run(tmp_path / "other")
     assert same_weights(resumed, train(other, *LONG, f"max_steps={step + 2}", processes=2))
-
-
-def test_sigterm_to_one_process_makes_all_save(tmp_path: Path) -> None:
-    folder = write_run(tmp_path)
-    stop_by_sigterm(folder, all_at_once=False)
-    newest = checkpoint.load(run_folder.checkpoints(folder / "run")[-1])
-    assert newest.step == len(losses(folder))
 
 
 def test_two_runs_in_one_folder_and_the_lock_of_a_dead_one(tmp_path: Path) -> None:
