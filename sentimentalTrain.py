@@ -1,7 +1,7 @@
 """Train a classifier: python sentimentalTrain.py config/sentimental.yaml [key=value …]"""
 
-from smallgpt.cli_sentiment import sentiment_train
-from smallgpt.command_line import run_script
+from smallgpt.cli.arguments import run_script
+from smallgpt.cli.sentiment import sentiment_train
 
 if __name__ == "__main__":
     run_script(sentiment_train)

@@ -39,10 +39,10 @@ import numpy as np
 import typer
 
 from benchmarks.measure import CHITCHAT, Contestant, benchmark_text, median, print_json
-from smallgpt.data.dialogues import CACHE_FOLDER, open_corpus
+from smallgpt.data.corpus import CACHE_FOLDER, open_corpus
 from smallgpt.data.text import GZIP_MAGIC, XZ_MAGIC, check_files, read_bytes
-from smallgpt.errors import user_errors
-from smallgpt.tokenizer import FIRST_CHARACTER, PAD, SEP
+from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP
+from smallgpt.utils.errors import user_errors
 
 SMILECHAT = Path("../shared/data/smilechat.txt.xz")
 ROUNDS = 3

@@ -27,14 +27,15 @@ import typer
 
 from benchmarks.measure import Contestant, median, print_json, read_bandwidth
 from benchmarks.plain import PlainGPT
-from smallgpt import checkpoint, config_file, inference
-from smallgpt.command_line import CHAT_SPINS
-from smallgpt.config import Config, SamplingConfig
-from smallgpt.errors import UserError, note, user_errors
-from smallgpt.formats import gpt2
-from smallgpt.generation import generate
-from smallgpt.model import GPT
-from smallgpt.tokenizer import Tokenizer
+from smallgpt.checkpoints import checkpoint, huggingface
+from smallgpt.cli.arguments import CHAT_SPINS
+from smallgpt.config import Config, SamplingConfig, load_config
+from smallgpt.model import inference
+from smallgpt.model.generate import generate
+from smallgpt.model.gpt import GPT
+from smallgpt.runtime import choose_precision
+from smallgpt.tokenizer.characters import Tokenizer
+from smallgpt.utils.errors import UserError, note, user_errors
 
 CPU = torch.device("cpu")
 SIZES = ("90M", "300M")
@@ -54,7 +55,7 @@ def shape_of(size: str) -> Config:
     path = Path("config") / f"train{size}.yaml"
     if not path.exists():
         raise UserError(f"--size: {size} has no {path}", f"use {' or '.join(SIZES)}")
-    return dataclasses.replace(config_file.load(path), dropout=0.0)
+    return dataclasses.replace(load_config(path), dropout=0.0)
 
 
 class Plain:
@@ -81,8 +82,10 @@ class Ours:
         shape = shape_of(size)
         weights = GPT(shape).state_dict()
         self.vocab_size = shape.vocab_size
-        precision = inference.choose_precision(dtype, CPU, sum(w.numel() for w in weights.values()))
-        self.model = inference.fill(gpt2.hollow_model(shape).eval(), weights, precision, CPU)
+        precision = choose_precision(dtype, CPU, sum(w.numel() for w in weights.values()))
+        self.model = inference.load_inference_weights(
+            huggingface.hollow_model(shape).eval(), weights, precision.dtype, precision.int8, CPU
+        )
         matrices = [w for name, w in weights.items() if name.startswith("h.") and w.dim() == 2]
         layers, head = sum(m.numel() for m in matrices), weights["wte.weight"].numel()
         width = precision.dtype.itemsize
@@ -176,7 +179,7 @@ def compare_startup(size: str, rounds: int) -> None:
                 _seconds(
                     lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)
                 ),
-                _seconds(lambda: _read(path / gpt2.WEIGHTS_FILE)),
+                _seconds(lambda: _read(path / huggingface.WEIGHTS_FILE)),
                 seconds_to_prompt(path),
             )
             for _ in range(rounds + 1)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from smallgpt.errors import UserError, note
+from smallgpt.utils.errors import UserError, note
 
 CHITCHAT = Path("../shared/data/chitchat.txt.xz")
 SMALLTALK = Path("data/smalltalk.txt")
@@ -34,7 +34,7 @@ def benchmark_text(given: Path | None) -> Path:
         raise UserError(f"--data: {given} not found", "name a text file of dialogues")
     path = given or (CHITCHAT if CHITCHAT.exists() else SMALLTALK)
     if not path.exists():
-        from smallgpt.data.smalltalk import generate
+        from smallgpt.demo.smalltalk import generate
 
         note(f"writing small talk to {path}")
         path.parent.mkdir(parents=True, exist_ok=True)

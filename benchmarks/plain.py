@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smallgpt.data.dialogues import Corpus
-from smallgpt.tokenizer import PAD
+from smallgpt.data.corpus import Corpus
+from smallgpt.tokenizer.characters import PAD
 
 IntArray = npt.NDArray[np.int64]
 

@@ -36,12 +36,12 @@ from benchmarks.torchrun import NETWORK_COUNTERS, Group, answer, bytes_on_loopba
 from benchmarks.training import SIZES
 from smallgpt import runtime
 from smallgpt.config import Config
-from smallgpt.data.dialogues import open_corpus
-from smallgpt.distributed import World
-from smallgpt.errors import UserError, user_errors
-from smallgpt.model import GPT
-from smallgpt.pretrain import pack_corpus
-from smallgpt.training.loop import Trainer
+from smallgpt.data.corpus import open_corpus
+from smallgpt.distributed.world import World
+from smallgpt.model.gpt import GPT
+from smallgpt.training.pretrain import pack_corpus
+from smallgpt.training.trainer import Trainer
+from smallgpt.utils.errors import UserError, user_errors
 
 MODULE = "benchmarks.scaling"
 WARM_UP_STEPS = 2

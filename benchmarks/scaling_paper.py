@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from smallgpt import config_file
-from smallgpt.config import Config
-from smallgpt.model import GPT
+from smallgpt.config import Config, load_config
+from smallgpt.model.gpt import GPT
 
 CONFIG = "config/train300M_ddp.yaml"
 GPUS = (2, 8, 16, 64)
@@ -99,7 +98,7 @@ def report(step_seconds: float | None) -> str:
     Args:
         step_seconds: of one GPU for the config's whole batch; None for the assumption.
     """
-    it = task(config_file.load(CONFIG))
+    it = task(load_config(CONFIG))
     row_seconds = (step_seconds or it.step_seconds()) / it.rows
     share = it.rows // GPUS[0]
     return "\n\n".join(

@@ -25,13 +25,13 @@ from benchmarks.measure import Contestant, median, print_json, seconds_of
 from benchmarks.plain import PlainGPT
 from benchmarks.training import SIZES, Size
 from smallgpt import runtime
-from smallgpt.classifier import Classifier
 from smallgpt.config import SentimentConfig
 from smallgpt.data.reviews import Reviews, read_reviews
-from smallgpt.errors import UserError, note, user_errors
+from smallgpt.model.classifier import Classifier
 from smallgpt.sentiment.examples import Examples
 from smallgpt.sentiment.trainer import ClassifierTrainer
-from smallgpt.tokenizer import Tokenizer
+from smallgpt.tokenizer.characters import Tokenizer
+from smallgpt.utils.errors import UserError, note, user_errors
 
 HOTELS = Path("../shared/data/ChnSentiCorp_htl_train.csv")
 ROW = 256

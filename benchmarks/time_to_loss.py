@@ -25,12 +25,12 @@ from benchmarks.measure import benchmark_text, median, print_json
 from benchmarks.plain import PlainTrainer, padded_rows
 from smallgpt import runtime
 from smallgpt.config import Config
-from smallgpt.data.dialogues import Corpus, open_corpus, split
+from smallgpt.data.corpus import Corpus, open_corpus, split
 from smallgpt.data.packing import PackedRows
-from smallgpt.errors import note, user_errors
-from smallgpt.model import GPT
-from smallgpt.training.loop import Trainer
+from smallgpt.model.gpt import GPT
+from smallgpt.training.trainer import Trainer
 from smallgpt.training.validation import validate
+from smallgpt.utils.errors import note, user_errors
 
 HELD_OUT = 1000
 """Dialogues the loss is measured on; only such as fit a row whole, so that both see the same."""

@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks.measure import receive, serve
-from smallgpt import launch
 from smallgpt.config import Config
-from smallgpt.distributed import World
+from smallgpt.distributed import launch
+from smallgpt.distributed.world import World
 
 _OWN_NETWORK = ("unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$0" "$@"')
 NETWORK_COUNTERS = Path("/proc/net/dev")

@@ -28,13 +28,13 @@ from benchmarks.measure import (
     seconds_of,
 )
 from benchmarks.plain import PlainTrainer, padded_rows
-from smallgpt import config_file, runtime
-from smallgpt.config import Config
-from smallgpt.data.dialogues import open_corpus
-from smallgpt.errors import UserError, note, user_errors
-from smallgpt.model import GPT
-from smallgpt.pretrain import pack_corpus
-from smallgpt.training.loop import Trainer
+from smallgpt import runtime
+from smallgpt.config import Config, load_config
+from smallgpt.data.corpus import open_corpus
+from smallgpt.model.gpt import GPT
+from smallgpt.training.pretrain import pack_corpus
+from smallgpt.training.trainer import Trainer
+from smallgpt.utils.errors import UserError, note, user_errors
 
 WARM_UP_STEPS = 2
 DIALOGUES = 4000
@@ -133,7 +133,7 @@ def our_config(name: str, text: Path, device: str, optimizer: str, compile_step:
     vocabulary = len(open_corpus([text]).tokenizer)
     if device != "cpu":
         changes = [f"data_path={text}", f"device={device}", f"vocab_size={max(vocabulary, 7587)}"]
-        return config_file.load(f"config/train{name}.yaml", changes)
+        return load_config(f"config/train{name}.yaml", changes)
     size = SIZES[name]
     return Config(
         data_path=str(text),

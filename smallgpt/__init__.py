@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smallgpt.chatbot import Chatbot as Chatbot
-    from smallgpt.errors import UserError as UserError
+    from smallgpt.chat.chatbot import Chatbot as Chatbot
     from smallgpt.sentiment.predictor import Predictor as Predictor
+    from smallgpt.utils.errors import UserError as UserError
 
 __all__ = ["Chatbot", "Predictor", "UserError", "load"]
 
@@ -29,7 +29,8 @@ def load(path: str | Path, *arguments: Any, **settings: Any) -> Any:
     Raises:
         UserError: there is no usable checkpoint at `path`.
     """
-    from smallgpt import chatbot, checkpoint
+    from smallgpt.chat import chatbot
+    from smallgpt.checkpoints import checkpoint
 
     if checkpoint.is_classifier(Path(path).expanduser()):
         from smallgpt.sentiment import predictor
@@ -41,7 +42,7 @@ def load(path: str | Path, *arguments: Any, **settings: Any) -> Any:
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that `import smallgpt` does not wait for torch.
     if name == "Chatbot":
-        from smallgpt.chatbot import Chatbot
+        from smallgpt.chat.chatbot import Chatbot
 
         return Chatbot
     if name == "Predictor":
@@ -49,7 +50,7 @@ def __getattr__(name: str) -> Any:
 
         return Predictor
     if name == "UserError":
-        from smallgpt.errors import UserError
+        from smallgpt.utils.errors import UserError
 
         return UserError
     raise AttributeError(f"module 'smallgpt' has no attribute {name!r}")

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from smallgpt import checkpoint, inference, run_folder, runtime
-from smallgpt.chatbot import Chatbot
+from smallgpt import runtime
+from smallgpt.chat.chatbot import Chatbot
+from smallgpt.checkpoints import checkpoint, huggingface, run_folder
 from smallgpt.config import Config, SentimentConfig
-from smallgpt.data import smalltalk
-from smallgpt.data.dialogues import open_corpus
-from smallgpt.data.judge import Score, judge_all
+from smallgpt.data.corpus import in_ids_of, open_corpus
 from smallgpt.data.packing import PackedRows
-from smallgpt.data.vocabulary import in_ids_of
-from smallgpt.formats import gpt2
-from smallgpt.model import GPT
+from smallgpt.demo import smalltalk
+from smallgpt.demo.judge import Score, judge_all
+from smallgpt.model import inference
+from smallgpt.model.gpt import GPT
 from smallgpt.training.validation import validate
 
 
@@ -64,9 +64,11 @@ def on_smalltalk(
 
 
 def _model_as_in_chat(stored: checkpoint.Checkpoint, device: torch.device, dtype: str) -> GPT:
-    model = gpt2.hollow_model(stored.config).eval()
-    precision = inference.choose_precision(dtype, device, model.parameter_count())
-    return inference.fill(model, stored.weights, precision, device)
+    model = huggingface.hollow_model(stored.config).eval()
+    precision = runtime.choose_precision(dtype, device, model.parameter_count())
+    return inference.load_inference_weights(
+        model, stored.weights, precision.dtype, precision.int8, device
+    )
 
 
 def _table(score: Score) -> str:

@@ -15,7 +15,11 @@ import torch
 from torch import nn
 
 from smallgpt.config import Config
-from smallgpt.errors import UserError, note
+from smallgpt.utils.errors import UserError, note
+
+LARGE = 30_000_000
+"""Parameters from which on `auto` takes 16 bits; below, float32 is exact and takes some 5 ms a
+character at most."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,34 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return torch.bfloat16, "native on this CPU"
     return torch.float32, "this CPU has no native bfloat16"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """dtype: what is computed in, and what weights are kept in that are not int8.
+
+    int8: matrices of the layers are kept as 8-bit integers with a scale for each output channel.
+    """
+
+    dtype: torch.dtype
+    int8: bool = False
+
+
+def choose_precision(name: str, device: torch.device, parameters: int) -> Precision:
+    """The precision named, one of `config.DTYPES`; for `auto` what is quick here.
+
+    Args:
+        parameters: how many the model has.
+
+    Raises:
+        UserError: the device cannot compute in this precision.
+    """
+    on_cpu = device.type == "cpu"
+    if name == "int8":
+        return Precision(torch.bfloat16 if on_cpu else choose_dtype("auto", device)[0], True)
+    if name == "auto" and on_cpu and parameters < LARGE:
+        return Precision(torch.float32)
+    return Precision(choose_dtype(name, device)[0])
 
 
 def python_command() -> str:

@@ -9,9 +9,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallgpt.config import Config, SentimentConfig
-from smallgpt.config_file import from_dict, keys_of, load, to_yaml
-from smallgpt.errors import UserError
+from smallgpt.config import (
+    Config,
+    SentimentConfig,
+    config_from_dict,
+    config_keys,
+    config_to_yaml,
+    load_config,
+)
+from smallgpt.utils.errors import UserError
 
 SHIPPED = sorted((Path(__file__).parent.parent / "config").glob("*.yaml"))
 
@@ -35,7 +41,7 @@ def write(folder: Path, text: str | bytes) -> Path:
 def problem_of(path: Path, *overrides: str) -> str:
     """The message `load` stops with."""
     with pytest.raises(UserError) as stopped:
-        load(path, list(overrides))
+        load_config(path, list(overrides))
     return str(stopped.value)
 
 
@@ -51,7 +57,7 @@ def plain(tmp_path: Path) -> Path:
 def test_every_shipped_config_is_valid(path: Path) -> None:
     classifies = "sentimental_data_path:" in path.read_text("utf-8")
     schema = SentimentConfig if classifies else Config
-    config = load(path, [], schema)
+    config = load_config(path, [], schema)
     assert config.last_step(steps_per_epoch=1000.0) >= 1
     assert config.checkpoint_root.startswith("checkpoints/")
 
@@ -75,20 +81,22 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_keep_their_published_values(name: str) -> None:
-    config = dataclasses.asdict(load(SHIPPED[0].parent / name))
+    config = dataclasses.asdict(load_config(SHIPPED[0].parent / name))
     expected = yaml.safe_load(f"{{{PUBLISHED[name]}, {PUBLISHED_BOTH}}}")
     assert {key: config[key] for key in expected} == expected
 
 
 def test_training_and_chat_of_one_model_share_their_folder() -> None:
     for size in ("90M", "300M"):
-        train, chat = (load(SHIPPED[0].parent / f"{what}{size}.yaml") for what in ("train", "chat"))
+        train, chat = (
+            load_config(SHIPPED[0].parent / f"{what}{size}.yaml") for what in ("train", "chat")
+        )
         assert chat.checkpoint_root == train.checkpoint_root
 
 
 def test_keys_of_existing_files_are_all_accepted(tmp_path: Path) -> None:
     expected = yaml.safe_load(EXISTING_KEYS)
-    config = dataclasses.asdict(load(write(tmp_path, EXISTING_KEYS)))
+    config = dataclasses.asdict(load_config(write(tmp_path, EXISTING_KEYS)))
     assert {key: config[key] for key in expected} == expected
 
 
@@ -97,12 +105,12 @@ def test_keys_of_existing_files_are_all_accepted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", ["3e-4", "3.0e-4", "0.0003", "3E-4", "'3e-4'"])
 def test_scientific_notation_is_a_number_in_yaml(tmp_path: Path, number: str) -> None:
-    assert load(write(tmp_path, f"lr: {number}")).lr == pytest.approx(0.0003)
+    assert load_config(write(tmp_path, f"lr: {number}")).lr == pytest.approx(0.0003)
 
 
 @pytest.mark.parametrize("number", ["3e-4", "3.0e-4", "0.0003"])
 def test_scientific_notation_is_a_number_in_overrides(plain: Path, number: str) -> None:
-    assert load(plain, [f"lr={number}"]).lr == pytest.approx(0.0003)
+    assert load_config(plain, [f"lr={number}"]).lr == pytest.approx(0.0003)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +144,8 @@ def test_wrong_type_names_file_and_key(tmp_path: Path, line: str, key: str) -> N
 @pytest.mark.parametrize("nothing", ["", "None", "none", "null"])
 def test_optional_keys_can_be_empty(plain: Path, nothing: str) -> None:
     keys = ("max_steps", "max_epoch", "resume_from", "tensorboard_path")
-    overridden = load(plain, [f"{key}={nothing}" for key in keys])
-    written = load(write(plain.parent, "\n".join(f"{key}: {nothing}" for key in keys)))
+    overridden = load_config(plain, [f"{key}={nothing}" for key in keys])
+    written = load_config(write(plain.parent, "\n".join(f"{key}: {nothing}" for key in keys)))
     for key in keys:
         assert getattr(overridden, key) is None
         assert getattr(written, key) is None
@@ -221,16 +229,16 @@ def test_misspelt_key_suggests_the_right_one(plain: Path, typed: str, meant: str
 
 
 @settings(deadline=None)
-@given(st.sampled_from(keys_of(Config)), st.data())
+@given(st.sampled_from(config_keys(Config)), st.data())
 def test_a_key_with_one_letter_missing_suggests_a_key_that_fits(
     key: str, data: st.DataObject
 ) -> None:
     at = data.draw(st.integers(0, len(key) - 1))
     typed = key[:at] + key[at + 1 :]
-    if len(typed) < 3 or typed in keys_of(Config):
+    if len(typed) < 3 or typed in config_keys(Config):
         return
     with pytest.raises(UserError, match="did you mean") as stopped:
-        from_dict({typed: 1}, "here", Config)
+        config_from_dict({typed: 1}, "here", Config)
     suggestion = stopped.value.advice.split("`")[1]
     assert typed in {suggestion[:i] + suggestion[i + 1 :] for i in range(len(suggestion))}
 
@@ -279,12 +287,12 @@ def test_missing_file_names_the_shipped_ones(
 
 @pytest.mark.parametrize("content", ["", "# nothing but a comment\n", "\ufeff", "---\n"])
 def test_empty_file_is_all_defaults(tmp_path: Path, content: str) -> None:
-    assert load(write(tmp_path, content)) == Config()
+    assert load_config(write(tmp_path, content)) == Config()
 
 
 @pytest.mark.parametrize("content", ["\ufefflr: 1e-3\n", "lr: 1e-3\r\nseed: 3\r\n"])
 def test_files_of_other_systems(tmp_path: Path, content: str) -> None:
-    assert load(write(tmp_path, content)).lr == 1e-3
+    assert load_config(write(tmp_path, content)).lr == 1e-3
 
 
 # overrides
@@ -305,7 +313,7 @@ def test_files_of_other_systems(tmp_path: Path, content: str) -> None:
     ],
 )
 def test_override_takes_a_path_as_it_was_typed(plain: Path, typed: str, value: Any) -> None:
-    assert load(plain, [f"data_path={typed}"]).data_path == value
+    assert load_config(plain, [f"data_path={typed}"]).data_path == value
 
 
 @settings(deadline=None, max_examples=60)
@@ -313,12 +321,12 @@ def test_override_takes_a_path_as_it_was_typed(plain: Path, typed: str, value: A
 def test_override_keeps_any_text(text: str) -> None:
     if text in ("???", "None", "none", "null"):
         return
-    config = load(SHIPPED[0], [f"data_path={text}", f"resume_from={text}"])
+    config = load_config(SHIPPED[0], [f"data_path={text}", f"resume_from={text}"])
     assert (config.data_path, config.resume_from) == (text, text)
 
 
 def test_override_wins_over_the_file_and_the_last_one_over_the_first(plain: Path) -> None:
-    config = load(plain, ["seed=2", "bias=False", "seed=3", "resume_from="])
+    config = load_config(plain, ["seed=2", "bias=False", "seed=3", "resume_from="])
     assert (config.seed, config.bias, config.resume_from) == (3, False, None)
 
 
@@ -362,15 +370,15 @@ def test_written_config_is_read_back_unchanged(
 ) -> None:
     config = dataclasses.replace(Config(), **values)
     folder = tmp_path_factory.getbasetemp()
-    assert load(write(folder, to_yaml(config))) == config
+    assert load_config(write(folder, config_to_yaml(config))) == config
 
 
 @pytest.mark.parametrize("path", ["0.", "1e3", "yes", "null", "~", "2026-11-23", "a: b", "语料 #1"])
 def test_written_strings_stay_strings(path: str, tmp_path: Path) -> None:
     config = Config(data_path=path, resume_from=f"x{path}")
-    assert load(write(tmp_path, to_yaml(config))) == config
+    assert load_config(write(tmp_path, config_to_yaml(config))) == config
     listed = Config(data_path=[path, "b.txt"])
-    assert load(write(tmp_path, to_yaml(listed))) == listed
+    assert load_config(write(tmp_path, config_to_yaml(listed))) == listed
 
 
 def test_data_paths_are_a_list_with_the_home_folder_filled_in() -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DIALOGUES
 
-from smallgpt import checkpoint, evaluation
-from smallgpt.chatbot import Chatbot
-from smallgpt.data import smalltalk
-from smallgpt.errors import UserError
+from smallgpt import evaluation
+from smallgpt.chat.chatbot import Chatbot
+from smallgpt.checkpoints import checkpoint
+from smallgpt.demo import smalltalk
+from smallgpt.utils.errors import UserError
+from tests.helpers.models import DIALOGUES
 
 
 def plain_loss(path: Path, dialogues: list[str]) -> tuple[float, int]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from smallgpt import runtime
-from smallgpt.errors import UserError
+from smallgpt.utils.errors import UserError
 
 CPU = torch.device("cpu")
 

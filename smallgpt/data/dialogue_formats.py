@@ -22,11 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smallgpt.data.records import list_items, parquet_rows
-from smallgpt.data.table import LONGEST, header_of, is_jsonl, read_lines, read_rows
+from smallgpt.data.tables import (
+    LONGEST,
+    header_of,
+    is_jsonl,
+    list_items,
+    parquet_rows,
+    read_lines,
+    read_rows,
+)
 from smallgpt.data.text import open_decompressed, read_text
-from smallgpt.errors import UserError
-from smallgpt.tokenizer import as_utterance
+from smallgpt.tokenizer.characters import as_utterance
+from smallgpt.utils.errors import UserError
 
 KINDS = ("text", "openai", "sharegpt", "kdconv", "lccc", "alpaca", "table")
 PARQUET_MAGIC = b"PAR1"

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from smallgpt.config import SentimentConfig
-from smallgpt.data.table import read_rows
-from smallgpt.errors import UserError, note
+from smallgpt.data.tables import read_rows
+from smallgpt.utils.errors import UserError, note
 
 IntArray = npt.NDArray[np.int64]
 MOST_LABELS = 1000

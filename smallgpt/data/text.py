@@ -19,7 +19,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from smallgpt.errors import UserError
+from smallgpt.utils.errors import UserError
 
 CHUNK_BYTES = 1 << 21  # small enough that the processor's cache holds much of the work
 GZIP_MAGIC, XZ_MAGIC = b"\x1f\x8b", b"\xfd7zXZ\x00"

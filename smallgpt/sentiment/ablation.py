@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from smallgpt.config import SentimentConfig
-from smallgpt.errors import UserError, note
 from smallgpt.sentiment import recipe
 from smallgpt.sentiment.report import REPORT_FILE, VERDICTS_FILE
 from smallgpt.sentiment.scores import paired_p_value
+from smallgpt.utils.errors import UserError, note
 
 CELLS = {
     "mask": {"use_mask": True, "frozen": False},

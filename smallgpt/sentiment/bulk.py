@@ -12,11 +12,11 @@ from typing import IO, TextIO
 
 from tqdm import tqdm
 
-from smallgpt import atomic
-from smallgpt.data.table import Row, is_jsonl, read_rows
-from smallgpt.errors import UserError, note
+from smallgpt.data.tables import Row, is_jsonl, read_rows
 from smallgpt.sentiment import explain
 from smallgpt.sentiment.predictor import Prediction, Predictor, in_parts
+from smallgpt.utils import atomic
+from smallgpt.utils.errors import UserError, note
 
 LABEL_COLUMN, PROBABILITY_COLUMN = "verdict", "probability"
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from smallgpt.data.reviews import IntArray
-from smallgpt.loss import IGNORED
-from smallgpt.tokenizer import PAD, Tokenizer
+from smallgpt.model.loss import IGNORED
+from smallgpt.tokenizer.characters import PAD, Tokenizer
 
 BUCKET = 32
 """Batches whose reviews are sorted by length together: what an epoch's order leaves to chance."""

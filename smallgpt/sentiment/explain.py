@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from smallgpt.sentiment.predictor import Prediction, Predictor
-from smallgpt.tokenizer import PAD
+from smallgpt.tokenizer.characters import PAD
 
 POINTS = 32
 """Places between baseline and text where the gradient is taken."""

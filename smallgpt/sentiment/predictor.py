@@ -11,13 +11,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from smallgpt import checkpoint, inference
-from smallgpt.classifier import Classifier
+from smallgpt.checkpoints import checkpoint
 from smallgpt.config import SentimentConfig
-from smallgpt.runtime import Runtime
+from smallgpt.model.classifier import Classifier
+from smallgpt.runtime import Runtime, choose_precision
 from smallgpt.sentiment.examples import Examples
 from smallgpt.sentiment.trainer import judge
-from smallgpt.tokenizer import Tokenizer
+from smallgpt.tokenizer.characters import Tokenizer
 
 ROWS_AT_A_TIME = 64
 TEXTS_AT_A_TIME = 512
@@ -93,7 +93,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Predictor:
     model.load_state_dict(stored.weights)
     device = torch.device(device)
     parameters = sum(p.numel() for p in model.parameters())
-    precision = inference.choose_precision("auto", device, parameters)
+    precision = choose_precision("auto", device, parameters)
     runtime = Runtime(device, precision.dtype, "as chat would")
     return Predictor(model.to(device), stored.tokenizer, stored.labels, stored.config, runtime)
 

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import torch
 
-from smallgpt import base_model, resume, runtime
-from smallgpt.checkpoint import Checkpoint
-from smallgpt.classifier import Classifier
+from smallgpt import runtime
+from smallgpt.checkpoints import huggingface, open
+from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.config import ModelConfig, SentimentConfig
 from smallgpt.data.reviews import read_and_split
-from smallgpt.distributed import World
-from smallgpt.errors import UserError, note
-from smallgpt.formats import gpt2
+from smallgpt.distributed.world import World
+from smallgpt.model.classifier import Classifier
 from smallgpt.sentiment.session import Session
-from smallgpt.tokenizer import SEP, Tokenizer
+from smallgpt.tokenizer.characters import SEP, Tokenizer
+from smallgpt.training import resume
+from smallgpt.utils.errors import UserError, note
 
 
 def run(config: SentimentConfig, command: str = "sentimentalTrain.py …") -> Path:
@@ -43,7 +44,7 @@ def run(config: SentimentConfig, command: str = "sentimentalTrain.py …") -> Pa
 
         # 2. Model: the base's body with a fresh head, or what a run goes on from.
         here = runtime.start(config)
-        source = resumed.stored if resumed else base_model.load(config, classifier=None)
+        source = resumed.stored if resumed else open.load(config, classifier=None)
         tokenizer = source.tokenizer.with_marks()
         config = _with_shape_of(source.config, config, len(tokenizer))
         runtime.seed_everything(config.seed)
@@ -78,7 +79,7 @@ def _with_shape_of(
             "lm_weight: the output head of base_model has weights of its own, and is not kept",
             "set lm_weight: 0",
         )
-    shaped = base_model.with_shape_of(stored, config, vocab_size)
+    shaped = open.with_shape_of(stored, config, vocab_size)
     return dataclasses.replace(shaped, tied=True)
 
 
@@ -92,14 +93,14 @@ def restore(
     """
     weights = dict(source.weights)
     if source.labels is None:
-        weights.pop(gpt2.LM_HEAD, None)
+        weights.pop(huggingface.LM_HEAD, None)
         weights = {f"transformer.{name}": tensor for name, tensor in weights.items()}
         used = weights["transformer.wte.weight"][: tokenizer.start]
         weights["transformer.wte.weight"] = torch.cat([used, used[[SEP, SEP]]])
     model = Classifier(config, len(names), config.pooling)
-    head = weights.get(gpt2.HEAD)
+    head = weights.get(huggingface.HEAD)
     if source.labels != names or head is None or head.shape != model.score.weight.shape:
-        weights[gpt2.HEAD] = model.score.weight.detach()
+        weights[huggingface.HEAD] = model.score.weight.detach()
     model.load_state_dict(weights)
     return model
 

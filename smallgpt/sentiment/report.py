@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smallgpt import atomic
 from smallgpt.data.reviews import Reviews
-from smallgpt.errors import UserError
 from smallgpt.sentiment.scores import reliability
 from smallgpt.sentiment.trainer import Verdicts
+from smallgpt.utils import atomic
+from smallgpt.utils.errors import UserError
 
 REPORT_FILE, PICTURE_FILE, VERDICTS_FILE = "report.json", "report.png", "test.csv"
 

@@ -14,19 +14,19 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from smallgpt import checkpoint, run_folder
-from smallgpt.checkpoint import Checkpoint
-from smallgpt.classifier import Classifier
+from smallgpt.checkpoints import checkpoint, run_folder
+from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.config import SentimentConfig
 from smallgpt.data.reviews import Reviews, Split
-from smallgpt.errors import note
+from smallgpt.model.classifier import Classifier
 from smallgpt.runtime import Runtime, python_command
 from smallgpt.sentiment import report, scores
 from smallgpt.sentiment.examples import Examples
 from smallgpt.sentiment.reference import NAME, out_of_fold, reference
 from smallgpt.sentiment.trainer import ClassifierTrainer, FrozenStates, Verdicts, judge
-from smallgpt.tokenizer import Tokenizer
+from smallgpt.tokenizer.characters import Tokenizer
 from smallgpt.training.interruption import StopRequest
+from smallgpt.utils.errors import note
 
 MOST_ROWS_TO_LEARN = 16
 """Of a longer review so many pieces are learnt from."""

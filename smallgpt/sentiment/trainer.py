@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from smallgpt.classifier import Classifier, mean_by_text
 from smallgpt.config import SentimentConfig
 from smallgpt.data.reviews import IntArray
-from smallgpt.errors import UserError
-from smallgpt.loss import IGNORED
+from smallgpt.model.classifier import Classifier, mean_by_text
+from smallgpt.model.loss import IGNORED
 from smallgpt.runtime import Runtime, seed_everything
 from smallgpt.sentiment.examples import Examples, ReviewBatch
-from smallgpt.tokenizer import UNK
-from smallgpt.training.loop import StepResult
+from smallgpt.tokenizer.characters import UNK
+from smallgpt.training.trainer import StepResult
 from smallgpt.training.update import Updater
+from smallgpt.utils.errors import UserError
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from types import FrameType, TracebackType
 
-from smallgpt.distributed import World
+from smallgpt.distributed.world import World
 
 
 class StopRequest:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from smallgpt.config import Config
-from smallgpt.errors import UserError
+from smallgpt.model.parameters import parameter_groups
 from smallgpt.runtime import Runtime
 from smallgpt.training.optimizer import (
     apply_settings,
     learning_rate,
     make_optimizers,
-    parameter_groups,
 )
+from smallgpt.utils.errors import UserError
 
 
 class DivergedError(UserError):

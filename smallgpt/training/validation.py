@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from smallgpt.data.packing import PackedRows
-from smallgpt.distributed import World
+from smallgpt.distributed.world import World
 from smallgpt.runtime import Runtime
 
 

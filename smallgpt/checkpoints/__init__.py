@@ -1,0 +1,1 @@
+"""Models on disk: our directories, and the formats of other programs."""

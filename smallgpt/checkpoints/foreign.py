@@ -1,0 +1,288 @@
+"""GPT-2 models of other programs: directories in Hugging Face's form, brought into ours.
+
+What they have is kept: every row of the embedding and every token. Only the order of ids changes,
+to ours: `<unk>`, `<sep>`, `<pad>`, then the rest as it was; a control token that is lacking gets a
+row of its own, and rows without a token come last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+from torch import Tensor
+
+from smallgpt.checkpoints import huggingface
+from smallgpt.config import Config
+from smallgpt.tokenizer.characters import (
+    PAD,
+    SEP,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    UNK,
+    added_token,
+)
+from smallgpt.tokenizer.subwords import Pieces
+from smallgpt.utils.errors import UserError
+
+PICKLED_FILE = "pytorch_model.bin"
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_fast": "gelu_new",
+}
+_SHAPE = {
+    "block_size": "n_positions",
+    "vocab_size": "vocab_size",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+}
+_NOT_LEARNT = re.compile(r"\.attn\.(masked_)?bias$")
+"""Masks that older files hold."""
+_OURS = {UNK: "<unk>", SEP: "\n", PAD: "<pad>"}
+_ROLES = ("unk_token", "sep_token", "pad_token")
+_USUAL_NAMES = (("[UNK]", "<unk>"), ("[SEP]", "<sep>"), ("[PAD]", "<pad>"))
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """config: the default keys with the model's shape; weights: state dict of a GPT, float32."""
+
+    config: Config
+    tokenizer: Pieces
+    weights: dict[str, Tensor]
+
+
+def read(directory: Path) -> Foreign:
+    """Read a GPT-2 with its tokenizer, without running code from it.
+
+    Raises:
+        UserError: a file is missing, damaged or contradicts another, or we cannot run the model.
+    """
+    values = _json(directory / huggingface.CONFIG_FILE)
+    config = _config(directory / huggingface.CONFIG_FILE, values)
+    weights = huggingface.from_tensors(directory, _tensors(directory, config.tied), config)
+    huggingface.check_finite(directory, weights)
+    settings = _json(directory / TOKENIZER_CONFIG_FILE, needed=False)
+    settings = _json(directory / "special_tokens_map.json", needed=False) | settings
+    definition = _definition(directory, settings)
+    try:
+        order, definition = _in_our_order(definition, _controls(definition, settings, values))
+        tokenizer = Pieces(definition)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the tokenizer of {directory} cannot be used: {error}",
+            "it needs a tokenizer.json, a vocab.txt, or a vocab.json with a merges.txt",
+        ) from None
+    if len(tokenizer) - order.count(None) > config.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {len(tokenizer):,} ids, but config.json says "
+            f"vocab_size {config.vocab_size:,}",
+            "the files belong to different models: get them again",
+        )
+    rows = _rows(order, config.vocab_size)
+    for name in ("wte.weight", huggingface.LM_HEAD):
+        if name in weights:
+            weights[name] = _reordered(weights[name], rows)
+    return Foreign(dataclasses.replace(config, vocab_size=len(rows)), tokenizer, weights)
+
+
+def _json(path: Path, needed: bool = True) -> dict[str, Any]:
+    if not needed and not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        if not isinstance(values, dict):
+            raise TypeError("it is not an object")
+        return values
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _config(file: Path, values: dict[str, Any]) -> Config:
+    for key, expected in {
+        "model_type": "gpt2",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "quantization_config": None,
+    }.items():
+        if values.get(key, expected) != expected or (key == "model_type" and key not in values):
+            raise UserError(
+                f"{file}: {key} is {values.get(key)!r}", "Small GPT runs GPT-2 models without it"
+            )
+    for key in _SHAPE.values():
+        if type(values.get(key)) is not int or values[key] < 1:
+            raise UserError(f"{file}: {key} is {values.get(key)!r}, not a number")
+    activation = values.get("activation_function", "gelu_new")
+    if activation not in _ACTIVATIONS:
+        raise UserError(f"{file}: activation_function is {activation!r}", "Small GPT has GELU only")
+    inner = values.get("n_inner")
+    if inner not in (None, 4 * values["n_embd"]):
+        raise UserError(f"{file}: n_inner is {inner}", "Small GPT has 4 times n_embd only")
+    config = dataclasses.replace(
+        Config(),
+        **{ours: values[theirs] for ours, theirs in _SHAPE.items()},
+        activation=_ACTIVATIONS[activation],
+        layer_norm_epsilon=float(values.get("layer_norm_epsilon", 1e-5)),
+        tied=bool(values.get("tie_word_embeddings", True)),
+    )
+    config.check(lambda key: str(file))
+    return config
+
+
+def _tensors(directory: Path, tied: bool) -> dict[str, Tensor]:
+    """All tensors under the names of GPT2LMHeadModel, without masks and other heads."""
+    tensors = {}
+    for name, tensor in _read_weights(directory).items():
+        name = name.removeprefix("transformer.")
+        if not _NOT_LEARNT.search(name) and name != huggingface.HEAD:
+            tensors[huggingface.their_name(name)] = tensor
+    if tied:
+        head = tensors.pop(huggingface.LM_HEAD, None)
+        embedding = tensors.get(huggingface.their_name("wte.weight"))
+        if head is not None and embedding is not None and not torch.equal(head, embedding):
+            raise UserError(
+                f"{directory}: lm_head.weight is not the embedding, but config.json says it is",
+                "set tie_word_embeddings to false in config.json",
+            )
+    return tensors
+
+
+def _read_weights(directory: Path) -> dict[str, Tensor]:
+    pickled = directory / PICKLED_FILE
+    safe = (directory / huggingface.WEIGHTS_FILE, directory / huggingface.INDEX_FILE)
+    if pickled.exists() and not any(file.exists() for file in safe):
+        return _unpickled(pickled)
+    return huggingface.read_files(directory)
+
+
+def _unpickled(file: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # a forged file makes torch stumble in many ways
+        tensors = None
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise UserError(
+            f"{file} is refused: it is damaged, or holds more than tensors",
+            "reading it could run a stranger's code; get the model as safetensors",
+        )
+    return tensors
+
+
+def _definition(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The contents of a tokenizer.json, which older models do not have."""
+    if (directory / TOKENIZER_FILE).exists():
+        return _json(directory / TOKENIZER_FILE)
+    words, pieces = directory / "vocab.txt", directory / "vocab.json"
+    try:
+        if words.exists():
+            made: Any = BertWordPieceTokenizer(
+                str(words),
+                lowercase=settings.get("do_lower_case", True),
+                strip_accents=settings.get("strip_accents"),
+                handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+            )
+        elif pieces.exists():
+            made = ByteLevelBPETokenizer(str(pieces), str(directory / "merges.txt"))
+        else:
+            raise UserError(
+                f"{directory} has no tokenizer",
+                "it needs a tokenizer.json, a vocab.txt, or a vocab.json with a merges.txt",
+            )
+    except UserError:
+        raise
+    except Exception as error:  # the library raises no narrower type
+        raise UserError(f"the tokenizer of {directory} is damaged: {error}") from None
+    return json.loads(made.to_str())
+
+
+def _vocabulary(definition: dict[str, Any]) -> dict[str, int]:
+    model = definition["model"]
+    if not isinstance(model["vocab"], dict):
+        raise ValueError(f"a vocabulary of type {model.get('type')} is not supported")
+    vocabulary: dict[str, int] = dict(model["vocab"])
+    for token in definition["added_tokens"]:
+        vocabulary[token["content"]] = token["id"]
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise ValueError("two tokens have the same id")
+    if any(type(number) is not int or number < 0 for number in vocabulary.values()):
+        raise ValueError("an id is not a number from 0")
+    return vocabulary
+
+
+def _controls(
+    definition: dict[str, Any], settings: dict[str, Any], values: dict[str, Any]
+) -> dict[int, str]:
+    """Which tokens play the parts of ours, by our id; a token plays one part only."""
+    vocabulary = _vocabulary(definition)
+    by_id = {number: token for token, number in vocabulary.items()}
+    found: dict[int, str] = {}
+    # The end of a text stands for the end of an utterance where there is nothing better.
+    end = by_id.get(values.get("eos_token_id", -1)) or _content(settings.get("eos_token"))
+    for ours, role, usual in zip(_OURS, _ROLES, _USUAL_NAMES, strict=True):
+        candidates = [_content(settings.get(role)), *usual]
+        if ours == UNK:
+            candidates = [definition["model"].get("unk_token"), *candidates]
+        candidates = [c for c in candidates if c != end or ours == SEP]
+        if ours == SEP:
+            candidates.append(end)
+        free = [c for c in candidates if c in vocabulary and c not in found.values()]
+        if free:
+            found[ours] = free[0]
+    return found
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _in_our_order(
+    definition: dict[str, Any], controls: dict[int, str]
+) -> tuple[list[int | None], dict[str, Any]]:
+    """The old id of each of our ids (None where it is new), and the tokenizer.json with ours."""
+    vocabulary = _vocabulary(definition)
+    taken = set(_OURS.values()) & (set(vocabulary) - set(controls.values()))
+    if taken:
+        raise ValueError(f"{taken.pop()!r} is a token of another meaning")
+    order: list[int | None] = [
+        vocabulary[controls[ours]] if ours in controls else None for ours in _OURS
+    ]
+    order += sorted(set(vocabulary.values()) - set(order))
+    new_id = {old: new for new, old in enumerate(order) if old is not None}
+    new_name = {controls[ours]: name for ours, name in _OURS.items() if ours in controls}
+
+    model = dict(definition["model"])
+    model["vocab"] = {new_name.get(t, t): new_id[old] for t, old in model["vocab"].items()}
+    model["vocab"] |= {name: ours for ours, name in _OURS.items()}
+    if model["type"] in ("WordLevel", "WordPiece"):
+        model["unk_token"] = "<unk>"
+    kept = [
+        token | {"id": new_id[token["id"]]}
+        for token in definition["added_tokens"]
+        if token["content"] not in new_name
+    ]
+    own = [added_token(ours, name, special=ours != SEP) for ours, name in _OURS.items()]
+    nothing = dict.fromkeys(("post_processor", "truncation", "padding"))
+    return order, definition | nothing | {"added_tokens": own + kept, "model": model}
+
+
+def _rows(order: list[int | None], vocab_size: int) -> list[int | None]:
+    """`order`, and the rows behind it that have no token."""
+    named = set(order)
+    return [*order, *(row for row in range(vocab_size) if row not in named)]
+
+
+def _reordered(weight_VE: Tensor, rows: list[int | None]) -> Tensor:
+    """Rows by our ids; a new one is a copy of `<sep>`'s, or zero where that is new as well."""
+    new = rows[SEP]
+    filler = torch.zeros_like(weight_VE[0]) if new is None else weight_VE[new]
+    return torch.stack([filler if row is None else weight_VE[row] for row in rows])

@@ -1,0 +1,294 @@
+"""Our model as a Hugging Face GPT-2: the same weights under the same names, in its layout."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from smallgpt.config import Config, ModelConfig
+from smallgpt.model.classifier import head_width
+from smallgpt.model.gpt import GPT
+from smallgpt.tokenizer.characters import PAD, SEP, Tokenizer
+from smallgpt.utils.errors import UserError
+
+CONFIG_FILE = "config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+HEAD, LM_HEAD = "score.weight", "lm_head.weight"
+_PREFIX = "transformer."
+_CLASSIFIER = "GPT2ForSequenceClassification"
+_NO_BIAS = re.compile(r"^(score|lm_head)\.|\.(wte|wpe)\.|\.ngrams\.")
+OWN_TYPE = "smallgpt"
+"""model_type of networks that GPT-2 has no place for, so that transformers refuses them instead of
+leaving a part of them out."""
+# GPT-2 keeps these matrices as (in, out); ours are (out, in) like every torch Linear.
+_TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+
+
+def write(
+    directory: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    weights: Mapping[str, Tensor],
+    labels: list[str] | None = None,
+) -> None:
+    """Write config.json, generation_config.json and model.safetensors (float32).
+
+    Args:
+        weights: the state dict of a GPT of this config; with labels, of a Classifier.
+        labels: names of the classes.
+
+    Raises:
+        OSError or SafetensorError: the files cannot be written.
+    """
+    values = {CONFIG_FILE: model_config(config)}
+    if labels is None:
+        values[GENERATION_CONFIG_FILE] = generation_config(config, tokenizer)
+        weights = {their_name(name): tensor for name, tensor in weights.items()}
+    else:
+        values[CONFIG_FILE] |= _classifier_config(config, tokenizer, labels)
+    for name, value in values.items():
+        text = json.dumps(value, indent=1, ensure_ascii=False)
+        (directory / name).write_text(text + "\n", encoding="utf-8")
+    tensors = {n: t.t() if _TRANSPOSED.search(n) else t for n, t in weights.items()}
+    if not config.bias:  # GPT-2 always has biases: ours are zero
+        for name in list(tensors):
+            if name.endswith(".weight") and not _NO_BIAS.search(name):
+                width = tensors[name].shape[-1]
+                tensors[name.removesuffix("weight") + "bias"] = torch.zeros(width)
+    write_tensors(tensors, directory / WEIGHTS_FILE)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """A safetensors file in float32, with one tensor at a time in memory beside those given.
+
+    The library wants all of them contiguous at once: a second copy of the weights.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in sorted(tensors):
+        begin, end = end, end + 4 * tensors[name].numel()
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as output:
+        output.write(len(text).to_bytes(8, "little") + text)
+        for name in sorted(tensors):
+            tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
+            output.write(tensor.numpy().astype("<f4", copy=False).data)
+
+
+def read(
+    directory: Path, config: ModelConfig, labels: list[str] | None = None
+) -> dict[str, Tensor]:
+    """The state dict of a GPT of this config: views of the file, which is memory-mapped.
+
+    Args:
+        labels: names of the classes; then it is the state dict of a Classifier.
+
+    Raises:
+        UserError: the file is missing or damaged, or is not a GPT-2 of this shape.
+    """
+    return from_tensors(directory / WEIGHTS_FILE, read_files(directory), config, labels)
+
+
+def read_files(directory: Path) -> dict[str, Tensor]:
+    """What model.safetensors holds, or the several files that an index names instead.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    index, files = directory / INDEX_FILE, [directory / WEIGHTS_FILE]
+    if index.exists() and not files[0].exists():
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            if not all(Path(name).name == name for name in names):
+                raise ValueError("it names files outside of its folder")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} is damaged: {error}") from None
+        files = [directory / name for name in names]
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= safetensors.torch.load_file(file)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{file} is missing or damaged: {error}") from None
+    return tensors
+
+
+def from_tensors(
+    file: Path, tensors: dict[str, Tensor], config: ModelConfig, labels: list[str] | None = None
+) -> dict[str, Tensor]:
+    """The state dict of a GPT, or with labels of a Classifier, out of what `file` held.
+
+    Raises:
+        UserError: they are not the tensors of a GPT-2 of this shape.
+    """
+    expected = {their_name(n): t for n, t in hollow_model(config).state_dict().items()}
+    if labels is not None:
+        expected[HEAD] = torch.empty(len(labels), _head_width(config), device="meta")
+    weights = {}
+    for name, tensor in expected.items():
+        stored = tensors.pop(name, None)
+        if stored is None:
+            raise UserError(f"{file} lacks {name}: it is a model of another architecture")
+        stored = stored.t() if _TRANSPOSED.search(name) else stored
+        if stored.shape != tensor.shape:
+            raise UserError(
+                f"{file}: {name} has shape {tuple(stored.shape)}, "
+                f"the config says {tuple(tensor.shape)}: a model of another architecture"
+            )
+        if not stored.is_floating_point():
+            raise UserError(f"{file}: {name} holds {stored.dtype}, not floating-point numbers")
+        own_name = name if labels is not None else name.removeprefix(_PREFIX)
+        weights[own_name] = stored.to(tensor.dtype)
+    # Without biases of our own, the file's must be the zeros that `write` put there.
+    unknown = [
+        name
+        for name, tensor in tensors.items()
+        if config.bias or not name.endswith(".bias") or tensor.any()
+    ]
+    if unknown:
+        raise UserError(f"{file} has unknown tensors ({unknown[0]} …): another architecture")
+    return weights
+
+
+def check_finite(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a stranger's weights that no text could come out of.
+
+    Raises:
+        UserError: a tensor holds infinity or not-a-number.
+    """
+    for name, tensor in weights.items():
+        if not all(torch.isfinite(extreme) for extreme in tensor.aminmax()):
+            raise UserError(
+                f"{file}: {name} holds numbers that are not finite",
+                "the training that made it broke down; get another checkpoint of it",
+            )
+
+
+def their_name(name: str) -> str:
+    """Hugging Face's name for one of our parameters."""
+    return name if name == LM_HEAD else _PREFIX + name
+
+
+def hollow_model(config: ModelConfig) -> GPT:
+    """A GPT of this shape whose parameters have no contents: they are to be assigned."""
+    with torch.device("meta"), _NoInitialisation():
+        return GPT(config)
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Passes over the drawing of fresh weights, for which torch would load a second of modules."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is torch.nn.init.normal_ else func(*args, **kwargs)
+
+
+def read_labels(directory: Path) -> list[str] | None:
+    """The names of a classifier's classes; None where the model is a language model.
+
+    Raises:
+        UserError: config.json is unreadable, or the model is of another type.
+    """
+    file = directory / CONFIG_FILE
+    try:
+        values = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    model_type = values.get("model_type") if isinstance(values, dict) else None
+    if model_type not in ("gpt2", OWN_TYPE):
+        raise UserError(
+            f"{file} describes a model of type {model_type!r}, not gpt2",
+            "Small GPT runs GPT-2 models only",
+        )
+    if values.get("architectures") != [_CLASSIFIER]:
+        return None
+    try:
+        return [str(values["id2label"][str(n)]) for n in range(len(values["id2label"]))]
+    except (KeyError, TypeError):
+        raise UserError(f"{file}: id2label does not name the classes 0, 1, 2 …") from None
+
+
+def _classifier_config(config: Config, tokenizer: Tokenizer, labels: list[str]) -> dict[str, Any]:
+    # transformers reads the verdict at the last position that is not this id.
+    masked = getattr(config, "use_mask", True)
+    return {
+        "architectures": [_CLASSIFIER],
+        "num_labels": len(labels),
+        "id2label": {str(number): name for number, name in enumerate(labels)},
+        "label2id": {name: number for number, name in enumerate(labels)},
+        "problem_type": "single_label_classification",
+        "pad_token_id": PAD if masked else tokenizer.start,
+    }
+
+
+def _head_width(config: ModelConfig) -> int:
+    return head_width(config.n_embd, getattr(config, "pooling", "last"))
+
+
+def is_own(config: ModelConfig) -> bool:
+    """Whether the network has parts that GPT-2 has no place for."""
+    return config.ngram_order > 1 or _head_width(config) != config.n_embd
+
+
+def model_config(config: ModelConfig) -> dict[str, Any]:
+    """GPT-2's config.json for this shape."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": OWN_TYPE if is_own(config) else "gpt2",
+        "activation_function": config.activation,
+        "vocab_size": config.vocab_size,
+        "n_positions": config.block_size,
+        "n_ctx": config.block_size,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": 4 * config.n_embd,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "initializer_range": 0.02,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": None,
+        "eos_token_id": SEP,
+        "pad_token_id": PAD,
+        "dtype": "float32",
+    }
+
+
+def generation_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """How transformers draws replies, as configured for our chat.
+
+    One difference stays: its repetition penalty counts the characters of the prompt too.
+    """
+    sampled = {
+        "temperature": config.temperature,
+        "top_k": config.top_k,
+        "top_p": config.top_p,
+    }
+    return {
+        "do_sample": config.temperature > 0,
+        **(sampled if config.temperature > 0 else {}),
+        "repetition_penalty": config.repetition_penalty,
+        "max_new_tokens": config.max_new_tokens,
+        "eos_token_id": [SEP, PAD],
+        "pad_token_id": PAD,
+        "begin_suppress_tokens": [SEP, PAD],  # a reply is never empty
+        "suppress_tokens": [*tokenizer.unspeakable(), *range(len(tokenizer), config.vocab_size)],
+    }

@@ -1,0 +1,59 @@
+"""What the command lines share: their arguments, and how a function becomes a program."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from smallgpt.utils.errors import user_errors
+
+ConfigFile = Annotated[
+    Path, typer.Argument(help="YAML file of the run, such as config/demo.yaml.", metavar="CONFIG")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Keys of the YAML to change for this run.", metavar="[key=value]..."),
+]
+CheckpointPath = Annotated[
+    Path, typer.Argument(help="A checkpoint directory.", metavar="CHECKPOINT")
+]
+
+TRAINING_SPINS, CHAT_SPINS = "1000", "10000"
+"""How often threads that wait for each other look before they sleep; set before torch is imported.
+
+On a machine that is busy with something else as well, training is half as fast again where they
+soon sleep. The many short products of a reply need more patience (docs/log.md).
+"""
+
+
+def typed(script: str, config: Path, overrides: list[str]) -> str:
+    """What the user typed, for the message that says how to go on: without resume_from."""
+    kept = [o for o in overrides if not o.startswith("resume_from=")]
+    return shlex.join([script, str(config), *kept])
+
+
+def run_script(command: Callable[..., Any]) -> None:
+    """Run one function as a whole command line program (train.py, chat.py)."""
+    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    script.command()(command)
+    prepare_process()
+    with user_errors():
+        script()
+
+
+def prepare_process() -> None:
+    """Settings that must be made before anything is printed.
+
+    To a pipe or file we write UTF-8, anywhere; to a terminal what it can show, else `?`.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        if sys.stdout.isatty():
+            sys.stdout.reconfigure(errors="replace")
+        else:
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")

@@ -1,0 +1,139 @@
+"""The commands around texts: `smallgpt data …`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smallgpt.data.prepare import Survey
+from smallgpt.utils.errors import UserError, user_errors
+
+data_app = typer.Typer(no_args_is_help=True, help="Make, convert and inspect dialogue texts.")
+
+Files = Annotated[
+    list[Path],
+    typer.Argument(help="Dialogues: text, JSON, JSONL, CSV, TSV or Parquet; plain, .gz or .xz."),
+]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", help="text, openai, sharegpt, kdconv, lccc, alpaca or table."),
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out records that are broken.")]
+KeepDuplicates = Annotated[bool, typer.Option("--keep-duplicates", help="Keep what occurs twice.")]
+Picture = Annotated[Path | None, typer.Option(help="Draw the histogram of lengths (PNG).")]
+
+
+@data_app.command()
+@user_errors()
+def convert(
+    files: Files,
+    output: Annotated[Path, typer.Option(help="The text to write.")],
+    kind: Format = None,
+    skip_bad: SkipBad = False,
+    keep_duplicates: KeepDuplicates = False,
+    picture: Picture = None,
+) -> None:
+    """Make a text for train.py of dialogues in other formats, without duplicates, and report.
+
+    Example: smallgpt data convert sharegpt.jsonl LCCC.json --output data/train.txt
+    """
+    _check_output(files, [output])
+    from smallgpt.data import prepare
+
+    survey = Survey()
+    prepare.write(prepare.collect(files, survey, kind, skip_bad, keep_duplicates), output)
+    _report(survey, picture)
+    typer.echo(f"written: {output}")
+
+
+@data_app.command()
+@user_errors()
+def stats(
+    files: Files,
+    kind: Format = None,
+    skip_bad: SkipBad = False,
+    picture: Picture = None,
+) -> None:
+    """Count dialogues, turns, characters, duplicates and lengths."""
+    from smallgpt.data import prepare
+
+    survey = Survey()
+    for _ in prepare.collect(files, survey, kind, skip_bad):
+        pass
+    _report(survey, picture)
+
+
+@data_app.command()
+@user_errors()
+def split(
+    files: Files,
+    output_dir: Annotated[Path, typer.Option(help="Folder for train.txt, validation.txt …")],
+    validation: Annotated[float, typer.Option(min=0, max=1, help="Share of dialogues.")] = 0.05,
+    test: Annotated[float, typer.Option(min=0, max=1, help="Share of dialogues.")] = 0.05,
+    seed: Annotated[int, typer.Option(min=0, help="Which dialogue is in which part.")] = 0,
+    kind: Format = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Share dialogues out into training, validation and test text; duplicates never straddle parts.
+
+    Example: smallgpt data split data/train.txt --output-dir data/parts
+    """
+    if validation + test >= 1:
+        raise UserError(f"--validation {validation} and --test {test} leave nothing to train on")
+    shares = {"train": 1 - validation - test, "validation": validation, "test": test}
+    parts = {output_dir / f"{name}.txt": share for name, share in shares.items() if share}
+    _check_output(files, list(parts))
+    from smallgpt.data import prepare
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    survey = Survey()
+    dialogues = prepare.collect(files, survey, kind, skip_bad)
+    written = prepare.split(dialogues, parts, seed)
+    _report(survey, None)
+    for path, part in written.items():
+        typer.echo(f"written: {path}, {part.dialogues:,} dialogues")
+
+
+@data_app.command()
+@user_errors()
+def smalltalk(
+    dialogues: Annotated[int, typer.Option(min=1, help="How many, all distinct.")] = 60_000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 1,
+) -> None:
+    """Write built-in small talk to standard output, in the train.txt format.
+
+    Example: smallgpt data smalltalk --dialogues 60000 --seed 1 > data/smalltalk.txt
+    """
+    from tqdm import tqdm
+
+    from smallgpt.demo.smalltalk import generate
+
+    texts = tqdm(generate(dialogues, seed), total=dialogues, unit="dialogue", delay=1, leave=False)
+    try:
+        for number, text in enumerate(texts):
+            sys.stdout.write(("\n" if number else "") + text + "\n")
+    except ValueError as error:
+        raise UserError(f"--dialogues {dialogues}: {error}", "ask for fewer") from None
+
+
+def _check_output(files: list[Path], outputs: list[Path]) -> None:
+    from smallgpt.data.text import check_files
+
+    check_files(files)
+    for output in outputs:
+        if output.is_dir() or any(output.exists() and output.samefile(file) for file in files):
+            raise UserError(f"{output} is an input, or a directory", "name another file")
+
+
+def _report(survey: Survey, picture: Path | None) -> None:
+    for line in survey.lines():
+        typer.echo(line)
+    if picture:
+        try:
+            survey.draw(picture)
+        except OSError as error:
+            raise UserError(f"{picture} cannot be written: {error.strerror}") from None
+        typer.echo(f"written: {picture}")

@@ -1,0 +1,223 @@
+"""The commands: train.py, chat.py, and `smallgpt …` for the rest."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smallgpt.checkpoints import run_folder
+from smallgpt.cli.arguments import (
+    CHAT_SPINS,
+    TRAINING_SPINS,
+    CheckpointPath,
+    ConfigFile,
+    Overrides,
+    prepare_process,
+    typed,
+)
+from smallgpt.cli.data import data_app
+from smallgpt.cli.sentiment import sentiment_app
+from smallgpt.config import DTYPES, Config, load_config
+from smallgpt.utils.errors import UserError, user_errors
+
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+
+app = typer.Typer(
+    name="smallgpt",
+    help="Small GPT: everything besides train.py and chat.py.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data_app, name="data")
+app.add_typer(sentiment_app, name="sentiment")
+
+
+def main() -> None:
+    """Entry point of the `smallgpt` command."""
+    prepare_process()
+    with user_errors():  # the commands are inside one too: typer has its own way with Ctrl-C
+        app()
+
+
+@app.command()
+@user_errors()
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train a GPT on dialogues.
+
+    Example: python train.py config/train90M.yaml data_path=my.txt train_batch=16
+
+    Ctrl-C stops after the step in hand and saves; resume_from=latest goes on.
+    """
+    overrides = overrides or []
+    settings = load_config(config, overrides)
+    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
+    # Only now that the config is known to be good: torch takes a second to import.
+    from smallgpt.training import pretrain
+
+    pretrain.run(settings, typed("train.py", config, overrides))
+
+
+@app.command()
+@user_errors()
+def chat(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Chat with a trained model.
+
+    CONFIG is a YAML file or a checkpoint directory. From a YAML file the model is `resume_from`, by
+    default the latest checkpoint in `checkpoint_root`.
+
+    Example: python chat.py config/demo.yaml temperature=0.8
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", CHAT_SPINS)
+    settings, path = _chat_settings(config, overrides or [])
+    from smallgpt import runtime
+    from smallgpt.chat import chatbot, terminal
+
+    device = runtime.choose_device(settings.device)
+    # The weights are made ready while the first line is typed.
+    bot = chatbot.load(path, settings, device, settings.seed, settings.dtype, wait=False)
+    terminal.chat(bot)
+
+
+def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Path]:
+    """The settings, and the checkpoint directory to chat with."""
+    from smallgpt.checkpoints import checkpoint, legacy_convert
+
+    if legacy_convert.is_published(path):
+        path = legacy_convert.beside(path, load_config(None, overrides).data_paths())
+    if checkpoint.is_foreign(path):
+        return load_config(None, overrides), path
+    missing = not path.exists() and path.suffix not in (".yaml", ".yml")
+    if path.is_dir() or missing or path.suffix in WEIGHTS_SUFFIXES:
+        manifest = run_folder.read_manifest(path)  # or it says what is wrong with this path
+        if checkpoint.is_classifier(path):
+            checkpoint.load(path)  # says so
+        run_folder.verify(path, manifest, checkpoint.CONFIG_FILE)
+        if any(override.startswith("resume_from=") for override in overrides):
+            raise UserError(f"both {path} and resume_from name a checkpoint", "give one of them")
+        # Its dtype is the one it was trained in.
+        overrides = ["dtype=auto", *overrides]
+        return load_config(path / checkpoint.CONFIG_FILE, overrides), path
+    settings = load_config(path, overrides)
+    root = Path(settings.checkpoint_root)
+    path = run_folder.resolve(settings.resume_from or "latest", root)
+    if legacy_convert.is_published(path):
+        path = legacy_convert.beside(path, settings.data_paths())
+    return settings, path
+
+
+@app.command()
+@user_errors()
+def evaluate(
+    path: CheckpointPath,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Dialogue text to measure the loss on; may be given several times."),
+    ] = None,
+    smalltalk: Annotated[
+        bool, typer.Option("--smalltalk", help="Play held-out dialogues of the built-in corpus.")
+    ] = False,
+    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues to play.")] = 500,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help=f"Measure the model as chat runs it in {', '.join(DTYPES)}."),
+    ] = None,
+) -> None:
+    """Measure a checkpoint: loss on a text, fitting replies in small talk, or both."""
+    if not data and not smalltalk:
+        raise UserError("nothing to evaluate on", "give --data TEXT or --smalltalk (or both)")
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype: {dtype!r} is no precision", f"use {', '.join(DTYPES)}")
+    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
+    from smallgpt import evaluation
+
+    if data:
+        typer.echo(evaluation.on_text(path, data, device, dtype))
+    if smalltalk:
+        typer.echo(evaluation.on_smalltalk(path, dialogues, seed, device, dtype))
+
+
+@app.command()
+@user_errors()
+def inspect(path: CheckpointPath) -> None:
+    """Show what a checkpoint holds, and check that it is whole."""
+    from smallgpt import evaluation
+
+    typer.echo(evaluation.describe_checkpoint(path))
+
+
+@app.command()
+@user_errors()
+def download(
+    names: Annotated[
+        list[str],
+        typer.Argument(help="pretrained-90M, pretrained-300M, hotel-reviews or chitchat."),
+    ],
+    folder: Annotated[Path, typer.Option(help="Where data/ and checkpoints/ are.")] = Path(),
+) -> None:
+    """Fetch published weights or data into the place where the configs look for them.
+
+    An interrupted download goes on where it stopped. HF_ENDPOINT names a mirror of the hub.
+
+    Example: smallgpt download hotel-reviews
+    """
+    from smallgpt.hub import download
+
+    for name in names:
+        download.named(name)  # a misspelt one is told before hours of fetching
+    for name in names:
+        typer.echo(f"{download.fetch(name, folder)}")
+
+
+@app.command("push-ready")
+@user_errors()
+def push_ready(
+    path: CheckpointPath,
+    output: Annotated[Path, typer.Option(help="The directory to write.")],
+    licence: Annotated[
+        str, typer.Option("--license", help="For the card: an identifier such as mit.")
+    ] = "other",
+) -> None:
+    """Make a directory to upload: without training state, with a model card.
+
+    Example: smallgpt push-ready checkpoints/demo/cpt1200 --output demo --license mit
+    """
+    from smallgpt.hub import publish
+
+    publish.make_ready(path, output, licence)
+    typer.echo(f"written: {output}; read its {publish.CARD_FILE} before you upload it")
+
+
+@app.command()
+@user_errors()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .pth file, or a checkpoint directory.")],
+    output: Annotated[Path, typer.Option(help="The directory or file to write.")],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="The text the .pth was trained on; may be given several times."),
+    ] = None,
+    to: Annotated[
+        str, typer.Option(help="checkpoint, or original for a .pth file.")
+    ] = "checkpoint",
+) -> None:
+    """Make a checkpoint directory of a .pth file of the earlier implementation, or the reverse.
+
+    Example: smallgpt convert cpt300M.pth --text data/train.txt --output checkpoints/cpt300M
+    """
+    if to not in ("checkpoint", "original"):
+        raise UserError(f"--to: {to!r} is no format", "use checkpoint or original")
+    if output.exists():
+        raise UserError(f"--output {output} is there already", "name another, or delete it")
+    from smallgpt.checkpoints import legacy_convert
+
+    if to == "original":
+        legacy_convert.to_original(source, output)
+    else:
+        legacy_convert.from_original(source, text or Config().data_paths(), output)
+    typer.echo(f"written: {output}")

@@ -1,0 +1,134 @@
+"""The commands around classifiers: sentimentalTrain.py and `smallgpt sentiment …`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smallgpt.cli.arguments import TRAINING_SPINS, CheckpointPath, ConfigFile, Overrides, typed
+from smallgpt.config import SentimentConfig, load_config
+from smallgpt.utils.errors import UserError, user_errors
+
+sentiment_app = typer.Typer(no_args_is_help=True, help="Train, use and compare classifiers.")
+
+
+@sentiment_app.command("train")
+@user_errors()
+def sentiment_train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train a classifier on labelled reviews, and test it beside a classical reference.
+
+    Example: python sentimentalTrain.py config/sentimental_demo.yaml sentimental_data_path=my.csv
+
+    Ctrl-C stops after the step in hand and saves; resume_from=latest goes on.
+    """
+    overrides = overrides or []
+    settings = load_config(config, overrides, SentimentConfig)
+    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
+    from smallgpt.sentiment import recipe
+
+    recipe.run(settings, typed("sentimentalTrain.py", config, overrides))
+
+
+@sentiment_app.command()
+@user_errors()
+def predict(
+    path: CheckpointPath,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Reviews; without any, each line of standard input is one."),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--input", help="A CSV, TSV or JSONL file of reviews, of any size."),
+    ] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option("--output", help="Where to write it with the verdicts; all columns stay."),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column of the text; by default as in training.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show which characters drove each verdict.")
+    ] = False,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Write the explanations as a page.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Judge reviews: label, probability and text, one a line.
+
+    Example: smallgpt sentiment predict checkpoints/sentimental_demo/cpt400 "房间很干净"
+    """
+    if (source is None) != (target is None):
+        raise UserError("--input and --output go together", "give both, or texts")
+    if source is not None and (texts or explain or page):
+        raise UserError("--input takes no further texts and no --explain", "do one of them")
+    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
+    from smallgpt import runtime
+    from smallgpt.sentiment import bulk, predictor
+
+    loaded = predictor.load(path, runtime.choose_device(device))
+    if source is not None and target is not None:
+        bulk.judge_file(loaded, source, target, text_column or loaded.config.text_column)
+    elif explain or page:
+        bulk.explain_texts(loaded, texts or bulk.lines_of(sys.stdin), page)
+    else:
+        bulk.judge_texts(loaded, texts or bulk.lines_of(sys.stdin))
+
+
+@sentiment_app.command()
+@user_errors()
+def ablation(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each of the four cells.")] = 5,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one, such as 'mask'; may be given several times."),
+    ] = None,
+) -> None:
+    """Train with and without mask, frozen and not, several times each, and compare.
+
+    What is finished is not done again: the same command goes on where it was stopped.
+    """
+    overrides = overrides or []
+    settings = load_config(config, overrides, SentimentConfig)
+    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
+    from smallgpt.sentiment import ablation as comparison
+
+    command = ["-m", "smallgpt", "sentiment", "ablation", str(config), *overrides]
+    command += [f"--seeds={seeds}", *(f"--cell={name}" for name in cell or [])]
+    comparison.run(settings, seeds, shlex.join(command), cell)
+
+
+@sentiment_app.command()
+@user_errors()
+def text(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Further files, of which all reviews but those kept for the test are taken; the "
+            "config's own once more gives its reviews more weight."
+        ),
+    ] = None,
+) -> None:
+    """Write reviews as a text for train.py, one a dialogue, to standard output.
+
+    Of the config's file only what is not kept for the test is taken, so that a model may read it
+    before it is made a classifier.
+
+    Example: smallgpt sentiment text config/sentimental_demo.yaml > data/reviews.txt
+    """
+    settings = load_config(config, overrides or [], SentimentConfig)
+    from smallgpt.data import reviews
+
+    for review in reviews.to_learn_from(settings, also or []):
+        sys.stdout.write(review + "\n\n")

@@ -1,0 +1,1 @@
+"""The built-in small talk, and whether replies to it fit."""

@@ -1,0 +1,109 @@
+"""Whether replies in small talk fit: the examination of a model on held-out dialogues."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from smallgpt.demo.smalltalk import HeldOutDialogue, Line, templates
+
+_NAME = re.compile(r"\{(\w+)\}")
+
+
+class Judge:
+    """Judges the replies to one dialogue, in order.
+
+    A reply fits when, stripped, it is one of the bot lines of its turn with every variable at
+    the value it has in this dialogue. What the bot is free to choose (a film to recommend) is
+    set by its own reply, and asked for later as said. A misfit that still names exactly one
+    value for such a variable sets it too; one that names none, or several, leaves it open, and
+    the next reply that fits may set it: later memory is wrong only if it cannot be right.
+    """
+
+    def __init__(self, dialogue: HeldOutDialogue) -> None:
+        self._turns = dialogue.turns
+        self._known: dict[str, str] = {}
+        self._next = 0
+
+    def fits(self, turn_index: int, reply: str) -> bool:
+        """Whether `reply` fits turn `turn_index`; ValueError when turns are not in order."""
+        if turn_index != self._next:
+            raise ValueError(f"turn {self._next} is to be judged next, not {turn_index}")
+        self._next += 1
+        turn = self._turns[turn_index]
+        self._known.update(turn.said)
+        lines = list(itertools.chain.from_iterable(turn.node.bots))
+        for line in lines:
+            if match := re.fullmatch(self._pattern(line), reply.strip()):
+                self._known.update(match.groupdict())
+                return True
+        for name, kind in lines[0].slots:
+            named = [value for value in self._open_values(kind) if value in reply]
+            if name not in self._known and len(named) == 1:
+                self._known[name] = named[0]
+        return False
+
+    def _pattern(self, line: Line) -> str:
+        kinds, pattern, free = dict(line.slots), "", set[str]()
+        for i, part in enumerate(_NAME.split(line.text)):  # literal, variable, literal, …
+            if i % 2 and part not in self._known:
+                values = "|".join(map(re.escape, self._open_values(kinds[part])))
+                pattern += f"(?P={part})" if part in free else f"(?P<{part}>{values})"
+                free.add(part)
+            else:
+                pattern += re.escape(self._known[part] if i % 2 else part)
+        return pattern
+
+    def _open_values(self, kind: str) -> list[str]:
+        """The values of a slot list that nobody has used in this dialogue."""
+        return [v for v in templates().slots[kind] if v not in self._known.values()]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many replies fit: (fitting, all) by situation, and the misfits for reading.
+
+    A misfit is the conversation up to and with the reply, user and bot lines alternating.
+    """
+
+    by_situation: Mapping[str, tuple[int, int]]
+    misfits: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
+
+    @property
+    def fitting(self) -> int:
+        """How many replies fit."""
+        return sum(fitting for fitting, _ in self.by_situation.values())
+
+    @property
+    def total(self) -> int:
+        """How many replies were judged."""
+        return sum(total for _, total in self.by_situation.values())
+
+    @property
+    def share(self) -> float:
+        """Fitting replies over all replies, 0 to 1; 0 when there are none."""
+        return self.fitting / self.total if self.total else 0.0
+
+
+def judge_all(dialogues: Iterable[HeldOutDialogue], respond: Callable[[list[str]], str]) -> Score:
+    """Play the dialogues with `respond`, which gets the conversation so far and replies.
+
+    The conversation alternates user and bot lines, holds the bot's own earlier replies, and
+    ends with the user's line.
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    misfits = []
+    for dialogue in dialogues:
+        judge, history = Judge(dialogue), list[str]()
+        for index, turn in enumerate(dialogue.turns):
+            history.append(turn.user)
+            reply = respond(list(history))
+            history.append(reply)
+            fits = judge.fits(index, reply)
+            fitting, total = counts.get(turn.node.situation, (0, 0))
+            counts[turn.node.situation] = (fitting + fits, total + 1)
+            if not fits:
+                misfits.append(tuple(history))
+    return Score(dict(sorted(counts.items())), tuple(misfits))

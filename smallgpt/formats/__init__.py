@@ -1,1 +1,0 @@
-"""Model files as others write and read them."""

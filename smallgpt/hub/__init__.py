@@ -1,0 +1,1 @@
+"""Downloading what others published, and publishing."""

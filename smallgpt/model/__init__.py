@@ -1,0 +1,1 @@
+"""The network: GPT, classifier, loss, generation."""

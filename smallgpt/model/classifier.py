@@ -1,0 +1,94 @@
+"""A GPT with a head that tells what kind of text it has read.
+
+After "Improving Language Understanding by Generative Pre-Training" (Radford et al., 2018): the text
+stands between `<start>` and `<extract>`, and a linear layer without bias reads the last state.
+Names and meaning are those of Hugging Face's GPT2ForSequenceClassification.
+
+Shapes, besides those of model.py:
+    R  rows: a long text has several    N  texts    C  classes
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smallgpt.config import ModelConfig
+from smallgpt.model.gpt import GPT
+from smallgpt.model.loss import next_token_loss
+
+
+def head_width(width: int, pooling: str) -> int:
+    """How many numbers the head reads of states `width` wide."""
+    return 2 * width if pooling == "last_mean" else width
+
+
+class Classifier(nn.Module):
+    """`transformer`, a GPT, and `score`, the head.
+
+    Args:
+        classes: C, how many labels there are.
+        pooling: as the key of SentimentConfig.
+    """
+
+    def __init__(self, config: ModelConfig, classes: int, pooling: str = "last") -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = GPT(config)
+        self.with_mean = pooling == "last_mean"
+        self.score = nn.Linear(head_width(config.n_embd, pooling), classes, bias=False)
+        nn.init.normal_(self.score.weight, mean=0.0, std=0.02)
+
+    def forward(self, ids_RT: Tensor, ends_R: Tensor) -> Tensor:
+        """Logits of each row, (R, C).
+
+        Args:
+            ids_RT: token ids, a text or a piece of one a row.
+            ends_R: the position at which the verdict is read; what is behind it does not count.
+        """
+        return self.from_last_block(self.transformer.below_last_block(ids_RT), ends_R)
+
+    def from_last_block(self, x_RTE: Tensor, ends_R: Tensor) -> Tensor:
+        """Logits, (R, C), from what `GPT.below_last_block` gave: all that learns where frozen."""
+        last: Any = self.transformer.h[-1]
+        if self.with_mean:
+            return self._verdict(self.transformer.ln_f(last(x_RTE, None, None)), ends_R)
+        x_RE = last.at(x_RTE, ends_R)
+        return self.score(self.transformer.ln_f(x_RE))
+
+    def _verdict(self, x_RTE: Tensor, ends_R: Tensor) -> Tensor:
+        """Logits, (R, C), from the states of all positions behind the final norm."""
+        x_RE = x_RTE[torch.arange(len(x_RTE), device=x_RTE.device), ends_R]
+        if self.with_mean:
+            seen_RT1 = torch.arange(x_RTE.shape[1], device=x_RTE.device) <= ends_R[:, None]
+            mean_RE = (x_RTE * seen_RT1[..., None]).sum(1) / (ends_R + 1)[:, None]
+            x_RE = torch.cat([x_RE, mean_RE.to(x_RE.dtype)], 1)
+        return self.score(x_RE)
+
+    def with_language_model(
+        self, ids_RT: Tensor, ends_R: Tensor, targets_RT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits, (R, C), and the summed loss of the next tokens (see loss.next_token_loss)."""
+        gpt = self.transformer
+        x_RTE = gpt.ln_f(gpt.h[-1](gpt.below_last_block(ids_RT), None, None))
+        loss = next_token_loss(x_RTE.flatten(0, 1), gpt.wte.weight, targets_RT.flatten())
+        return self._verdict(x_RTE, ends_R), loss
+
+    def freeze(self) -> None:
+        """Let only the last block, the final norm and the head learn."""
+        self.requires_grad_(False)
+        for part in (self.transformer.h[-1], self.transformer.ln_f, self.score):
+            part.requires_grad_(True)
+
+
+def mean_by_text(logits_RC: Tensor, text_R: Tensor, texts: int) -> Tensor:
+    """The mean of the logits of each text's rows, (N, C), in float32.
+
+    Args:
+        text_R: the number of the text each row belongs to, from 0; every text has a row.
+    """
+    logits_RC = logits_RC.float()
+    summed = logits_RC.new_zeros(texts, logits_RC.shape[1]).index_add(0, text_R, logits_RC)
+    return summed / torch.bincount(text_R, minlength=texts)[:, None]

@@ -1,0 +1,317 @@
+"""The whole GPT: a pre-norm decoder with learned positions, GELU and (mostly) a tied output head.
+
+After "Improving Language Understanding by Generative Pre-Training" (Radford et al., 2018) and
+GPT-2. Parameters carry GPT-2's standard names, so that a checkpoint is a Hugging Face model.
+
+Shapes, used as suffixes of names:
+    B  rows of a batch          E  width (n_embd)         V  vocabulary
+    T  new positions of a row   H  heads                  D  width of a head, E / H
+    S  positions attended to: T, and in generation those in the cache before them
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smallgpt.config import ModelConfig
+from smallgpt.model.loss import next_token_loss
+
+
+class KeyValueCache:
+    """Keys and values of the positions seen so far, for generation one character at a time.
+
+    Args:
+        config: the model's shape.
+        rows: B, the number of rows generated side by side.
+    """
+
+    def __init__(
+        self, config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        width = config.n_embd // config.n_head
+        shape = (config.n_layer, 2, rows, config.n_head, config.block_size, width)
+        memory = torch.empty(shape, device=device, dtype=dtype)
+        self.keys_values = [tuple(layer) for layer in memory]
+        self.length = 0
+        self.ids: Tensor | None = None
+        """The last ids seen, where the model needs them for its n-grams, (B, up to 3)."""
+
+    def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one layer's new keys and values; return all of them, (B, H, S, D) each.
+
+        `length` moves on only when the model has run all its layers.
+        """
+        end = self.length + k_BHTD.shape[2]
+        keys, values = self.keys_values[layer]
+        keys[:, :, self.length : end] = k_BHTD
+        values[:, :, self.length : end] = v_BHTD
+        return keys[:, :, :end], values[:, :, :end]
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention with queries, keys and values from one matrix."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTE: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        """Mix in what the other positions of the row hold, (B, T, E)."""
+        B, T, E = x_BTE.shape
+        q_BHTD, k_BHSD, v_BHSD = (
+            part.view(B, T, self.n_head, E // self.n_head).transpose(1, 2)
+            for part in self.c_attn(x_BTE).split(E, dim=2)
+        )
+        if cache is not None:
+            k_BHSD, v_BHSD = cache.extend(self.layer, k_BHSD, v_BHSD)
+        dropout = self.dropout if self.training else 0.0
+        y_BHTD = attend(q_BHTD.to(k_BHSD.dtype), k_BHSD, v_BHSD, mask, dropout).to(x_BTE.dtype)
+        y_BTE = y_BHTD.transpose(1, 2).reshape(B, T, E)
+        return self.resid_dropout(self.c_proj(y_BTE))
+
+    def at(self, x_BTE: Tensor, ends_B: Tensor) -> Tensor:
+        """What `forward` gives at one position of each row, (B, E): a fraction of the work.
+
+        Args:
+            ends_B: that position; what is behind it does not count.
+        """
+        B, T, E = x_BTE.shape
+        weight, bias = self.c_attn.weight, self.c_attn.bias
+        biases = (None, None) if bias is None else bias.split((E, 2 * E))
+        x_BE = x_BTE[torch.arange(B, device=x_BTE.device), ends_B]
+        q_BE = F.linear(x_BE, weight[:E], biases[0])
+        k_BTE, v_BTE = F.linear(x_BTE, weight[E:], biases[1]).split(E, dim=2)
+        q_BH1D, k_BHTD, v_BHTD = (
+            part.view(B, -1, self.n_head, E // self.n_head).transpose(1, 2)
+            for part in (q_BE, k_BTE, v_BTE)
+        )
+        seen = torch.arange(T, device=x_BTE.device) <= ends_B[:, None]
+        dropout = self.dropout if self.training else 0.0
+        y_BH1D = F.scaled_dot_product_attention(
+            q_BH1D, k_BHTD, v_BHTD, seen[:, None, None, :], dropout
+        )
+        return self.resid_dropout(self.c_proj(y_BH1D.reshape(B, E)))
+
+
+def attend(
+    q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """softmax(q kᵀ / sqrt(D) + mask) v, shape (B, H, T, D); without a mask, causal.
+
+    This is `scaled_dot_product_attention`, written out where that is several times as fast: for
+    packed rows in 16 bits and for a single position, both on a CPU (docs/log.md).
+    """
+    on_cpu = q_BHTD.device.type == "cpu"
+    if q_BHTD.shape[2] == 1 and mask is None and on_cpu and not dropout:
+        q_ND1 = (q_BHTD * q_BHTD.shape[-1] ** -0.5).flatten(0, 1).transpose(1, 2)
+        scores_NS1 = torch.bmm(k_BHSD.flatten(0, 1), q_ND1)
+        weights_N1S = F.softmax(scores_NS1.transpose(1, 2), dim=-1)
+        return torch.bmm(weights_N1S, v_BHSD.flatten(0, 1)).view(q_BHTD.shape)
+    if mask is not None and on_cpu and q_BHTD.dtype != torch.float32:
+        scores_BHTS = (q_BHTD * q_BHTD.shape[-1] ** -0.5) @ k_BHSD.transpose(-1, -2)
+        weights_BHTS = F.softmax(scores_BHTS.add_(mask), dim=-1)
+        return F.dropout(weights_BHTS, dropout) @ v_BHSD
+    causal = mask is None and q_BHTD.shape[2] > 1
+    return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, mask, dropout, causal)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU between them: the exact (erf) one, or GPT-2's approximation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        self.approximate = "tanh" if config.activation == "gelu_new" else "none"
+
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        """Transform each position by itself, (B, T, E)."""
+        y = F.gelu(self.c_fc(x_BTE), approximate=self.approximate)
+        return self.dropout(self.c_proj(y))
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each normalised before and added after."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = _norm(config)
+        self.attn = Attention(config, layer)
+        self.ln_2 = _norm(config)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x_BTE: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        """Run the layer, (B, T, E)."""
+        x_BTE = x_BTE + self.attn(self.ln_1(x_BTE), mask, cache)
+        return x_BTE + self.mlp(self.ln_2(x_BTE))
+
+    def at(self, x_BTE: Tensor, ends_B: Tensor) -> Tensor:
+        """What `forward` gives at position `ends_B` of each row, (B, E)."""
+        rows = torch.arange(len(x_BTE), device=x_BTE.device)
+        x_BE = x_BTE[rows, ends_B] + self.attn.at(self.ln_1(x_BTE), ends_B)
+        return x_BE + self.mlp(self.ln_2(x_BE))
+
+
+class NgramEmbedding(nn.Module):
+    """Embeddings of the 2, 3 … characters that end at each position, found by their hash.
+
+    After "Over-Tokenized Transformer: Vocabulary is Generally Worth Scaling" (arXiv:2501.16975):
+    what a pair or triple of characters means need not be worked out by the layers.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        orders = range(2, config.ngram_order + 1)
+        self.rows = config.ngram_rows
+        self.dropout = config.ngram_dropout
+        self.tables = nn.ModuleList(nn.Embedding(self.rows, config.ngram_embd) for _ in orders)
+        self.projections = nn.ModuleList(
+            nn.Linear(config.ngram_embd, config.n_embd, bias=False) for _ in orders
+        )
+
+    def forward(self, ids_BT: Tensor, positions_BT: Tensor, before_BP: Tensor | None) -> Tensor:
+        """The sum over all lengths, (B, T, E). An n-gram that begins before its dialogue counts
+        what is missing as one and the same id.
+
+        Args:
+            positions_BT: position of each token in its dialogue, or (T,) for all rows.
+            before_BP: the ids just before these, where there are any.
+        """
+        T = ids_BT.shape[1]
+        all_BS = ids_BT if before_BP is None else torch.cat([before_BP, ids_BT], 1)
+        hash_BT = ids_BT
+        total: Tensor | float = 0.0
+        for back, (table, project) in enumerate(zip(self.tables, self.projections, strict=True), 1):
+            earlier_BT = F.pad(all_BS, (back, 0))[:, : all_BS.shape[1]][:, -T:]
+            earlier_BT = torch.where(positions_BT >= back, earlier_BT + 1, 0)
+            hash_BT = hash_BT * 1_000_003 + earlier_BT
+            # Knuth's multiplicative hash: the high bits of the product are well mixed.
+            row_BT = ((hash_BT * 2_654_435_761) >> 20) % self.rows
+            x_BTN = table(row_BT)
+            if self.training and self.dropout:
+                kept_BT1 = torch.rand_like(x_BTN[..., :1]) >= self.dropout
+                x_BTN = x_BTN * kept_BT1 / (1 - self.dropout)
+            total = total + project(x_BTN)
+        assert isinstance(total, Tensor)
+        return total
+
+
+def _norm(config: ModelConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.n_embd, config.layer_norm_epsilon, bias=config.bias)
+
+
+class GPT(nn.Module):
+    """A GPT language model of the given shape, with fresh weights.
+
+    Initialisation: normal(0, 0.02), projections into the residual stream 0.02 / sqrt(2 n_layer).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.ngrams = NgramEmbedding(config) if config.ngram_order > 1 else None
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = _norm(config)
+        if not config.tied:
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith("c_proj.weight")
+                std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
+                if name.startswith("ngrams.projections."):
+                    std = config.ngram_embd**-0.5
+                nn.init.normal_(parameter, mean=0.0, std=std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        targets_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the next token at every position, (B, T, V); with targets, their loss.
+
+        Args:
+            ids_BT: token ids.
+            positions_BT: position of each token in its dialogue; by default 0, 1, 2 … behind what
+                the cache holds.
+            documents_BT: number of the dialogue each position belongs to, in a packed row;
+                attention stays within it. By default a row is one dialogue.
+            cache: filled and moved on in generation; excludes `documents_BT`.
+            targets_BT: the next ids; the result is then their summed loss, a scalar in nats
+                (see loss.next_token_loss).
+        """
+        T = ids_BT.shape[1]
+        past = cache.length if cache is not None else 0
+        if positions_BT is None:
+            positions_BT = torch.arange(past, past + T, device=ids_BT.device)
+        x_BTE = self._embed(ids_BT, positions_BT, cache)
+        mask = _attention_mask(T, past, documents_BT, x_BTE)
+        for block in self.h:
+            x_BTE = block(x_BTE, mask, cache)
+        if cache is not None:
+            cache.length += T
+        x_BTE = self.ln_f(x_BTE)
+        if targets_BT is not None:
+            head = self.wte if self.config.tied else self.lm_head
+            return next_token_loss(x_BTE.flatten(0, 1), head.weight, targets_BT.flatten())
+        return F.linear(x_BTE, self.wte.weight) if self.config.tied else self.lm_head(x_BTE)
+
+    def below_last_block(self, ids_BT: Tensor) -> Tensor:
+        """What the last block is given, (B, T, E), where each row is one text."""
+        x_BTE = self.embed(ids_BT)
+        for block in self.h[:-1]:
+            x_BTE = block(x_BTE, None, None)
+        return x_BTE
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """What the first block is given, (B, T, E), where each row is one text."""
+        return self._embed(ids_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device), None)
+
+    def _embed(self, ids_BT: Tensor, positions_BT: Tensor, cache: KeyValueCache | None) -> Tensor:
+        x_BTE = self.wte(ids_BT) + self.wpe(positions_BT)
+        if self.ngrams is not None:
+            before_BP = None if cache is None else cache.ids
+            x_BTE = x_BTE + self.ngrams(ids_BT, positions_BT, before_BP)
+            if cache is not None:
+                seen = ids_BT if before_BP is None else torch.cat([before_BP, ids_BT], 1)
+                cache.ids = seen[:, -(self.config.ngram_order - 1) :]
+        return self.drop(x_BTE)
+
+    def parameter_count(self) -> int:
+        """Number of parameters without the positions, the figure models are named by."""
+        return sum(p.numel() for p in self.parameters()) - self.wpe.weight.numel()
+
+
+def _attention_mask(T: int, past: int, documents_BT: Tensor | None, x_BTE: Tensor) -> Tensor | None:
+    """What may be attended to: an additive mask (0 or -inf), or None for plain causal attention.
+
+    Made once a forward pass in the precision attention runs in, for all layers.
+    """
+    if documents_BT is None and (past == 0 or T == 1):
+        return None
+    device = x_BTE.device
+    allowed = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)
+    if documents_BT is not None:
+        allowed = allowed & (documents_BT[:, None, :, None] == documents_BT[:, None, None, :])
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else x_BTE.dtype
+    return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(
+        ~allowed, float("-inf")
+    )

@@ -1,0 +1,228 @@
+"""Characters <-> ids. One character is one token; three ids are control tokens.
+
+    0 <unk>   a character the training text does not have
+    1 <sep>   the end of an utterance: in text, the newline character itself
+    2 <pad>   the end of a dialogue, and the filler behind it
+    3 …       the characters, most frequent first
+
+`<unk>` and `<pad>` cannot be written in text: typed, they are five characters each. A classifier
+has two more control tokens behind the characters, `<start>` and `<extract>`, which its tokenizer
+puts around each text. On disk this is a Hugging Face `tokenizer.json` that gives the same ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smallgpt.utils.errors import UserError
+
+UNK, SEP, PAD = 0, 1, 2
+FIRST_CHARACTER = 3
+START, EXTRACT = "<start>", "<extract>"
+UNICODE_SIZE = 0x110000
+"""Number of Unicode code points."""
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+
+# Every message is one utterance, whoever speaks; see `as_utterance` for the same rule.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message['content'] | replace('\\r\\n', ' ') | replace('\\n', ' ') | replace('\\r', ' ')"
+    " | trim }}{{ '\\n' }}"
+    "{% endfor %}"
+)
+
+
+def as_utterance(text: str) -> str:
+    """One line: newlines become spaces, white space around is dropped (as in the chat template)."""
+    return text.replace("\r\n", "\n").replace("\n", " ").replace("\r", " ").strip()
+
+
+class Tokenizer:
+    """A character vocabulary.
+
+    Args:
+        characters: the characters in id order, starting at id 3; single and distinct.
+        classifies: `<start>` and `<extract>` follow the characters.
+    """
+
+    def __init__(self, characters: Sequence[str], classifies: bool = False) -> None:
+        self.characters = list(characters)
+        self.classifies = classifies
+        self._id_of = {c: i for i, c in enumerate(self.characters, FIRST_CHARACTER)}
+        self._id_of["\n"] = SEP
+        distinct = len(self._id_of) == len(self.characters) + 1
+        if not distinct or any(len(c) != 1 for c in self.characters):
+            raise ValueError("a vocabulary needs distinct single characters other than the newline")
+
+    def __len__(self) -> int:
+        """Number of ids, the control tokens included."""
+        return FIRST_CHARACTER + len(self.characters) + (2 if self.classifies else 0)
+
+    @property
+    def start(self) -> int:
+        """The id of `<start>`; that of `<extract>` is the next one."""
+        return FIRST_CHARACTER + len(self.characters)
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids, one a character; a newline is `<sep>`, an unknown character `<unk>`."""
+        return [self._id_of.get(character, UNK) for character in text]
+
+    def spans(self, text: str) -> list[tuple[int, str]]:
+        """The ids of a text, each with its part of the text; the parts join to the text."""
+        return list(zip(self.encode(text), text, strict=True))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids to text: `<sep>` is a newline, `<pad>` nothing, `<unk>` and unused ids U+FFFD."""
+        return "".join(map(self._text_of, ids))
+
+    def _text_of(self, token: int) -> str:
+        if token == SEP:
+            return "\n"
+        if token == PAD:
+            return ""
+        index = token - FIRST_CHARACTER
+        return self.characters[index] if 0 <= index < len(self.characters) else "\ufffd"
+
+    def lookup_table(self) -> npt.NDArray[np.uint32]:
+        """Ids by Unicode code point, shape (0x110000,), for encoding whole files at once."""
+        table = np.full(UNICODE_SIZE, UNK, dtype=np.uint32)
+        table[[ord(c) for c in self.characters]] = np.arange(FIRST_CHARACTER, self.start)
+        table[ord("\n")] = SEP
+        return table
+
+    def with_marks(self) -> Tokenizer:
+        """The tokenizer of a classifier with the same characters."""
+        return Tokenizer(self.characters, classifies=True)
+
+    def extended(self, other: Tokenizer) -> Tokenizer:
+        """This vocabulary and, behind it, the characters that only `other` has."""
+        new = [c for c in other.characters if c not in self._id_of]
+        return Tokenizer([*self.characters, *new]) if new else self
+
+    def ids_from(self, other: Tokenizer) -> npt.NDArray[np.int64] | None:
+        """For each id of `other` our id of the same character; None where all agree."""
+        if other.characters == self.characters:
+            return None
+        return np.array([UNK, SEP, PAD, *self.encode("".join(other.characters))])
+
+    def unspeakable(self) -> list[int]:
+        """Ids a reply must not contain: `<unk>` and characters that are no text on a screen."""
+        return [UNK] + [i for i, c in enumerate(self.characters, FIRST_CHARACTER) if not is_text(c)]
+
+    def save(self, directory: Path, **settings: Any) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, which transformers reads as well.
+
+        Args:
+            settings: what else tokenizer_config.json is to say.
+        """
+        vocabulary = {"<unk>": UNK, "\n": SEP, "<pad>": PAD}
+        vocabulary |= {c: i for i, c in enumerate(self.characters, FIRST_CHARACTER)}
+        control = {"<unk>": UNK, "<pad>": PAD}
+        if self.classifies:
+            control |= {START: self.start, EXTRACT: self.start + 1}
+        definition = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [added_token(i, c) for c, i in control.items()],
+            "normalizer": None,
+            "pre_tokenizer": {
+                "type": "Split",
+                "pattern": {"Regex": "[\\s\\S]"},
+                "behavior": "Isolated",
+                "invert": False,
+            },
+            "post_processor": self.around_each_text() if self.classifies else None,
+            "decoder": {"type": "Fuse"},
+            "model": {"type": "WordLevel", "vocab": vocabulary | control, "unk_token": "<unk>"},
+        }
+        write_files(directory, definition, self.classifies, settings)
+
+    def around_each_text(self) -> dict[str, Any]:
+        """`<start> text <extract>`, in the form of tokenizer.json."""
+        marks = {START: self.start, EXTRACT: self.start + 1}
+        before, after = ({"SpecialToken": {"id": mark, "type_id": 0}} for mark in marks)
+        text, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+        return {
+            "type": "TemplateProcessing",
+            "single": [before, text, after],
+            "pair": [before, text, second, after],
+            "special_tokens": {
+                mark: {"id": mark, "ids": [number], "tokens": [mark]}
+                for mark, number in marks.items()
+            },
+        }
+
+    @classmethod
+    def load(cls, directory: Path) -> Tokenizer:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file is missing, broken, or not a character vocabulary of ours.
+        """
+        path = directory / TOKENIZER_FILE
+        try:
+            vocabulary: dict[str, int] = json.loads(path.read_text("utf-8"))["model"]["vocab"]
+            tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+            if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
+                raise ValueError("ids have gaps")
+            if tokens[:FIRST_CHARACTER] != ["<unk>", "\n", "<pad>"]:
+                raise ValueError("control tokens are not where ours are")
+            classifies = tokens[-2:] == [START, EXTRACT]
+            return cls(tokens[FIRST_CHARACTER : -2 if classifies else None], classifies)
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing", "is this a Small GPT checkpoint?") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not a character vocabulary: {error}") from None
+
+
+def write_files(
+    directory: Path, definition: dict[str, Any], classifies: bool, settings: dict[str, Any]
+) -> None:
+    """Write `tokenizer.json`, and the `tokenizer_config.json` that goes with our order of ids.
+
+    Args:
+        definition: the contents of the former.
+        settings: what else the latter is to say.
+    """
+    _write_json(directory / TOKENIZER_FILE, definition)
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        # A typed "<pad>" is five characters, never the control token.
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+        **settings,
+        **({} if classifies else {"chat_template": CHAT_TEMPLATE}),
+    }
+    _write_json(directory / TOKENIZER_CONFIG_FILE, tokenizer_config)
+
+
+def added_token(number: int, content: str, special: bool = True) -> dict[str, Any]:
+    """An entry of tokenizer.json: a token that is looked for before the text is cut."""
+    return {
+        "id": number,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
+
+
+def is_text(character: str) -> bool:
+    """Whether a reply may contain it: what is no text on a screen is not said."""
+    return character.isprintable() or character in " \u3000"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,134 @@
+"""What a run goes on from: the same for every process, and never a damaged checkpoint."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from smallgpt.checkpoints import checkpoint, legacy_convert, run_folder
+from smallgpt.checkpoints.checkpoint import Checkpoint
+from smallgpt.checkpoints.run_folder import DamagedError
+from smallgpt.config import Config
+from smallgpt.distributed.world import World
+from smallgpt.model.gpt import GPT
+from smallgpt.utils import atomic
+from smallgpt.utils.errors import UserError, note
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint and its training state. Only the first process holds the weights: it gives them
+    to the others when the model is replicated, so that they need not have the files."""
+
+    stored: Checkpoint
+    state: dict[str, Any]
+
+    def model(self, config: Config) -> GPT:
+        """The network to go on with; `config` may change the dropout."""
+        return self.stored.model(config) if self.stored.weights else GPT(config)
+
+
+def take(root: Path, held: ExitStack) -> None:
+    """Keep other runs out of `root` as long as `held` lasts.
+
+    Raises:
+        UserError: another run is at work in it, or it cannot be written to.
+    """
+    try:
+        held.enter_context(atomic.exclusive(root))
+    except BlockingIOError:
+        raise UserError(
+            f"checkpoint_root: another run is at work in {root}",
+            "wait for it, or choose another checkpoint_root",
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"checkpoint_root: cannot write to {root}: {error.strerror}",
+            "choose another checkpoint_root",
+        ) from None
+
+
+def find(config: Config, world: World, classifier: bool = False) -> Resumed | None:
+    """What `resume_from` means, or None for a new run; never two runs in one `checkpoint_root`.
+
+    Args:
+        classifier: whether the run trains a classifier, or a language model.
+
+    Raises:
+        UserError: there is nothing to go on from, or what is there must not be mixed with it.
+    """
+    found = _find(config, world.restarted, classifier) if world.is_first else None
+    without_weights = found and replace(found, stored=replace(found.stored, weights={}))
+    shared = world.share(without_weights)
+    return found if world.is_first else shared
+
+
+def _find(config: Config, restarted: bool, classifier: bool) -> Resumed | None:
+    root, resume_from = Path(config.checkpoint_root), config.resume_from
+    found = run_folder.checkpoints(root)
+    if resume_from == "auto" or (found and restarted):
+        resume_from = "latest" if found else None
+    if resume_from == "latest" and found:
+        return _newest_whole(found, classifier)
+    if resume_from is None:
+        if found:
+            raise UserError(
+                f"{root} already holds the checkpoints of a run (up to {found[-1].name})",
+                "go on with resume_from=latest, or choose another checkpoint_root, "
+                "or delete that folder",
+            )
+        return None
+    path = run_folder.resolve(resume_from, root)
+    if legacy_convert.is_published(path) and not classifier:
+        resumed = Resumed(*legacy_convert.load(path, config.data_paths()))
+    else:
+        resumed = _read(path, classifier)
+    if found and resumed.stored.path.resolve() != found[-1].resolve():
+        raise UserError(
+            f"{root} holds {found[-1].name}, which would mix with what follows "
+            f"{resumed.stored.path}",
+            "resume from the latest, choose another checkpoint_root, or delete what is "
+            "no longer wanted",
+        )
+    return resumed
+
+
+def _newest_whole(found: list[Path], classifier: bool) -> Resumed:
+    """The newest checkpoint that is not damaged; damaged ones are set aside, and that is said."""
+    damaged = []
+    for path in reversed(found):
+        try:
+            resumed = _read(path, classifier)
+        except DamagedError as error:
+            note(f"{error.problem}")
+            damaged.append(path)
+            continue
+        for path in damaged:
+            note(f"{path.name} is kept as {_set_aside(path)}; going on from {resumed.stored.path}")
+        return resumed
+    raise UserError(
+        f"no checkpoint in {found[-1].parent} is whole: the damage is told above",
+        "begin anew in another checkpoint_root, or delete that folder",
+    )
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a checkpoint to a name that is no checkpoint's."""
+    aside = path.with_name(f"damaged-{path.name}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"damaged{number}-{path.name}")
+    try:
+        return path.rename(aside)
+    except OSError as error:
+        raise UserError(
+            f"{path} is damaged and cannot be renamed: {error.strerror}", "delete it"
+        ) from None
+
+
+def _read(path: Path, classifier: bool) -> Resumed:
+    stored = checkpoint.load(path, classifier=classifier)
+    return Resumed(stored, stored.training_state())

@@ -1,0 +1,1 @@
+"""What every part uses: errors told in words, atomic files, background work."""

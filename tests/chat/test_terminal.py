@@ -1,0 +1,182 @@
+"""The >>> prompt: exact transcripts from a pipe, and typing on a (pseudo) terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+from smallgpt.chat import terminal
+from smallgpt.chat.chatbot import Chatbot
+from tests.helpers.models import ScriptedBot
+from tests.helpers.processes import python_environment
+
+
+class Pipe:
+    """Chats through a pipe; `said` is standard output, `notes` is standard error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        self.said = self.notes = ""
+
+    def chat(self, bot: Chatbot, typed: bytes) -> None:
+        self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), "ascii"))
+        terminal.chat(bot)
+        self.said, self.notes = self._capsys.readouterr()
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pipe:
+    return Pipe(monkeypatch, capsys)
+
+
+def test_a_transcript(pipe: Pipe) -> None:
+    bot = ScriptedBot(["早上好！", "好呀", "你好", "晚安"])
+    typed = "早\n\n  \n /help \n我好 a\nflush\n你是\nexit\n不是\n"
+    pipe.chat(bot, typed.encode())
+    assert pipe.said == "早上好！\n好呀\n你好\n"
+    empty = "(nothing typed; /help explains)\n"
+    notes = ["", empty, empty, terminal.HELP + "\n", "", "(conversation forgotten)\n", "", ""]
+    assert pipe.notes == "".join(">>> " + note for note in notes)
+    assert bot.heard() == ["早\n", "早\n早上好！\n我好 a\n", "你是\n"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "heard"),
+    [
+        ("早\n晚\n", ["早\n", "早\n好\n晚\n"]),
+        ("早\r\n晚\r\n", ["早\n", "早\n好\n晚\n"]),
+        ("早\n晚", ["早\n", "早\n好\n晚\n"]),  # no newline at the end
+        ("早\r晚", ["早 晚\n"]),
+        ("早\x0b\x85晚\u2028\n", ["早\ufffd\ufffd晚\n"]),  # no other line ends
+        ("exit now\n", ["e\ufffd\ufffd\ufffd \ufffd\ufffd\ufffd\n"]),
+        ("", []),
+        ("\n", []),
+    ],
+)
+def test_lines(pipe: Pipe, typed: str, heard: list[str]) -> None:
+    bot = ScriptedBot(["好"])
+    pipe.chat(bot, typed.encode())
+    assert pipe.said == "好\n" * len(heard)
+    assert bot.heard() == heard
+    assert pipe.notes.endswith(">>> \n")  # the end of input ends the line of the prompt
+
+
+@pytest.mark.parametrize("typed", [b"\xff\xfe\n", b"\xe4\xbd\n", b"\x00\x1b[2J\n", b"\xed\xa0\x80"])
+def test_bytes_that_are_no_text(pipe: Pipe, typed: bytes) -> None:
+    bot = ScriptedBot(["好"])
+    pipe.chat(bot, typed + b"\n\xe6\x97\xa9\n")
+    assert pipe.said == "好\n好\n"
+    assert bot.heard()[1].endswith("\n好\n早\n")
+
+
+def test_a_prompt_that_is_too_long(pipe: Pipe) -> None:
+    pipe.chat(ScriptedBot(["好"]), "早".encode() * 100_000)
+    assert pipe.said == "好\n"
+    note = "(too long for the model: the first 99,979 characters were left out)"
+    assert pipe.notes == f">>> {note}\n>>> \n"
+
+
+def test_replies_are_single_lines(pipe: Pipe, trained: Path) -> None:
+    import smallgpt
+    from smallgpt.config import SamplingConfig
+
+    wild = SamplingConfig(temperature=9.0, top_p=1.0, max_new_tokens=9)
+    prompts = "".join(f"{i}\n" for i in range(30))
+    pipe.chat(smallgpt.load(trained, wild), prompts.encode())
+    lines = pipe.said.split("\n")
+    assert len(lines) == 31 and lines[30] == ""
+    assert all(line and line.isprintable() for line in lines[:30])
+
+
+def test_control_c_ends_a_pipe(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    bot = ScriptedBot(["好"])
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bot.script, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipe.chat(bot, "早\n晚\n".encode())
+
+
+# On a terminal. The driver chats with a slow bot and tells at the end what the bot has heard.
+DRIVER = """
+from tests.helpers.models import ScriptedBot
+from smallgpt.chat import terminal
+from smallgpt.utils.errors import user_errors
+bot = ScriptedBot(["早上好呀！", "你好" * 5], delay=0.15)
+with user_errors():
+    terminal.chat(bot)
+print("HEARD", bot.heard())
+"""
+
+
+NO_WARNING = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"  # Python 3.12 on pty.fork
+)
+
+
+@pytest.fixture
+def person() -> Iterator[Any]:
+    """Types on a terminal at which the driver runs."""
+    child = pexpect.spawn(
+        sys.executable,
+        ["-c", DRIVER],
+        env=python_environment()
+        | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONIOENCODING": "utf-8"},
+        encoding="utf-8",
+        timeout=20,
+        dimensions=(24, 80),
+    )
+    yield child
+    child.close(force=True)
+
+
+def wait_for_prompt(person: Any) -> None:
+    person.expect_exact(">>>")
+    person.expect_exact("\x1b[?25h")  # prompt_toolkit shows the cursor: it listens
+
+
+def exit_code(person: Any) -> int:
+    person.expect_exact(pexpect.EOF)
+    person.close()
+    return int(person.exitstatus)
+
+
+@NO_WARNING
+def test_typing_streaming_and_control_d(person: Any) -> None:
+    person.expect_exact("/help explains.")
+    wait_for_prompt(person)
+    person.send("你\x7f早错\x7f上\r")  # backspace takes away a whole wide character
+    person.expect_exact("早上好")
+    with pytest.raises(pexpect.TIMEOUT):
+        person.expect_exact("！", timeout=0.1)  # the rest is not said yet: replies are streamed
+    person.expect_exact("！\r\n")
+    wait_for_prompt(person)
+    person.send("\x04")
+    person.expect_exact("HEARD ['早上\\n']")
+    assert exit_code(person) == 0
+
+
+@NO_WARNING
+def test_control_c_stops_a_reply_and_clears_a_line(person: Any) -> None:
+    wait_for_prompt(person)
+    person.send("早\r")
+    person.expect_exact("早上")
+    person.send("\x03")
+    wait_for_prompt(person)
+    person.send("错\x03")
+    wait_for_prompt(person)
+    person.send("晚\r")
+    person.expect_exact("你好你好你好你好你好\r\n")
+    wait_for_prompt(person)
+    person.send("exit\r")
+    # What was said before Ctrl-C stays in mind, as the bot's whole turn.
+    person.expect(r"HEARD \['早\\n', '早\\n早上好?呀?\\n晚\\n'\]")
+    assert exit_code(person) == 0

@@ -1,0 +1,328 @@
+"""Checkpoints: what is saved comes back, and no accident loses or forges one."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from smallgpt.checkpoints import checkpoint, huggingface
+from smallgpt.checkpoints.checkpoint import load, save
+from smallgpt.checkpoints.run_folder import best, checkpoints, prune, resolve
+from smallgpt.utils.errors import UserError
+from tests.helpers.commands import refusal
+from tests.helpers.models import (
+    CONFIG,
+    STATE,
+    TINY,
+    is_model,
+    random_model,
+    reseal,
+    same_weights,
+    save_tiny,
+    vocabulary,
+)
+from tests.helpers.processes import Run
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_round_trip(root: Path, bias: bool) -> None:
+    config = replace(CONFIG, bias=bias, temperature=0.25, data_path=["甲.txt", "b.txt"])
+    model = random_model(5, vocab_size=40, bias=bias)
+    path = save(root, 12, config, vocabulary(), model.state_dict(), STATE, {"validation_loss": 1.5})
+    stored = load(path)
+    assert path == root / "cpt12"
+    assert (stored.step, stored.config) == (12, config)
+    assert stored.tokenizer.characters == vocabulary().characters
+    assert stored.manifest["validation_loss"] == 1.5
+    assert same_weights(stored.weights, model)
+    state = stored.training_state()
+    assert torch.equal(state.pop("moments")["wte"], STATE["moments"]["wte"])
+    assert state == {"step": 7, "order": [1, 2]}
+    ids = torch.arange(20).view(1, 20)
+    assert torch.equal(stored.model()(ids), model(ids))
+    assert not stored.model().training
+
+
+def test_half_precision_weights_are_stored_as_float32(root: Path) -> None:
+    model = random_model(vocab_size=40).to(torch.bfloat16)
+    path = save(root, 1, CONFIG, vocabulary(), model.state_dict(), STATE, {})
+    assert {w.dtype for w in load(path).weights.values()} == {torch.float32}
+    assert same_weights(load(path).weights, model.float())
+
+
+def test_a_model_file_in_half_precision_is_read_as_float32(saved: Path) -> None:
+    file = saved / huggingface.WEIGHTS_FILE
+    tensors = {name: t.half() for name, t in safetensors.torch.load_file(file).items()}
+    safetensors.torch.save_file(tensors, file)
+    reseal(saved)
+    assert {w.dtype for w in load(saved).weights.values()} == {torch.float32}
+
+
+def test_training_a_loaded_model_leaves_the_files_alone(saved: Path) -> None:
+    model = load(saved).model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert is_model(saved, 1)
+
+
+def test_others_may_read_the_files(saved: Path) -> None:
+    assert {oct(file.stat().st_mode & 0o777) for file in saved.iterdir()} == {"0o644"}
+
+
+# Saving is all or nothing.
+
+
+class FaultAt:
+    """Makes the nth of all file operations of a save fail, as on a full disk."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+        self.calls = 0
+        self.failing = failing
+        for owner, name in (
+            (torch, "save"),
+            (huggingface, "write_tensors"),
+            (os, "open"),
+            (os, "fsync"),
+            (Path, "rename"),
+            (Path, "mkdir"),
+            (Path, "write_text"),
+        ):
+            monkeypatch.setattr(owner, name, self._guarded(getattr(owner, name)))
+
+    def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*arguments: Any, **options: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.failing:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return function(*arguments, **options)
+
+        return guarded
+
+
+@pytest.mark.parametrize("step", [2, 1])  # a new one, and one that replaces cpt1
+def test_a_fault_at_any_moment_loses_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    old = contents(save_tiny(root, 1))
+    target, late = root / f"cpt{step}", 0
+    for failing in range(1, 100):
+        with monkeypatch.context() as patch:
+            fault = FaultAt(patch, failing)
+            try:
+                save_tiny(root, step, seed=50)
+                break
+            except UserError as error:
+                message = str(error)
+        assert f"cpt{step} cannot be written: No space left on device\n  -> make room" in message
+        assert "is intact" in message
+        assert sorted(p.name for p in root.iterdir() if p.name.startswith(".")) == []
+        if target.exists() and contents(target) != old:
+            # Two operations come later than the new checkpoint: the folder's open and fsync.
+            assert is_model(target, 50)
+            late += 1
+            shutil.rmtree(root)
+            assert contents(save_tiny(root, 1)) == old
+        assert checkpoints(root) == [root / "cpt1"]
+        assert contents(root / "cpt1") == old
+    assert fault.calls > 25, "hardly anything was made to fail"
+    assert late == 2
+    assert is_model(target, 50)
+
+
+def test_a_full_disk_with_nothing_saved_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        FaultAt(patch, 5)
+        message = refusal(lambda: save_tiny(root, 1))
+    assert message.endswith("make room or choose another checkpoint_root")
+    assert list(root.iterdir()) == []
+
+
+def test_a_root_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be written: " in refusal(lambda: save_tiny(tmp_path / "file", 1))
+
+
+# Each stage ends a process of its own: by a limit of the system on the size of files, or by kill.
+ACCIDENTS = """
+import os, resource, signal, sys
+from pathlib import Path
+import torch
+from tests.helpers.models import save_tiny
+from smallgpt.checkpoints import huggingface
+from smallgpt.utils.errors import UserError
+
+def die(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def die_at_second(function, calls=[]):
+    def guarded(*arguments):
+        calls.append(1)
+        return die() if len(calls) == 2 else function(*arguments)
+    return guarded
+
+def half_written(tensors, file):
+    Path(file).write_bytes(b"half")
+    die()
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+STAGES = {
+    "kill-weights": (1, lambda: setattr(gpt2, "write_tensors", half_written)),
+    "kill-state": (2, lambda: setattr(torch, "save", die)),
+    "kill-sync": (2, lambda: setattr(os, "fsync", die)),
+    "kill-rename": (2, lambda: setattr(Path, "rename", die)),
+    "kill-replace": (1, lambda: setattr(Path, "rename", die_at_second(Path.rename))),
+    "limit-0": (2, lambda: limit(0)),
+    "limit-600": (2, lambda: limit(600)),
+    "limit-2000": (2, lambda: limit(2000)),
+    "limit-200000": (2, lambda: limit(200_000)),  # the weights fit, not the training state
+}
+for stage, (step, prepare) in STAGES.items():
+    child = os.fork()
+    if child == 0:
+        prepare()
+        try:
+            save_tiny(Path(stage), step, seed=50)
+        except UserError as error:
+            print(stage, str(error).splitlines()[0], flush=True)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    print(stage, "killed" if os.WIFSIGNALED(status) else "ended", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and signals")
+def test_processes_that_die_while_saving(tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "elsewhere"
+    stages = [f"kill-{what}" for what in ("weights", "state", "sync", "rename", "replace")]
+    limits = [f"limit-{size}" for size in (0, 600, 2000, 200_000)]
+    for stage in stages + limits:
+        save_tiny(folder / stage, 1)
+    done = run("-c", ACCIDENTS)
+    assert done.returncode == 0, done.stderr.decode()
+    said = done.stdout.decode().splitlines()
+    for stage in stages:
+        root = folder / stage
+        assert f"{stage} killed" in said
+        assert any(p.name.startswith(".writing-") for p in root.iterdir())
+        if stage != "kill-replace":
+            assert resolve("latest", root) == root / "cpt1"
+            assert is_model(root / "cpt1", 1)
+        save_tiny(root, 3)  # puts in order what the dead process left
+        assert sorted(p.name for p in root.iterdir()) == ["cpt1", "cpt3"]
+        assert is_model(root / "cpt1", 1)
+    for stage in limits:
+        root = folder / stage
+        complaint = next(line for line in said if line.startswith(stage))
+        assert complaint.startswith(f"{stage} checkpoint {stage}/cpt2 cannot be written: ")
+        assert "File too large" in complaint
+        assert f"{stage} ended" in said
+        assert sorted(p.name for p in root.iterdir()) == ["cpt1"]
+        assert is_model(root / "cpt1", 1)
+
+
+def test_only_what_dead_processes_left_is_removed(root: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    dead, alive = process.pid, os.getppid()
+    save_tiny(root, 1)
+    (root / "cpt1").rename(root / f".replaced-cpt1-{dead}")
+    names = [f".writing-cpt4-{dead}", f".writing-cpt4-{alive}", f".removed-cpt0-{dead}", ".mine"]
+    for name in names:
+        (root / name).mkdir()
+        (root / name / "manifest.json").touch()
+    save_tiny(root, 2)
+    assert sorted(p.name for p in root.iterdir()) == [
+        ".mine",
+        f".writing-cpt4-{alive}",
+        "cpt1",
+        "cpt2",
+    ]
+    assert is_model(root / "cpt1", 1)
+
+
+# Which checkpoint is meant, and which are kept.
+
+
+def test_latest_and_best(root: Path) -> None:
+    losses = {2: 1.0, 10: 0.5, 9: 3.0, 100: 2.0}
+    for step, loss in losses.items():
+        save_tiny(root, step, validation_loss=loss)
+    (root / "cpt200").mkdir()  # incomplete
+    (root / "cpt300").touch()
+    (root / "notes").mkdir()
+    assert [p.name for p in checkpoints(root)] == ["cpt2", "cpt9", "cpt10", "cpt100"]
+    assert resolve("latest", root) == root / "cpt100"
+    assert resolve("best", root) == root / "cpt10"
+    assert resolve("some/where", root) == Path("some/where")
+    assert resolve("~/x", root) == Path.home() / "x"
+
+
+def test_best_passes_over_losses_that_are_none(root: Path) -> None:
+    save_tiny(root, 1, validation_loss=9.0)
+    save_tiny(root, 2, validation_loss=math.nan)
+    save_tiny(root, 3)
+    save_tiny(root, 4, validation_loss=0.1)
+    (root / "cpt4" / "manifest.json").write_text("{", encoding="utf-8")
+    assert best(checkpoints(root)) == root / "cpt1"
+    assert best([root / "cpt3"]) == root / "cpt3"
+
+
+def test_no_checkpoint_yet(root: Path) -> None:
+    for word in ("latest", "best"):
+        message = refusal(lambda word=word: resolve(word, root))  # type: ignore[misc]
+        assert f"no checkpoint in {root}" in message
+        assert "train one first: python train.py" in message
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "left"),
+    [(0, [1, 2, 3, 4, 5]), (1, [2, 5]), (3, [2, 3, 4, 5]), (5, [1, 2, 3, 4, 5])],
+)
+def test_prune_keeps_the_newest_and_the_best(root: Path, keep_last: int, left: list[int]) -> None:
+    for step, loss in enumerate([5.0, 1.0, 4.0, 3.0, 2.0], 1):
+        save_tiny(root, step, validation_loss=loss)
+    prune(root, keep_last)
+    assert [p.name for p in root.iterdir() if p.name[0] == "."] == []
+    assert checkpoints(root) == [root / f"cpt{step}" for step in left]
+
+
+def test_one_that_is_half_deleted_is_no_checkpoint(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2, 3):
+        save_tiny(root, step, validation_loss=float(-step))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prune(root, 1)
+    assert checkpoints(root) == [root / "cpt2", root / "cpt3"]
+
+
+def test_same_shape_names_the_key() -> None:
+    stored = replace(TINY, vocab_size=77)
+    assert checkpoint.same_shape(replace(TINY, dropout=0.5), stored).vocab_size == 77
+    for change in ({"n_layer": 3}, {"n_head": 2}, {"n_embd": 64}, {"block_size": 8}):
+        key, value = next(iter(change.items()))
+        config = replace(TINY, **change)  # type: ignore[arg-type]
+        message = refusal(lambda config=config: checkpoint.same_shape(config, stored))  # type: ignore[misc]
+        assert message.startswith(f"{key} is {value}, but the checkpoint's is")
+    assert "bias" in refusal(lambda: checkpoint.same_shape(replace(TINY, bias=False), stored))

@@ -1,0 +1,224 @@
+"""Damaged and forged checkpoints: refused in words, and nothing in them runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from smallgpt.checkpoints import huggingface
+from smallgpt.checkpoints.checkpoint import load, save
+from smallgpt.utils.errors import UserError
+from tests.helpers.commands import Evil, refusal
+from tests.helpers.models import (
+    CONFIG,
+    STATE,
+    is_model,
+    random_model,
+    reseal,
+    same_weights,
+    save_tiny,
+    vocabulary,
+)
+
+
+def test_what_is_not_a_checkpoint(root: Path, saved: Path) -> None:
+    assert "not found\n  -> train one" in refusal(lambda: load(root / "cpt9"))
+    assert "is a file, not a checkpoint directory" in refusal(
+        lambda: load(saved / "model.safetensors")
+    )
+    (root / "empty").mkdir()
+    message = refusal(lambda: load(root / "empty"))
+    assert "is not a checkpoint: it has no manifest.json\n  -> give the directory" in message
+    assert f"did you mean {saved}?" in refusal(lambda: load(root))
+
+
+@pytest.mark.parametrize("resealed", [False, True])
+def test_any_flipped_bit_is_found(saved: Path, resealed: bool) -> None:
+    for file in sorted(saved.iterdir()):
+        whole = file.read_bytes()
+        for place in (0, len(whole) // 2, len(whole) - 1):
+            damaged = bytearray(whole)
+            damaged[place] ^= 0x80  # leaves ASCII: no longer UTF-8
+            file.write_bytes(damaged)
+            if file.name == "manifest.json":
+                assert str(file) in refusal(lambda: load(saved))
+            elif not resealed:
+                # A checksum finds it, before anything is made of the contents.
+                assert f"{file} is damaged" in refusal(lambda: load(saved).training_state())
+            elif file.suffix == ".json" or file.suffix == ".yaml":
+                with_name = file.name in ("config.json", "tokenizer.json", "config.yaml")
+                reseal(saved)
+                if with_name:
+                    assert str(file) in refusal(lambda: load(saved))
+            file.write_bytes(whole)
+            if resealed:
+                reseal(saved)
+    assert is_model(saved, 1)
+
+
+def test_missing_and_truncated_files(root: Path, saved: Path) -> None:
+    save_tiny(root, 3)
+    for file in sorted(saved.iterdir()):
+        whole = file.read_bytes()
+        if file.name != "manifest.json":
+            file.write_bytes(whole[: len(whole) // 2])
+            message = refusal(lambda: load(saved).training_state())
+            assert f"{file} is damaged" in message
+            assert f"another one is {root / 'cpt3'}" in message
+        file.unlink()
+        message = refusal(lambda: load(saved).training_state())
+        assert file.name in message
+        file.write_bytes(whole)
+    assert is_model(saved, 1)
+
+
+def test_a_file_that_the_manifest_does_not_vouch_for(saved: Path) -> None:
+    (saved / "manifest.json").write_text('{"step": 1, "sha256": {}}', encoding="utf-8")
+    assert "checksum is not the one it was saved with" in refusal(lambda: load(saved))
+
+
+def test_without_its_training_state_a_checkpoint_still_talks(saved: Path) -> None:
+    (saved / "training_state.pt").unlink()
+    stored = load(saved)
+    assert same_weights(stored.weights, random_model(1, vocab_size=40))
+    assert "can chat, not resume" in refusal(stored.training_state)
+
+
+def test_a_disk_that_cannot_be_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("hashlib.sha256", broken)
+    message = refusal(lambda: load(saved))
+    assert "cannot be read: Input/output error" in message
+
+
+@given(st.data())
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_no_forged_file_makes_load_stumble(saved: Path, data: st.DataObject) -> None:
+    """Whatever stands in a file, with right checksums: it loads, or a UserError tells why not."""
+    names = ["config.json", "config.yaml", "tokenizer.json", "model.safetensors", "manifest.json"]
+    file = saved / data.draw(st.sampled_from(names))
+    whole = file.read_bytes()
+    start = data.draw(st.integers(0, min(len(whole), 3000)))
+    length = data.draw(st.integers(0, 12))
+    new = data.draw(
+        st.binary(max_size=6)
+        | st.sampled_from([b"null", b"[]", b"{}", b'"', b"1e999", b"-1", b": ", b"\n", b"\x80"])
+    )
+    try:
+        file.write_bytes(whole[:start] + new + whole[start + length :])
+        if file.name != "manifest.json":
+            reseal(saved)
+        try:
+            load(saved)
+        except UserError as error:
+            assert str(saved) in str(error)
+    finally:
+        file.write_bytes(whole)
+        reseal(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", '{"model_type": "llama"}', "a model of type 'llama', not gpt2"),
+        ("config.json", "[]", "a model of type None, not gpt2"),
+        ("config.yaml", "[1, 2]", "config.yaml is damaged: it holds no keys"),
+        ("config.yaml", "n_layers: 2", "did you mean `n_layer`?"),
+        ("tokenizer.json", "{}", "tokenizer.json is not a character vocabulary"),
+        ("manifest.json", "[]", "manifest.json is damaged"),
+        ("manifest.json", '{"step": "1", "sha256": {}}', "manifest.json is damaged"),
+        ("manifest.json", '{"step": 1, "sha256": {"model.safetensors": 5}}', "is damaged"),
+    ],
+)
+def test_forged_descriptions(saved: Path, name: str, text: str, message: str) -> None:
+    (saved / name).write_text(text, encoding="utf-8")
+    if name != "manifest.json":
+        reseal(saved)
+    assert message in refusal(lambda: load(saved))
+
+
+def forge_weights(path: Path, change: Callable[[dict[str, Tensor]], object]) -> str:
+    file = path / huggingface.WEIGHTS_FILE
+    tensors = {name: t.clone() for name, t in safetensors.torch.load_file(file).items()}
+    change(tensors)
+    safetensors.torch.save_file(tensors, file)
+    reseal(path)
+    return refusal(lambda: load(path))
+
+
+def test_weights_of_another_architecture(saved: Path, root: Path) -> None:
+    name = "transformer.h.0.ln_1.weight"
+    assert f"lacks {name}" in forge_weights(saved, lambda t: t.pop(name))
+    save_tiny(root, 1)
+    message = forge_weights(saved, lambda t: t.update({name: torch.ones(33)}))
+    assert "h.0.ln_1.weight has shape (33,), the config says (32,)" in message
+    save_tiny(root, 1)
+    message = forge_weights(saved, lambda t: t.update(extra=torch.ones(1)))
+    assert "unknown tensors (extra …)" in message
+
+
+def test_biases_are_not_dropped_in_silence(root: Path) -> None:
+    model = random_model(1, vocab_size=40, bias=False)
+    config = replace(CONFIG, bias=False)
+    path = save(root, 1, config, vocabulary(), model.state_dict(), STATE, {})
+    name = "transformer.h.1.mlp.c_fc.bias"
+    assert f"unknown tensors ({name} …)" in forge_weights(path, lambda t: t[name].add_(1))
+
+
+# Nothing in a checkpoint runs.
+
+
+@pytest.mark.parametrize("how", ["torch.save", "old torch.save", "pickle"])
+def test_a_pickle_that_wants_to_run_code_is_refused(saved: Path, tmp_path: Path, how: str) -> None:
+    marker = tmp_path / "it ran"
+    file = saved / "training_state.pt"
+    state = {"step": 1, "order": Evil(marker)}
+    if how == "pickle":
+        file.write_bytes(pickle.dumps(state))
+    else:
+        torch.save(state, file, _use_new_zipfile_serialization=how == "torch.save")
+    assert "is damaged: its checksum" in refusal(lambda: load(saved).training_state())
+    reseal(saved)
+    message = refusal(lambda: load(saved).training_state())
+    assert "is refused: it is not a file of tensors and plain values only" in message
+    assert "run a stranger's code" in message
+    shutil.copy(file, saved / huggingface.WEIGHTS_FILE)
+    reseal(saved)
+    assert "model.safetensors is missing or damaged" in refusal(lambda: load(saved))
+    shutil.copy(file, tmp_path / "evil.pth")
+    assert "evil.pth is a file, not a checkpoint directory" in refusal(
+        lambda: load(tmp_path / "evil.pth")
+    )
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Evil(marker)))
+    assert marker.exists()  # the order would have been carried out
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02.", b"text"])
+def test_a_training_state_that_is_none(saved: Path, content: bytes) -> None:
+    file = saved / "training_state.pt"
+    file.write_bytes(content)
+    reseal(saved)
+    assert f"{file} is refused" in refusal(lambda: load(saved).training_state())
+
+
+def test_a_training_state_of_another_kind(saved: Path) -> None:
+    torch.save([1, 2], saved / "training_state.pt")
+    reseal(saved)
+    assert "is refused" in refusal(lambda: load(saved).training_state())

@@ -1,0 +1,225 @@
+"""GPT-2 directories of other programs, made here by transformers: same logits, used anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+import smallgpt
+from smallgpt.checkpoints import checkpoint
+from smallgpt.sentiment import recipe
+from smallgpt.sentiment.explain import explain
+from smallgpt.tokenizer.characters import PAD, SEP, UNK
+from smallgpt.tokenizer.subwords import Pieces, load
+from smallgpt.utils.errors import UserError
+from tests.helpers.foreign import KINDS, make_foreign
+from tests.helpers.processes import REPOSITORY, Run
+from tests.helpers.reviews import classifier_config, write_reviews
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+TEXTS = ["今天天气很好", "hello worlds 你好", "早上好吗？", "abc 09", "🙂"]
+
+
+def their_ids(directory: Path, kind: str, text: str) -> list[int]:
+    if kind == "vocab.txt":
+        made = tokenizers.BertWordPieceTokenizer(str(directory / "vocab.txt"))
+        made.encode_special_tokens = True
+        return list(made.encode(text, add_special_tokens=False).ids)
+    if kind == "vocab.json":
+        files = (str(directory / "vocab.json"), str(directory / "merges.txt"))
+        return list(tokenizers.ByteLevelBPETokenizer(*files).encode(text).ids)
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    return list(theirs(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_are_those_of_transformers(
+    tmp_path: Path, kind: str, activation: str, tied: bool
+) -> None:
+    changes = {"activation_function": activation, "tie_word_embeddings": tied}
+    theirs = make_foreign(tmp_path, kind, spare=3, layer_norm_epsilon=1e-4, **changes)
+    ours = checkpoint.load(tmp_path)
+    model = ours.model()
+    seen: dict[int, int] = {}
+    for text in TEXTS:
+        mine, other = ours.tokenizer.encode(text), their_ids(tmp_path, kind, text)
+        assert len(mine) == len(other)
+        seen |= zip(mine, other, strict=True)
+        with torch.no_grad():
+            expected = theirs(torch.tensor([other])).logits[0]
+            logits = model(torch.tensor([mine]))[0]
+        for own, foreign in seen.items():
+            torch.testing.assert_close(logits[:, own], expected[:, foreign], rtol=1e-4, atol=1e-5)
+        # The same rows in another order, and new ones for control tokens that were lacking.
+        assert logits.shape[1] - expected.shape[1] in range(4)
+    assert len(seen) > 10
+    assert len(set(seen.values())) == len(seen)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_come_back_and_control_tokens_cannot_be_typed(tmp_path: Path, kind: str) -> None:
+    make_foreign(tmp_path, kind)
+    tokenizer = checkpoint.load(tmp_path).tokenizer
+    for text in ("今天天气很好", "你好，吗？\n房间"):
+        ids = tokenizer.encode(text)
+        assert (
+            tokenizer.decode([*ids, PAD]) == text or kind in ("bytes", "vocab.json") or UNK in ids
+        )
+        assert "".join(part for _, part in tokenizer.spans(text)) == text
+        assert ids.count(SEP) == text.count("\n")
+    for typed in ("[SEP]", "[PAD]", "<|endoftext|>", "<pad>", "<unk>"):
+        assert not {SEP, PAD} & set(tokenizer.encode(typed))
+    if "words" in kind:
+        assert tokenizer.decode(tokenizer.encode("hello worlds")) == "hello worlds"
+
+
+@pytest.mark.parametrize("kind", ["characters", "vocab.txt", "bytes"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_chat(tmp_path: Path, kind: str, tied: bool) -> None:
+    make_foreign(tmp_path, kind, tie_word_embeddings=tied)
+    for dtype in ("float32", "int8"):
+        bot = smallgpt.load(tmp_path, dtype=dtype)
+        said = "".join(bot.stream("今天好吗？"))
+        assert said
+        assert "\n" not in said and "[MASK]" not in said and "<unk>" not in said
+
+
+def test_chat_command(tmp_path: Path, run: Run) -> None:
+    make_foreign(tmp_path / "theirs", "vocab.txt")
+    done = run(
+        REPOSITORY / "chat.py", tmp_path / "theirs", "temperature=0", typed="今天\nexit\n".encode()
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(done.stdout.decode().splitlines()) == 1
+
+
+def test_classifiers_of_other_programs_are_bases_only(tmp_path: Path) -> None:
+    make_foreign(tmp_path, "characters")
+    theirs = transformers.GPT2ForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="classifier of another program"):
+        smallgpt.load(tmp_path)
+    assert checkpoint.load(tmp_path, classifier=None).labels is None
+
+
+@pytest.mark.parametrize("kind", ["characters", "vocab.txt", "bytes"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_classifier_from_any_of_them(tmp_path: Path, kind: str, tied: bool) -> None:
+    make_foreign(tmp_path / "base", kind, spare=2, tie_word_embeddings=tied)
+    write_reviews(tmp_path / "reviews.csv")
+    chosen = classifier_config(tmp_path, tmp_path / "base", max_steps=4, eval_freq=2)
+    path = recipe.run(chosen)
+    judge = smallgpt.load(path)
+    texts = ["今天好好", "今天错hello", "[SEP]"]
+    verdicts = judge.predict(texts)
+    assert len(explain(judge, texts[1]).shares) == len(explain(judge, texts[1]).characters)
+    pipeline = transformers.pipeline("text-classification", str(path), top_k=None)
+    for text, verdict in zip(texts, verdicts, strict=True):
+        theirs = {entry["label"]: entry["score"] for entry in pipeline([text])[0]}
+        assert theirs == pytest.approx(verdict.probabilities, abs=1e-4)
+    again = load(path)
+    assert isinstance(again, Pieces) and again.classifies
+    assert again.encode("今天hello") == judge.tokenizer.encode("今天hello")
+
+
+@pytest.mark.parametrize("form", ["sharded", "bin", "old names"])
+def test_weights_in_other_forms(tmp_path: Path, form: str) -> None:
+    theirs = make_foreign(tmp_path, "characters")
+    expected = checkpoint.load(tmp_path).weights
+    (tmp_path / "model.safetensors").unlink()
+    state = theirs.state_dict()
+    if form == "sharded":
+        theirs.save_pretrained(tmp_path, max_shard_size="8kB")
+        assert (tmp_path / "model.safetensors.index.json").exists()
+    elif form == "bin":
+        torch.save(state, tmp_path / "pytorch_model.bin")
+    else:  # without prefix and head, with masks, as the first GPT-2 on the hub
+        old = {n.removeprefix("transformer."): t for n, t in state.items() if "lm_head" not in n}
+        old |= {f"h.{i}.attn.bias": torch.ones(1, 1, 32, 32) for i in range(2)}
+        torch.save(old, tmp_path / "pytorch_model.bin")
+    found = checkpoint.load(tmp_path).weights
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "llama"}, "'llama'"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ({"scale_attn_weights": False}, "scale_attn_weights"),
+        ({"add_cross_attention": True}, "add_cross_attention"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'"),
+        ({"n_inner": 40}, "n_inner is 40"),
+        ({"n_layer": 3}, "lacks transformer.h.2"),
+        ({"n_layer": 1}, "unknown tensors"),
+        ({"n_embd": 20}, "has shape"),
+        ({"n_head": 3}, "n_head"),
+        ({"n_positions": 64}, "has shape"),
+        ({"vocab_size": "many"}, "vocab_size is 'many'"),
+        ({"vocab_size": 10}, "has shape"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    make_foreign(tmp_path, "characters")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
+    with pytest.raises(UserError, match=said):
+        smallgpt.load(tmp_path)
+
+
+class _Runs:
+    def __reduce__(self) -> Any:
+        return (print, ("it ran",))
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    make_foreign(tmp_path, "characters")
+    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    tensors["transformer.h.1.ln_1.weight"][3] = float("inf")
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"h\.1\.ln_1\.weight holds numbers that are not finite"):
+        smallgpt.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["none", "twice", "broken", "unigram", "larger", "evil", "cut"])
+def test_damaged_and_hostile_directories(
+    tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_foreign(tmp_path, "characters")
+    file, weights = tmp_path / "tokenizer.json", tmp_path / "model.safetensors"
+    definition = json.loads(file.read_text("utf-8"))
+    if damage == "none":
+        file.unlink()
+    elif damage == "broken":
+        file.write_text("{", "utf-8")
+    elif damage == "evil":
+        weights.unlink()
+        (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"wte.weight": _Runs()}))
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "unigram":
+        definition["model"] = {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}
+    elif damage == "twice":
+        definition["model"]["vocab"]["新"] = 7
+    else:
+        definition["model"]["vocab"]["新"] = len(definition["model"]["vocab"])
+    if damage in ("unigram", "twice", "larger"):
+        file.write_text(json.dumps(definition), "utf-8")
+    with pytest.raises(UserError) as refused:
+        smallgpt.load(tmp_path)
+    assert str(tmp_path) in str(refused.value)
+    assert "it ran" not in capfd.readouterr().out

@@ -1,0 +1,76 @@
+"""`make demo` on a fresh clone, as a newcomer types it: minutes, so `make test-slow` runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import REPOSITORY
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-c", command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        env={k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "PYTHONPATH"))},
+    )
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clone") / "small-gpt"
+    done = shell(f"git clone -q {REPOSITORY} {folder}", REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_demo_from_nothing_to_fitting_replies(clone: Path) -> None:
+    done = shell("printf '早上好呀\\n你叫什么名字\\nexit\\n' | make -s demo", clone)
+    assert done.returncode == 0, done.stderr
+    replies = done.stdout.splitlines()
+    assert len(replies) == 2
+    assert "好" in replies[0] or "早" in replies[0]
+    assert "小积" in replies[1]
+    seconds = [
+        float(s)
+        for s in re.findall(
+            r'"seconds": ([\d.]+)',
+            (clone / "checkpoints" / "demo" / "metrics.jsonl").read_text("utf-8"),
+        )
+    ]
+    assert max(seconds) < 300
+
+    began = time.monotonic()
+    again = shell("echo 晚安 | make demo", clone)
+    assert len(again.stdout.splitlines()) == 1
+    assert time.monotonic() - began < 30
+
+
+def test_demo_model_passes_its_examination(clone: Path) -> None:
+    found = (clone / "checkpoints" / "demo").glob("cpt*")
+    last = max(found, key=lambda path: int(path.name.removeprefix("cpt")))
+    done = shell(f".venv/bin/python -m smallgpt evaluate {last} --smalltalk", clone)
+    share = re.search(r"([\d.]+) %  fitting in all", done.stdout)
+    assert share, done.stderr
+    assert float(share[1]) >= 90
+
+
+def test_package_installs(clone: Path) -> None:
+    done = shell(
+        ".venv/bin/python -m pip install -q --no-deps . && cd / && "
+        f"{clone}/.venv/bin/smallgpt data smalltalk --dialogues 2",
+        clone,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split("\n\n")) == 2

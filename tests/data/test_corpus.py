@@ -1,0 +1,338 @@
+"""Text to ids, the vocabulary's order, the cache, and the split."""
+
+import gzip
+import json
+import lzma
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from smallgpt.data import corpus as dialogues_module
+from smallgpt.data import text as text_module
+from smallgpt.data.corpus import CACHE_FOLDER, RARE_SHARE, Corpus, open_corpus, split
+from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP
+from smallgpt.utils.errors import UserError
+from tests.helpers.processes import python_environment
+
+GOLDEN = Path(__file__).parents[3] / "shared/golden/original_tiny"
+
+LINES = st.lists(
+    st.sampled_from([*"好早呀吗a😀𠮷 ", "\u3000", "\n", "\r\n", "\r", "\n\n", "\n \n"]), max_size=25
+).map("".join)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
+
+
+def texts_of(corpus: Corpus) -> list[str]:
+    """The dialogues, decoded; checks that each is closed by one `<pad>`."""
+    found = []
+    for index in range(len(corpus)):
+        ids = corpus.dialogue(index)
+        assert ids[-1] == PAD
+        assert PAD not in ids[:-1]
+        found.append(corpus.tokenizer.decode(ids))
+    return found
+
+
+def naive(texts: list[str]) -> tuple[list[str], list[str]]:
+    """An independent implementation: the dialogues, and the characters in id order."""
+    counts: Counter[str] = Counter()
+    dialogues: list[str] = []
+    for text in texts:
+        text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        counts.update(text.replace("\n", ""))
+        lines = [line if line.strip() else "" for line in text.rstrip().split("\n")]
+        blocks = "\n".join(lines).split("\n\n")
+        dialogues += [block.strip("\n") for block in blocks if block.strip("\n")]
+    return dialogues, [character for character, _ in counts.most_common()]
+
+
+def problem_of(*paths: Path) -> str:
+    with pytest.raises(UserError) as stopped:
+        open_corpus(list(paths))
+    return str(stopped.value)
+
+
+# encoding
+
+
+@settings(deadline=None, max_examples=40)
+@given(texts=st.lists(LINES, min_size=1, max_size=2), chunk_bytes=st.sampled_from([None, 7, 20]))
+@example(texts=["好\n呀\r"], chunk_bytes=None)
+@example(texts=["\ufeff\u3000\n好\n呀 \n \n早", " \n\n好"], chunk_bytes=7)
+def test_corpus_equals_a_naive_implementation(
+    texts: list[str], chunk_bytes: int | None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    texts = [f"{text}\n\n早\n早" for text in texts]  # at least one dialogue of two utterances
+    folder = tmp_path_factory.mktemp("corpus")
+    paths = [write(folder / f"{i}.txt", text) for i, text in enumerate(texts)]
+    with pytest.MonkeyPatch.context() as patch:
+        if chunk_bytes:
+            patch.setattr(text_module, "CHUNK_BYTES", chunk_bytes)
+            patch.setattr(dialogues_module, "_CHUNK", chunk_bytes)
+        corpus = open_corpus(paths)
+    dialogues, characters = naive(texts)
+    assert texts_of(corpus) == dialogues
+    assert corpus.tokenizer.characters == characters
+    assert corpus.ids.dtype == np.uint16
+    assert corpus.conversations == sum("\n" in dialogue for dialogue in dialogues)
+    assert corpus.characters == sum(len(d.replace("\n", "")) for d in dialogues)
+
+
+def test_ids_of_a_small_text(tmp_path: Path) -> None:
+    corpus = open_corpus([write(tmp_path / "t.txt", "好好呀\n早呀好\n\n\n早\n\n")])
+    assert corpus.tokenizer.characters == ["好", "呀", "早"]
+    assert corpus.ids.tolist() == [3, 3, 4, SEP, 5, 4, 3, PAD, 5, PAD]
+    assert corpus.ends.tolist() == [8, 10]
+
+
+def test_golden_vocabulary(tmp_path: Path) -> None:
+    if not GOLDEN.is_dir():
+        pytest.skip(f"no golden files in {GOLDEN}")
+    expected = json.loads((GOLDEN / "expected.json").read_text("utf-8"))["vocab"]
+    corpus = open_corpus([write(tmp_path / "t.txt", (GOLDEN / "train.txt").read_text("utf-8"))])
+    assert ["<unk>", "<sep>", "<pad>", *corpus.tokenizer.characters] == expected
+
+
+def test_rare_characters_are_the_last_percent_of_the_text(tmp_path: Path) -> None:
+    frequent, rare = "好" * 500 + "早" * 491, "一二三四五六七八九"
+    corpus = open_corpus([write(tmp_path / "t.txt", f"{frequent}\n{rare}")])
+    assert len(rare) < RARE_SHARE * 1000
+    assert corpus.tokenizer.decode(range(corpus.rare_from, len(corpus.tokenizer))) == rare
+
+
+@pytest.mark.parametrize(("distinct", "dtype"), [(65_533, np.uint16), (65_534, np.uint32)])
+def test_ids_are_as_wide_as_the_vocabulary_needs(
+    tmp_path: Path, distinct: int, dtype: type
+) -> None:
+    characters = [chr(code) for code in range(0x3400, 0xD7A4)] + [
+        chr(code) for code in range(0x20000, 0x2A6D0)
+    ]
+    characters = [c for c in characters if not c.isspace()][:distinct]
+    text = "\n".join("".join(characters[i : i + 100]) for i in range(0, distinct, 100))
+    corpus = open_corpus([write(tmp_path / "t.txt", text)])
+    assert len(corpus.tokenizer) == distinct + FIRST_CHARACTER
+    assert corpus.ids.dtype == dtype
+    assert texts_of(corpus) == [text]
+
+
+def test_several_files_of_any_compression_are_one_text(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "好\n早")
+    (tmp_path / "b.gz").write_bytes(gzip.compress("早呀\n好\n\n好".encode()))
+    (tmp_path / "c.xz").write_bytes(lzma.compress("吗\n呀".encode()))
+    corpus = open_corpus([tmp_path / name for name in ("a.txt", "b.gz", "c.xz")])
+    assert texts_of(corpus) == ["好\n早", "早呀\n好", "好", "吗\n呀"]
+
+
+# what is refused
+
+
+@pytest.mark.parametrize("text", [" \n\u3000\n\r\n\t", "\n", "\ufeff", "\ufeff\r\r"])
+def test_white_space_only(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "blank.txt", text)
+    message = problem_of(path)
+    assert f"{path}: no text in it" in message
+    assert "put dialogues in it" in message
+
+
+def test_no_dialogue_of_two_utterances(tmp_path: Path) -> None:
+    path = write(tmp_path / "lines.txt", "早上好\n\n晚上好\n\n你好")
+    message = problem_of(path)
+    assert f"{path}: 3 dialogues, but none of two utterances" in message
+    assert "one utterance a line" in message
+
+
+def test_second_of_two_files_is_checked_too(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.txt", "好\n早")
+    assert f"{tmp_path / 'missing'} not found" in problem_of(good, tmp_path / "missing")
+    assert f"{write(tmp_path / 'empty', '')} is empty" in problem_of(good, tmp_path / "empty")
+
+
+# the cache
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return write(tmp_path / "train.txt", "早上好\n早\n\n吃了吗\n吃了")
+
+
+def cached(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / CACHE_FOLDER).glob("*"))
+
+
+def forbid_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(*_: Any) -> None:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(dialogues_module, "_encode", encode)
+
+
+def test_second_open_gives_the_same_without_encoding(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_corpus([text])
+    forbid_encoding(monkeypatch)
+    second = open_corpus([text])
+    assert np.array_equal(first.ids, second.ids)
+    assert np.array_equal(first.ends, second.ends)
+    assert first.tokenizer.characters == second.tokenizer.characters
+    for field in ("rare_from", "characters", "conversations", "fingerprint"):
+        assert getattr(first, field) == getattr(second, field)
+
+
+def test_cache_belongs_to_the_content_not_to_name_or_time(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = texts_of(open_corpus([text]))
+    text = text.rename(text.with_name("renamed.txt"))
+    os.utime(text, (1, 1))
+    forbid_encoding(monkeypatch)
+    assert texts_of(open_corpus([text])) == expected
+
+
+def test_changed_content_of_the_same_size_and_time_is_encoded_anew(text: Path) -> None:
+    open_corpus([text])
+    before = text.stat()
+    write(text, text.read_text("utf-8").replace("吃", "睡"))
+    os.utime(text, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert text.stat().st_size == before.st_size
+    assert texts_of(open_corpus([text])) == ["早上好\n早", "睡了吗\n睡了"]
+    assert len(cached(text.parent)) == 2
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError, UserError])
+def test_interrupted_build_leaves_nothing_behind(
+    text: Path, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
+) -> None:
+    def write_ids(*_: Any) -> None:
+        raise interruption("in the middle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dialogues_module, "_write_ids", write_ids)
+        with pytest.raises(interruption):
+            open_corpus([text])
+    assert cached(text.parent) == []
+    assert len(open_corpus([text])) == 2
+
+
+def test_bad_text_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_bytes("早\n好\n".encode() + b"\xff")
+    assert "line 3" in problem_of(path)
+    assert cached(tmp_path) == []
+
+
+def test_full_disk_is_told_and_leaves_nothing_behind(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_ids(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(dialogues_module, "_write_ids", write_ids)
+    assert "No space left on device" in problem_of(text)
+    assert cached(text.parent) == []
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+import smallgpt.data.corpus as dialogues
+encode = dialogues._encode
+def encode_together(paths, work):
+    encode(paths, work)
+    mine, other = map(Path, sys.argv[2:])
+    mine.touch()  # both found no cache, and both are about to put theirs in place
+    while not other.exists():
+        time.sleep(0.01)
+dialogues._encode = encode_together
+corpus = dialogues.open_corpus([Path(sys.argv[1])])
+print(len(corpus), len(corpus.ids))
+"""
+
+
+def test_two_builders_at_once_both_succeed(text: Path, tmp_path: Path) -> None:
+    marks = [tmp_path / "one", tmp_path / "two"]
+    builders = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILDER, str(text), *map(str, order)],
+            env=python_environment(),
+            stdout=subprocess.PIPE,
+        )
+        for order in (marks, marks[::-1])
+    ]
+    outputs = [builder.communicate(timeout=60)[0] for builder in builders]
+    assert [builder.returncode for builder in builders] == [0, 0]
+    corpus = open_corpus([text])
+    assert outputs == [f"{len(corpus)} {len(corpus.ids)}\n".encode()] * 2
+    assert texts_of(corpus) == ["早上好\n早", "吃了吗\n吃了"]
+    assert len(cached(text.parent)) == 1
+
+
+def test_read_only_place_uses_the_cache_folder_of_the_user(
+    text: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path_factory.mktemp("xdg")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    text.parent.chmod(0o555)
+    try:
+        assert len(open_corpus([text])) == 2
+    finally:
+        text.parent.chmod(0o755)
+    assert not (text.parent / CACHE_FOLDER).exists()
+    assert len(list((home / "smallgpt").iterdir())) == 1
+
+
+def test_no_place_for_the_cache_is_told(text: Path) -> None:
+    (text.parent / CACHE_FOLDER).touch()  # a file where the folder should be
+    assert "cannot write the cache" in problem_of(text)
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "ends.npy", "vocabulary.json"])
+def test_damaged_cache_is_told_with_its_folder(text: Path, name: str) -> None:
+    open_corpus([text])
+    (folder,) = (text.parent / CACHE_FOLDER).iterdir()
+    (folder / name).write_bytes(b"\x00")
+    message = problem_of(text)
+    assert f"the cache {folder} is damaged" in message
+    assert "delete that folder" in message
+
+
+# the split
+
+
+@settings(deadline=None)
+@given(
+    st.integers(2, 300),
+    st.floats(0, 1, exclude_min=True, exclude_max=True),
+    st.integers(0, 2**63 - 1),
+)
+def test_split_is_disjoint_complete_and_repeatable(count: int, percent: float, seed: int) -> None:
+    train, validation = split(count, percent, seed)
+    assert sorted([*train, *validation]) == list(range(count))
+    assert len(train) and len(validation)
+    assert abs(len(train) - count * percent) <= 1
+    assert np.all(np.diff(train) > 0)
+    assert np.all(np.diff(validation) > 0)
+    again = split(count, percent, seed)
+    assert np.array_equal(train, again[0])
+    assert np.array_equal(validation, again[1])
+
+
+def test_split_depends_on_the_seed() -> None:
+    assert not np.array_equal(split(100, 0.5, 1)[0], split(100, 0.5, 2)[0])
+
+
+def test_one_dialogue_cannot_be_split() -> None:
+    with pytest.raises(UserError, match="only one dialogue"):
+        split(1, 0.8, 1)

@@ -1,0 +1,323 @@
+"""Dialogues survive every format that can hold them; what is broken is told with its place."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from smallgpt.data.corpus import open_corpus
+from smallgpt.data.dialogue_formats import KINDS, read_dialogues, recognise
+from smallgpt.data.prepare import Survey, collect, essence, split, write
+from smallgpt.utils.errors import UserError
+from tests.helpers.commands import refused_command
+
+Dialogue = list[str]
+SIMPLE = [["早上好呀", "早上好，昨晚睡得好吗？"], ["你在干嘛", "hello world 上班", "辛苦了", "嗯"]]
+# What one line can hold, without white space around; every format must keep it.
+LINE = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp", "Zs")), min_size=1
+).filter(lambda text: text == text.strip())
+DIALOGUES = st.lists(st.lists(LINE, min_size=2, max_size=6), min_size=1, max_size=5)
+PAIRS = st.lists(st.lists(LINE, min_size=2, max_size=2), min_size=1, max_size=5)
+
+
+def roles(dialogue: Dialogue, names: tuple[str, str], role: str, content: str) -> list[Any]:
+    return [{role: names[n % 2], content: text} for n, text in enumerate(dialogue)]
+
+
+def openai(dialogue: Dialogue) -> Any:
+    return {"messages": roles(dialogue, ("user", "assistant"), "role", "content")}
+
+
+def sharegpt(dialogue: Dialogue) -> Any:
+    return {"conversations": roles(dialogue, ("human", "gpt"), "from", "value")}
+
+
+def kdconv(dialogue: Dialogue) -> Any:
+    return {"name": "x", "messages": [{"message": text} for text in dialogue]}
+
+
+def alpaca(dialogue: Dialogue) -> Any:
+    return {"instruction": dialogue[0], "input": "", "output": dialogue[1]}
+
+
+RECORDS: dict[str, Callable[[Dialogue], Any]] = {
+    "openai": openai,
+    "sharegpt": sharegpt,
+    "kdconv": kdconv,
+    "lccc": list,
+}
+
+
+def as_lines(records: list[Any]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def check(path: Path, dialogues: list[Dialogue]) -> None:
+    assert list(read_dialogues(path)) == dialogues
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+@pytest.mark.parametrize("form", ["lines", "list", "indented", "ascii"])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(DIALOGUES)
+def test_any_dialogue_survives_json(
+    tmp_path: Path, kind: str, form: str, dialogues: list[Dialogue]
+) -> None:
+    records = [RECORDS[kind](dialogue) for dialogue in dialogues]
+    forms = {
+        "lines": as_lines(records),
+        "list": json.dumps(records, ensure_ascii=False),
+        "indented": json.dumps(records, ensure_ascii=False, indent=2),
+        "ascii": json.dumps(records),
+    }
+    (tmp_path / "x.json").write_text(forms[form], "utf-8")
+    assert recognise(tmp_path / "x.json").kind == kind
+    check(tmp_path / "x.json", dialogues)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(PAIRS)
+def test_any_pair_survives_tables_and_alpaca(tmp_path: Path, dialogues: list[Dialogue]) -> None:
+    (tmp_path / "x.jsonl").write_text(as_lines(list(map(alpaca, dialogues))), "utf-8")
+    check(tmp_path / "x.jsonl", dialogues)
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        file = io.StringIO(newline="")
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerows(
+            [["id", "prompt", "response"], *([n, *d] for n, d in enumerate(dialogues))]
+        )
+        path = tmp_path / f"x{suffix}"
+        path.write_text(file.getvalue(), "utf-8", newline="")
+        check(path, dialogues)
+    rows = [{"prompt": said, "response": reply} for said, reply in dialogues]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    check(tmp_path / "x.parquet", dialogues)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(DIALOGUES)
+def test_any_dialogue_survives_parquet_and_the_way_through_our_text(
+    tmp_path: Path, dialogues: list[Dialogue]
+) -> None:
+    rows = pyarrow.Table.from_pylist([openai(dialogue) for dialogue in dialogues])
+    pyarrow.parquet.write_table(rows, tmp_path / "x.parquet")
+    check(tmp_path / "x.parquet", dialogues)
+    write(dialogues, tmp_path / "x.txt")
+    assert list(read_dialogues(tmp_path / "x.txt", "text")) == dialogues
+
+
+def test_what_the_formats_say_besides(tmp_path: Path) -> None:
+    """System messages, several messages of one speaker, newlines, history, LCCC's spaces."""
+    path = tmp_path / "x.jsonl"
+    for record, expected in [
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "你是助手"},
+                    {"role": "user", "content": "早\n上好 "},
+                    {"role": "user", "content": [{"type": "text", "text": "在吗"}]},
+                    {"role": "assistant", "content": "在"},
+                ]
+            },
+            ["早 上好 在吗", "在"],
+        ),
+        (
+            {"instruction": "翻译", "input": "hi", "output": "你好", "history": [["问", "答"]]},
+            ["问", "答", "翻译 hi", "你好"],
+        ),
+        (["你 好 hello  world 吗", "嗯 嗯 。"], ["你好hello  world吗", "嗯嗯。"]),
+    ]:
+        path.write_text(as_lines([record]), "utf-8")
+        check(path, [expected])
+
+
+def test_text_that_begins_like_json_is_text(tmp_path: Path) -> None:
+    for beginning in ("[微笑]你好", "[1] 早", '["早"] 他说', "{早", '"早"'):
+        (tmp_path / "x.txt").write_text(f"{beginning}\n好\n", "utf-8")
+        check(tmp_path / "x.txt", [[beginning, "好"]])
+
+
+def test_compressed_and_gb18030(tmp_path: Path) -> None:
+    data = as_lines(list(map(openai, SIMPLE)))
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(data.encode()))
+    check(tmp_path / "x.jsonl.gz", SIMPLE)
+    (tmp_path / "y.jsonl").write_bytes(data.encode("gb18030"))
+    check(tmp_path / "y.jsonl", SIMPLE)
+
+
+def test_training_reads_other_formats_as_it_reads_text(tmp_path: Path) -> None:
+    write(SIMPLE, tmp_path / "x.txt")
+    (tmp_path / "x.jsonl").write_text(as_lines(list(map(sharegpt, SIMPLE))), "utf-8")
+    ours, theirs = open_corpus([tmp_path / "x.txt"]), open_corpus([tmp_path / "x.jsonl"])
+    assert theirs.tokenizer.characters == ours.tokenizer.characters
+    assert theirs.ids.tolist() == ours.ids.tolist()
+    assert theirs.ends.tolist() == ours.ends.tolist()
+
+
+BAD = [
+    ("{", "not JSON"),
+    ("3", "no list under 'messages'"),
+    ('{"messages": []}', "fewer than two utterances"),
+    ('{"messages": [{"role": "user", "content": "a"}]}', "fewer than two"),
+    ('{"messages": [{"role": "tool", "content": "a"}]}', "role 'tool' is no speaker"),
+    ('{"messages": [{"role": "user"}]}', "no text under 'content'"),
+    (json.dumps(openai(["早", " "])), "an empty utterance"),
+    ("[" * 100_000, "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD)
+def test_a_broken_line_is_refused_with_its_number_or_left_out(
+    tmp_path: Path, line: str, reason: str
+) -> None:
+    path = tmp_path / "x.jsonl"
+    good = as_lines([openai(SIMPLE[0])])
+    path.write_text(good * 999 + line + "\n" + good, "utf-8")
+    with pytest.raises(UserError, match=f"line 1,000: .*{reason}"):
+        list(read_dialogues(path))
+    survey = Survey()
+    assert len(list(collect([path], survey, skip_bad=True, keep_duplicates=True))) == 1000
+    assert survey.rejected.total() == 1
+    assert reason in next(iter(survey.rejected))
+
+
+def test_a_broken_list_says_behind_which_record(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(list(map(openai, SIMPLE)))[:-2] + "oops", "utf-8")
+    with pytest.raises(UserError, match="broken behind record"):
+        list(read_dialogues(path))
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match="is damaged"):
+        list(read_dialogues(path))
+    packed = gzip.compress(as_lines(list(map(openai, SIMPLE * 500))).encode())
+    (tmp_path / "x.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(UserError, match="damaged or cut off"):
+        list(read_dialogues(tmp_path / "x.jsonl.gz"))
+
+
+def test_a_wrong_format_is_said(tmp_path: Path) -> None:
+    write(SIMPLE, tmp_path / "x.txt")
+    for kind in set(KINDS) - {"text"}:
+        with pytest.raises(UserError, match=f"does not look like {kind}"):
+            list(read_dialogues(tmp_path / "x.txt", kind))
+    with pytest.raises(UserError, match="unknown"):
+        recognise(tmp_path / "x.txt", "word")
+
+
+def test_a_long_list_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    record = json.dumps(openai(["早" * 200, "好" * 200]), ensure_ascii=False)
+    path.write_text("[" + ",\n".join([record] * 20_000) + "]", "utf-8")
+    assert path.stat().st_size > 24e6
+    tracemalloc.start()
+    assert sum(1 for _ in read_dialogues(path)) == 20_000
+    assert tracemalloc.get_traced_memory()[1] < 12e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "beginning", "said"),
+    [
+        ("x.jsonl.gz", b'["\xe6\x97\xa9", "a"]\n["', "line 2 is longer than"),
+        ("x.json.gz", b'[["a", "b"], ["', "record 2 is longer than"),
+        ("x.csv.gz", b'prompt,response\n1,"', "line 2: field larger than"),
+        ("x.txt.gz", "早\n好\n\n".encode(), "a dialogue is longer than"),
+    ],
+)
+def test_a_small_file_that_unpacks_to_a_large_record(
+    tmp_path: Path, name: str, beginning: bytes, said: str
+) -> None:
+    """It is refused before it fills the memory."""
+    path = tmp_path / name
+    line = b"a" * 1023 + (b"\n" if name == "x.csv.gz" else b"a")
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(beginning)
+        for _ in range(400):
+            file.write(line * 1024)
+    assert path.stat().st_size < 4e6
+    tracemalloc.start()
+    assert said in refusal_of(path)
+    assert tracemalloc.get_traced_memory()[1] < 250e6  # of 419e6 that it unpacks to
+    tracemalloc.stop()
+
+
+def refusal_of(path: Path) -> str:
+    with pytest.raises(UserError) as refused:
+        list(read_dialogues(path))
+    return str(refused.value)
+
+
+def test_duplicates(tmp_path: Path) -> None:
+    near = ["早上好 呀！", "早上好,昨晚睡得好吗?"]
+    write([*SIMPLE, SIMPLE[0], near, ["……", "！"], ["！", "……"]], tmp_path / "x.txt")
+    survey = Survey()
+    kept = list(collect([tmp_path / "x.txt"], survey))
+    assert kept == [*SIMPLE, ["……", "！"], ["！", "……"]]
+    assert (survey.exact, survey.near) == (1, 1)
+    assert survey.characters == sum(len(u) for d in kept for u in d)
+    assert sum(survey.lengths.values()) == 4
+
+
+def test_a_split_keeps_duplicates_together_and_is_stable(tmp_path: Path) -> None:
+    dialogues = [[f"早{n % 400}", "好" + "！" * (n // 400)] for n in range(1200)]
+    shares = {tmp_path / "a.txt": 0.8, tmp_path / "b.txt": 0.2}
+    split(dialogues, shares, seed=3)
+    parts = [list(read_dialogues(path)) for path in shares]
+    assert sorted(parts[0] + parts[1]) == sorted(dialogues)
+    assert not {essence(d) for d in parts[0]} & {essence(d) for d in parts[1]}
+    assert 0.15 < len(parts[1]) / 1200 < 0.25
+    # The same seed, other dialogues beside them: each one's part stays.
+    split(dialogues[::2], shares, seed=3)
+    assert [d for d in parts[1] if d in dialogues[::2]] == list(read_dialogues(tmp_path / "b.txt"))
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from smallgpt.cli.main import app
+
+    path, out, picture = tmp_path / "x.jsonl", tmp_path / "out.txt", tmp_path / "h.png"
+    path.write_text(as_lines([*map(openai, SIMPLE), openai(SIMPLE[0])]) + "{\n", "utf-8")
+
+    def run(*arguments: str | Path) -> str:
+        app([str(a) for a in arguments], standalone_mode=False)
+        return capsys.readouterr().out
+
+    said = refused_command("data", "convert", path, "--output", out)
+    assert "line 4: not JSON" in said and "--skip-bad" in said
+    assert not out.exists()
+    said = run("data", "convert", path, "--output", out, "--skip-bad", "--picture", picture)
+    assert "dialogues: 2\n" in said and "1 exact, 0 near" in said and "rejected: 1\n" in said
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    check(out, SIMPLE)
+    assert "turns: 6 (3.0 a dialogue)" in run("data", "stats", out)
+    run("data", "split", out, "--output-dir", tmp_path / "parts", "--validation", "0.5")
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [
+        "test.txt",
+        "train.txt",
+        "validation.txt",
+    ]
+    assert "is an input" in refused_command("data", "convert", path, "--output", path, "--skip-bad")
+    assert "leave nothing" in refused_command(
+        "data", "split", out, "--output-dir", tmp_path, "--test", "0.99"
+    )
+    (tmp_path / "empty.jsonl").write_text("{\n")
+    assert "no dialogue" in refused_command(
+        "data", "convert", tmp_path / "empty.jsonl", "--output", tmp_path / "e.txt", "--skip-bad"
+    )
+    assert not (tmp_path / "e.txt").exists()

@@ -1,0 +1,272 @@
+"""Packing: nothing lost, nothing twice, nothing wasted; batches equal a naive reconstruction."""
+
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from smallgpt.data.corpus import Corpus, open_corpus
+from smallgpt.data.packing import PackedRows, pack, split_long
+from smallgpt.model.loss import IGNORED
+from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK
+from tests.helpers.corpora import BLOCK_SIZES, CORPORA, corpus_of, everything
+
+CHITCHAT = Path(__file__).parents[3] / "shared/data/chitchat.txt.xz"
+
+
+# pack
+
+
+def check_packing(lengths: npt.NDArray[np.int64], block_size: int) -> int:
+    """No row overflows, no two pieces overlap, no row is empty. Returns the number of rows."""
+    row, offset = pack(lengths, block_size, np.random.default_rng(0))
+    used: dict[int, set[int]] = {}
+    for r, o, length in zip(row.tolist(), offset.tolist(), lengths.tolist(), strict=True):
+        places = set(range(o, o + length))
+        assert places <= set(range(block_size))
+        assert not places & used.setdefault(r, set())
+        used[r] |= places
+    assert sorted(used) == list(range(len(used)))
+    return len(used)
+
+
+def first_fit_decreasing(lengths: list[int], block_size: int) -> int:
+    room: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        for row, free in enumerate(room):
+            if free >= length:
+                room[row] -= length
+                break
+        else:
+            room.append(block_size - length)
+    return len(room)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 40), st.data())
+def test_packing_is_valid_and_as_tight_as_first_fit(block_size: int, data: st.DataObject) -> None:
+    length = st.integers(1, block_size)
+    groups = st.lists(st.tuples(length, st.integers(1, 30)), max_size=8)
+    lengths = [length for length, count in data.draw(groups) for _ in range(count)]
+    rows = check_packing(np.array(lengths, np.int64), block_size)
+    assert rows <= first_fit_decreasing(lengths, block_size) + 1
+
+
+def test_short_pieces_fill_the_rest_of_many_rows() -> None:
+    # Each of 100 rows has room for four more pieces, not just for one.
+    lengths = np.array([60] * 100 + [10] * 400)
+    assert check_packing(lengths, 100) == 100
+
+
+def test_partners_in_a_row_depend_on_the_seed_only() -> None:
+    lengths = np.array([5, 3] * 50)
+    first, again, other = (pack(lengths, 8, np.random.default_rng(seed))[0] for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+# split_long
+
+
+def naive_pieces(ids: list[int], block_size: int) -> list[tuple[int, int]]:
+    """(start, positions) by the rule in words: cut at the last `<sep>` of the last quarter."""
+    pieces, start, last = [], 0, len(ids) - 1
+    while last - start > block_size:
+        end = start + block_size  # the id there is the piece's last target
+        cuts = [at for at in range(end, end - block_size // 4, -1) if ids[at] == SEP]
+        cut = cuts[0] if cuts else end
+        pieces.append((start, cut - start))
+        start = cut
+    return [*pieces, (start, last - start)]
+
+
+@settings(deadline=None)
+@given(CORPORA, BLOCK_SIZES)
+def test_long_dialogues_are_continued_by_the_rule(corpus: Corpus, block_size: int) -> None:
+    starts, lengths, continued = split_long(corpus, everything(corpus), block_size)
+    expected = []
+    for index in range(len(corpus)):
+        begin = int(corpus.ends[index - 1]) if index else 0
+        pieces = naive_pieces(corpus.dialogue(index), block_size)
+        expected += [(begin + start, length) for start, length in pieces]
+    assert sorted(zip(starts.tolist(), lengths.tolist(), strict=True)) == sorted(expected)
+    assert continued == int((np.diff(corpus.ends, prepend=0) - 1 > block_size).sum())
+
+
+def test_next_piece_begins_with_the_separator_the_last_one_ended_on() -> None:
+    ids = [*range(3, 10), SEP, *range(10, 20)]
+    rows = PackedRows(corpus_of([ids]), np.array([0]), 8, seed=0)
+    batch = rows.batch(np.arange(len(rows)))
+    shown = [row[mask].tolist() for row, mask in zip(batch.ids, batch.documents >= 0, strict=True)]
+    assert sorted(shown) == sorted([[*range(3, 10)], [SEP, *range(10, 17)], [17, 18, 19]])
+    assert rows.continued == 1
+
+
+# rows and batches
+
+
+@settings(deadline=None)
+@given(CORPORA, BLOCK_SIZES, st.integers(0, 100))
+def test_every_id_but_the_first_of_a_dialogue_is_a_target_once(
+    corpus: Corpus, block_size: int, seed: int
+) -> None:
+    rows = PackedRows(corpus, everything(corpus), block_size, seed)
+    batch = rows.batch(np.arange(len(rows)))
+    pairs = []
+    for row in range(len(rows)):
+        for place in range(block_size):
+            if batch.targets[row, place] != IGNORED:
+                pairs.append((int(batch.ids[row, place]), int(batch.targets[row, place])))
+    dialogues = [corpus.dialogue(index) for index in range(len(corpus))]
+    expected = [pair for ids in dialogues for pair in pairwise(ids)]
+    assert sorted(pairs) == sorted(expected)
+    assert batch.target_count() == rows.positions == len(expected)
+    assert rows.efficiency() == pytest.approx(len(expected) / (len(rows) * block_size))
+
+
+@settings(deadline=None)
+@given(CORPORA, BLOCK_SIZES, st.integers(0, 100))
+def test_rows_consist_of_whole_pieces_with_their_own_positions(
+    corpus: Corpus, block_size: int, seed: int
+) -> None:
+    rows = PackedRows(corpus, everything(corpus), block_size, seed)
+    batch = rows.batch(np.arange(len(rows)))
+    found = []
+    for row in range(len(rows)):
+        documents = batch.documents[row].tolist()
+        for number in range(max(documents) + 1):
+            places = [place for place, document in enumerate(documents) if document == number]
+            assert places == list(range(places[0], places[0] + len(places)))
+            assert batch.positions[row, places].tolist() == list(range(len(places)))
+            ids = batch.ids[row, places].tolist()
+            targets = batch.targets[row, places].tolist()
+            assert ids[1:] == targets[:-1]
+            found.append([*ids, targets[-1]])
+    expected = []
+    for index in range(len(corpus)):
+        dialogue = corpus.dialogue(index)
+        expected += [
+            dialogue[start : start + length + 1]
+            for start, length in naive_pieces(dialogue, block_size)
+        ]
+    assert sorted(found) == sorted(expected)
+
+
+@settings(deadline=None)
+@given(CORPORA, BLOCK_SIZES)
+def test_padding_is_marked_and_never_a_target(corpus: Corpus, block_size: int) -> None:
+    rows = PackedRows(corpus, everything(corpus), block_size, seed=0)
+    batch = rows.batch(np.arange(len(rows)))
+    empty = batch.documents == -1
+    assert torch.all(batch.ids[empty] == PAD)
+    assert torch.all(batch.positions[empty] == 0)
+    assert torch.equal(batch.targets == IGNORED, empty)
+    assert torch.all(batch.ids[~empty] != PAD)
+
+
+def tensors(batch: object) -> dict[str, Tensor]:
+    return {name: getattr(batch, name) for name in ("ids", "targets", "positions", "documents")}
+
+
+@settings(deadline=None)
+@given(CORPORA, BLOCK_SIZES, st.data())
+def test_a_row_is_the_same_in_every_batch(
+    corpus: Corpus, block_size: int, data: st.DataObject
+) -> None:
+    rows = PackedRows(corpus, everything(corpus), block_size, seed=0)
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=6))
+    together = tensors(rows.batch(np.array(chosen)))
+    for place, row in enumerate(chosen):
+        alone = tensors(rows.batch(np.array([row])))
+        for name in alone:
+            assert torch.equal(together[name][place], alone[name][0])
+
+
+def test_only_the_chosen_dialogues_are_packed() -> None:
+    corpus = corpus_of([[3, 3, 3], [4, 4], [5], [6, 6, 6, 6]])
+    rows = PackedRows(corpus, np.array([1, 3]), 8, seed=0)
+    batch = rows.batch(np.arange(len(rows)))
+    assert sorted(batch.ids[batch.documents >= 0].tolist()) == [4, 4, 6, 6, 6, 6]
+
+
+def test_no_dialogues_make_no_rows() -> None:
+    rows = PackedRows(corpus_of([[3]]), np.empty(0, np.int64), 8, seed=0)
+    assert len(rows) == 0
+    assert rows.efficiency() == 0
+    assert rows.batch(np.empty(0, np.int64)).ids.shape == (0, 8)
+
+
+def test_parts_of_a_batch_make_up_the_batch() -> None:
+    corpus = corpus_of([[3 + i] * 8 for i in range(6)])
+    whole = PackedRows(corpus, everything(corpus), 8, seed=0).batch(np.arange(6))
+    parts = whole.parts(3)
+    assert [len(part.ids) for part in parts] == [2, 2, 2]
+    for name, tensor in tensors(whole).items():
+        assert torch.equal(torch.cat([tensors(part)[name] for part in parts]), tensor)
+    assert sum(part.target_count() for part in parts) == whole.target_count()
+
+
+# unknown characters
+
+
+def test_only_rare_characters_are_shown_as_unknown_and_never_learnt() -> None:
+    corpus = corpus_of([[3 + i % 50, 40 + i % 13, SEP, 39] for i in range(200)], rare_from=40)
+    rows = PackedRows(corpus, everything(corpus), 16, seed=0)
+    every_row = np.arange(len(rows))
+    plain = rows.batch(every_row)
+    for rate in (0.3, 1.0):
+        noisy = rows.batch(every_row, unk_rate=rate, seed=(7, 1))
+        changed = noisy.ids != plain.ids
+        assert torch.all(noisy.ids[changed] == UNK)
+        assert torch.all(plain.ids[changed] >= corpus.rare_from)
+        share = changed.sum().item() / (plain.ids >= corpus.rare_from).sum().item()
+        assert share == (1 if rate == 1 else pytest.approx(rate, abs=0.1))
+        assert torch.equal(noisy.targets, plain.targets)
+        assert torch.equal(noisy.positions, plain.positions)
+        again = rows.batch(every_row, unk_rate=rate, seed=(7, 1))
+        assert torch.equal(again.ids, noisy.ids)
+    other = rows.batch(every_row, unk_rate=0.3, seed=(7, 2))
+    assert not torch.equal(other.ids, rows.batch(every_row, unk_rate=0.3, seed=(7, 1)).ids)
+
+
+@settings(deadline=None)
+@given(CORPORA, st.lists(st.integers(FIRST_CHARACTER, 90) | st.just(UNK), min_size=50, max_size=50))
+def test_ids_are_translated_and_what_is_unknown_is_not_learnt(
+    corpus: Corpus, characters: list[int]
+) -> None:
+    id_map = np.array([UNK, SEP, PAD, *characters])
+    plain, mapped = (
+        PackedRows(corpus, everything(corpus), 16, 0, mapping) for mapping in (None, id_map)
+    )
+    every_row = np.arange(len(plain))
+    before, after = plain.batch(every_row), mapped.batch(every_row)
+    assert torch.equal(after.ids, torch.from_numpy(id_map)[before.ids])
+    translated = torch.from_numpy(id_map)[before.targets.clamp(min=0)]
+    learnt = (before.targets != IGNORED) & (translated != UNK)
+    assert torch.equal(after.targets, torch.where(learnt, translated, IGNORED))
+    assert torch.equal(after.positions, before.positions)
+    assert torch.equal(after.documents, before.documents)
+
+
+# real text
+
+
+def test_real_dialogues_fill_their_rows(tmp_path: Path) -> None:
+    if not CHITCHAT.is_file():
+        pytest.skip(f"no {CHITCHAT}")
+    copy = shutil.copy(CHITCHAT, tmp_path)  # the cache is written beside the file
+    corpus = open_corpus([Path(copy)])
+    rows = PackedRows(corpus, everything(corpus), 256, seed=0)
+    assert rows.efficiency() >= 0.95
+    assert rows.positions == len(corpus.ids) - len(corpus)
+    batch = rows.batch(np.arange(len(rows)))
+    counts = np.bincount(batch.targets[batch.targets != IGNORED].numpy())
+    beginnings = np.concatenate(([0], corpus.ends[:-1]))
+    assert np.array_equal(counts, np.bincount(np.delete(corpus.ids, beginnings)))

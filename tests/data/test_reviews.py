@@ -1,0 +1,163 @@
+"""Labelled texts: formats, encodings, bad input, and the split."""
+
+from __future__ import annotations
+
+import csv
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallgpt.data.reviews import Reviews, read_reviews, split_reviews
+from smallgpt.data.tables import read_rows
+from tests.helpers.commands import refusal
+
+ROWS = [("1", "房间很干净"), ("0", "太吵，\n还有“蚊子”"), ("1", 'a,b "c"'), ("0", "差")]
+
+
+def write(path: Path, rows: list[tuple[str, str]] = ROWS, delimiter: str = ",") -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, delimiter=delimiter)
+        table.writerow(["label", "review"])
+        table.writerows(rows)
+    return path
+
+
+def read(path: Path, names: list[str] | None = None) -> Reviews:
+    return read_reviews(path, "review", "label", names)
+
+
+def pairs(reviews: Reviews) -> list[tuple[str, str]]:
+    return [
+        (reviews.names[label], text)
+        for label, text in zip(reviews.labels, reviews.texts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.tsv", "\t"), ("b.csv", ";")])
+def test_tables_with_any_delimiter(tmp_path: Path, name: str, delimiter: str) -> None:
+    reviews = read(write(tmp_path / name, delimiter=delimiter))
+    assert pairs(reviews) == ROWS
+    assert reviews.names == ["0", "1"]
+
+
+def test_json_lines_and_compressed_files(tmp_path: Path) -> None:
+    lines = [json.dumps({"review": text, "label": int(label)}) for label, text in ROWS]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, ""]), "utf-8")
+    assert pairs(read(tmp_path / "a.jsonl")) == ROWS
+    packed = tmp_path / "a.csv.xz"
+    packed.write_bytes(lzma.compress(write(tmp_path / "a.csv").read_bytes()))
+    assert pairs(read(packed)) == ROWS
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-8-sig"])
+def test_encodings(tmp_path: Path, encoding: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.csv")
+    path.write_bytes(path.read_text("utf-8").encode(encoding))
+    assert pairs(read(path))[0] == ROWS[0]
+    assert ("not UTF-8, read as GB18030" in capsys.readouterr().err) == (encoding == "gb18030")
+
+
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")), min_size=1
+    )
+)
+def test_every_text_survives_a_table(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+) -> None:
+    path = write(tmp_path_factory.mktemp("t") / "a.csv", [("x", text) for text in texts])
+    assert [row.cells["review"] for row in read_rows(path, ["review"])] == texts
+
+
+def test_gaps_are_dropped_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gaps = [("1", ""), ("0", "  "), ("", "没有"), ("nan", "没有"), ("1", "NaN")]
+    rows = [*ROWS, *gaps, ("1.0", "好")]
+    reviews = read(write(tmp_path / "a.csv", rows))
+    assert pairs(reviews) == [*ROWS, ("1", "好")]
+    said = capsys.readouterr().err
+    assert "3 rows without a text dropped" in said
+    assert "2 rows without a label dropped" in said
+
+
+def test_a_huge_review(tmp_path: Path) -> None:
+    reviews = read(write(tmp_path / "a.csv", [*ROWS, ("1", "好" * 1_000_000)]))
+    assert len(reviews.texts[-1]) == 1_000_000
+
+
+def test_labels_are_ordered_as_numbers_or_words(tmp_path: Path) -> None:
+    rows = [("10", "a"), ("9", "b"), ("坏", "c"), ("好", "d")]
+    assert read(write(tmp_path / "a.csv", rows)).names == ["9", "10", "坏", "好"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("label,text\n1,a\n", "no column 'review'\n  -> the columns are: label, text"),
+        ("", "is empty"),
+        ("label,review\n", "no labelled review"),
+        ("label,review\n1,a\n1,b\n", "all labels are '1'"),
+        ("label,review\n1,a\n0,b,c\n", "line 3: 3 cells for 2 columns"),
+        ("review\n好\n", "no column 'label'"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(content, "utf-8")
+    assert expected in refusal(lambda: read(path))
+
+
+def test_other_bad_files(tmp_path: Path) -> None:
+    assert "not found" in refusal(lambda: read(tmp_path / "none.csv"))
+    assert "is a directory" in refusal(lambda: read(tmp_path))
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"review": "a", "label": 1}\n{"review"\n', "utf-8")
+    assert "line 2: not JSON" in refusal(lambda: read(bad))
+    bad.write_text("[1]\n", "utf-8")
+    assert "line 1: not an object" in refusal(lambda: read(bad))
+    garbage = tmp_path / "bad.csv"
+    garbage.write_bytes(b"label,review\n1,\xff\xff\xff\n")
+    assert "neither UTF-8 nor GB18030" in refusal(lambda: read(garbage))
+    path = write(tmp_path / "a.csv")
+    assert "line 3: the label '0' is unknown" in refusal(lambda: read(path, ["1", "2"]))
+    many = write(tmp_path / "many.csv", [(f"l{n}", "a") for n in range(1001)])
+    assert "1,001 different labels" in refusal(lambda: read(many))
+
+
+def many(count: int, copies: int = 1) -> Reviews:
+    texts = [f"{n // copies}" for n in range(count)]
+    labels = np.array([n // copies % 3 for n in range(count)])
+    return Reviews(texts, labels, ["a", "b", "c"])
+
+
+def test_split_is_complete_stratified_and_seeded() -> None:
+    reviews = many(3000)
+    split = split_reviews(reviews, 0.8, 0.1, seed=1)
+    parts = (split.train, split.validation, split.test)
+    assert sorted(np.concatenate(parts)) == list(range(3000))
+    assert [len(part) for part in parts] == [2160, 240, 600]
+    for part in parts:
+        assert set(np.bincount(reviews.labels[part])) == {len(part) // 3}
+    again, other = (split_reviews(reviews, 0.8, 0.1, seed) for seed in (1, 2))
+    assert np.array_equal(split.test, again.test)
+    assert not np.array_equal(split.test, other.test)
+
+
+def test_identical_reviews_stay_together() -> None:
+    reviews = many(600, copies=4)
+    split = split_reviews(reviews, 0.7, 0.2, seed=3)
+    texts = [
+        {reviews.texts[i] for i in part} for part in (split.train, split.validation, split.test)
+    ]
+    assert not texts[0] & texts[1] | texts[0] & texts[2] | texts[1] & texts[2]
+
+
+def test_too_few_reviews_of_a_label() -> None:
+    reviews = Reviews(list("abcdefgh"), np.array([0] * 6 + [1] * 2), ["好", "坏"])
+    assert "2 different reviews with the label '坏' are too few" in refusal(
+        lambda: split_reviews(reviews, 0.8, 0.1, 0)
+    )

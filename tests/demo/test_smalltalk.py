@@ -1,0 +1,325 @@
+"""The built-in small talk: what is drawn, what is held out, and how replies are judged."""
+
+import itertools
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+import pytest
+
+from smallgpt.demo import smalltalk
+from smallgpt.demo.judge import Judge, judge_all
+from smallgpt.demo.smalltalk import END_MARKS, Line, Node
+
+TRAINING = 20_000
+
+
+@pytest.fixture(scope="module")
+def training() -> list[list[str]]:
+    """Training dialogues as lists of utterances."""
+    return [dialogue.split("\n") for dialogue in smalltalk.generate(TRAINING, seed=1)]
+
+
+@pytest.fixture(scope="module")
+def held_out() -> list[smalltalk.HeldOutDialogue]:
+    return smalltalk.held_out(500, seed=2)
+
+
+def nodes() -> list[Node]:
+    def walk(scripts: tuple[Node, ...]) -> Iterator[Node]:
+        for node in scripts:
+            yield node
+            yield from walk(node.then)
+
+    return list(walk(smalltalk.templates().scripts))
+
+
+def lines(node: Node) -> list[Line]:
+    return [line for phrasing in node.users for line in phrasing]
+
+
+def typed(line: Line) -> Iterator[str]:
+    """Every text a user line can take, without final punctuation."""
+    kinds = dict(line.slots)
+    for values in itertools.product(*(smalltalk.templates().slots[k] for k in kinds.values())):
+        yield line.text.format_map(dict(zip(kinds, values, strict=True))).rstrip(END_MARKS)
+
+
+# -- what is drawn ---------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_text(training: list[list[str]]) -> None:
+    again = ["\n".join(utterances) for utterances in training[:2000]]
+    assert list(smalltalk.generate(2000, seed=1)) == again
+    assert list(smalltalk.generate(2000, seed=2)) != again
+
+
+def test_dialogues_are_distinct_and_well_formed(training: list[list[str]]) -> None:
+    assert len({"\n".join(utterances) for utterances in training}) == TRAINING
+    for utterances in training:
+        assert len(utterances) in (2, 4, 6, 8, 10), utterances
+        for utterance in utterances:
+            assert utterance and utterance == utterance.strip()
+            assert not set("[]{}|") & set(utterance), utterance
+            assert utterance[0] not in "，。！？~", utterance
+
+
+def test_there_are_200_000_dialogues() -> None:
+    """Counted over the first two turns of single scripts alone, held out or not."""
+
+    def ways(node: Node) -> int:  # a typed line has at least three ways to end
+        return 3 * sum(len(list(typed(line))) for line in lines(node)) * sum(map(len, node.bots))
+
+    scripts = [script for script in smalltalk.templates().scripts if not script.needs]
+    total = sum(ways(script) * ways(node) for script in scripts for node in script.then)
+    assert total > 10 * 200_000
+
+
+def test_the_text_is_small_enough_to_learn(training: list[list[str]]) -> None:
+    characters = Counter(itertools.chain.from_iterable(map("".join, training)))
+    assert len(characters) <= 1300
+    assert 40 <= sum(characters.values()) / TRAINING <= 70
+
+
+def test_every_situation_is_drawn_and_fairly_often() -> None:
+    situations = {node.situation for node in nodes()}
+    assert len(situations) >= 45
+    drawn = Counter(s for d in smalltalk.held_out(5000, seed=3) for s in set(d.situations))
+    assert drawn.keys() == situations
+    assert min(drawn.values()) >= 10, drawn.most_common()[-5:]
+
+
+def test_memory_and_changes_of_topic_have_their_share() -> None:
+    dialogues = smalltalk.held_out(2000, seed=4)
+    memory = [d for d in dialogues if any(turn.node.needs for turn in d.turns)]
+    asked = {name for d in memory for turn in d.turns for name in turn.node.needs}
+    assert 0.25 < len(memory) / len(dialogues) < 0.33
+    assert len(asked) >= 8
+    changing = [d for d in dialogues if d not in memory and len(set(d.situations)) > 1]
+    assert 0.2 < len(changing) / len(dialogues) < 0.3
+
+
+NEWCOMERS = """
+    早上好呀 你叫什么名字 你是谁 你好 谢谢 再见 晚安 讲个笑话 今天天气真好 我好累
+    你吃饭了吗 昨晚睡得好吗 在吗 你会做什么 我饿了 你几岁了 你是机器人吗 推荐一部电影 我失恋了
+    我爱你
+    我生日快到了 我感冒了 周末干什么好 拜拜 哈哈 嗯 对不起 新年快乐 我是老师 我叫小雨
+"""
+
+
+@pytest.mark.parametrize("line", NEWCOMERS.split())
+def test_what_newcomers_type_opens_a_dialogue(line: str) -> None:
+    openings = {
+        text for s in smalltalk.templates().scripts for ln in lines(s) for text in typed(ln)
+    }
+    assert line in openings
+
+
+def test_asked_for_its_name_the_bot_says_it() -> None:
+    for node in nodes():
+        if node.situation in ("你叫什么名字", "你是谁", "初次见面") and node.then:
+            root = node in smalltalk.templates().scripts
+            assert not root or all("小积" in b.text for form in node.bots for b in form)
+
+
+# -- what fits where -------------------------------------------------------------------------
+
+
+def test_no_line_opens_two_scripts_or_branches() -> None:
+    """So a user line, with what came before, settles which replies are allowed."""
+
+    def check(siblings: tuple[Node, ...], after: str) -> None:
+        owner: dict[str, Node] = {}
+        for node in siblings:
+            for text in {text for line in lines(node) for text in typed(line)}:
+                other = owner.setdefault(text, node)
+                exclusive = node.needs & other.lacks or other.needs & node.lacks
+                assert other is node or exclusive, f"{text!r} after {after!r}"
+        for node in siblings:
+            check(node.then, after=f"{node.situation}: {lines(node)[0].text}")
+
+    check(smalltalk.templates().scripts, after="")
+
+
+def test_a_typed_line_comes_from_one_template() -> None:
+    """So a held-out combination cannot slip into training under another template."""
+    templates = defaultdict(set)
+    for line in itertools.chain.from_iterable(map(lines, nodes())):
+        for text in typed(line):
+            templates[text].add(line.text.rstrip(END_MARKS))
+    assert not {text: found for text, found in templates.items() if len(found) > 1}
+
+
+def test_a_new_topic_is_not_mistaken_for_an_answer() -> None:
+    for dialogue in smalltalk.held_out(2000, seed=5):
+        for before, turn in itertools.pairwise(dialogue.turns):
+            if turn.node not in before.node.then:
+                answers = {t for n in before.node.then for ln in lines(n) for t in typed(ln)}
+                assert turn.user.rstrip(END_MARKS) not in answers
+
+
+# -- held-out combinations -------------------------------------------------------------------
+
+
+def test_training_never_holds_a_held_out_combination(training: list[list[str]]) -> None:
+    """Checked on the text: single lines and pairs of user lines in a row."""
+    seen = set()
+    for utterances in training:
+        users = [utterance.rstrip(END_MARKS) for utterance in utterances[::2]]
+        seen |= {("", user) for user in users} | set(itertools.pairwise(users))
+    for dialogue in smalltalk.held_out(5000, seed=6):
+        assert dialogue.held_out_pairs
+        for pair in dialogue.held_out_pairs:
+            users = [user.rstrip(END_MARKS) for user in dialogue.user_turns]
+            assert pair[1] in users and (not pair[0] or pair[0] in users)
+            assert pair not in seen
+
+
+def test_training_can_hold_every_line_alone() -> None:
+    """Each resolved phrasing has a value, or a line before it, that is not held out."""
+
+    def check(node: Node, before: list[str]) -> None:
+        for line in lines(node):
+            texts = list(typed(line))
+            pairs = [("", text) for text in texts]
+            if not line.slots:
+                pairs = [(text, texts[0]) for text in before]
+            assert not pairs or not all(map(smalltalk.is_held_out, pairs)), line.text
+        before = [next(typed(line)) for line in lines(node)]
+        for child in node.then:
+            check(child, before)
+
+    for script in smalltalk.templates().scripts:
+        check(script, before=[])
+
+
+def test_training_holds_every_phrasing_and_value(training: list[list[str]]) -> None:
+    users = {user.rstrip(END_MARKS) for utterances in training for user in utterances[::2]}
+    for node in nodes():
+        for phrasing in node.users:
+            texts = (text for line in phrasing for text in typed(line))
+            assert not users.isdisjoint(texts), phrasing[0].text
+    text = "\n".join(map("\n".join, training))
+    for kind, values in smalltalk.templates().slots.items():
+        assert not [value for value in values if value not in text], kind
+
+
+def test_about_a_tenth_is_held_out() -> None:
+    pairs = [("", str(number)) for number in range(20_000)]
+    assert 0.09 < sum(map(smalltalk.is_held_out, pairs)) / len(pairs) < 0.11
+
+
+# -- judging ---------------------------------------------------------------------------------
+
+
+def test_the_reference_fits_everywhere(held_out: list[smalltalk.HeldOutDialogue]) -> None:
+    replies = iter([reply for dialogue in held_out for reply in dialogue.reference])
+    score = judge_all(held_out, lambda history: f" {next(replies)}\n")
+    assert score.share == 1.0 and not score.misfits
+    assert score.total == sum(len(dialogue.turns) for dialogue in held_out)
+    assert score.by_situation.keys() == {s for d in held_out for s in d.situations}
+
+
+def test_bots_that_do_not_listen_score_low(held_out: list[smalltalk.HeldOutDialogue]) -> None:
+    echo = judge_all(held_out, lambda history: history[-1])
+    replies = [reply for dialogue in held_out for reply in dialogue.reference]
+    random.Random(0).shuffle(replies)
+    shuffled = judge_all(held_out, lambda history: replies.pop())
+    assert echo.share < 0.01
+    assert shuffled.share < 0.05
+    assert shuffled.total - shuffled.fitting == len(shuffled.misfits)
+
+
+def test_respond_sees_the_conversation_so_far() -> None:
+    (dialogue,) = smalltalk.held_out(1, seed=7)
+    seen: list[list[str]] = []
+
+    def respond(history: list[str]) -> str:
+        seen.append(history)
+        return "好"
+
+    judge_all([dialogue], respond)
+    for turn, history in enumerate(seen):
+        assert len(history) == 2 * turn + 1
+        assert history[::2] == list(dialogue.user_turns[: turn + 1])
+        assert set(history[1::2]) <= {"好"}
+
+
+def remembering(variable: str) -> smalltalk.HeldOutDialogue:
+    """A held-out dialogue that asks for `variable`, with nothing after the question."""
+    for dialogue in smalltalk.held_out(5000, seed=8):
+        for index, turn in enumerate(dialogue.turns):
+            if variable in turn.node.needs:
+                return smalltalk.HeldOutDialogue(dialogue.turns[: index + 1])
+    raise AssertionError(f"no dialogue asks for {variable}")
+
+
+def test_a_wrong_name_is_a_misfit() -> None:
+    dialogue = remembering("name")
+    name = next(turn.said["name"] for turn in dialogue.turns if "name" in turn.said)
+    last = len(dialogue.turns) - 1
+    for wrong in ("小雨", "阿强"):
+        if wrong != name:
+            judge = Judge(dialogue)
+            assert all(judge.fits(i, dialogue.reference[i]) for i in range(last))
+            assert not judge.fits(last, dialogue.reference[last].replace(name, wrong))
+
+
+def test_what_the_bot_chose_is_taken_from_its_own_reply() -> None:
+    dialogue = remembering("film")
+    film = next(re.findall("《.*?》", reply)[0] for reply in dialogue.reference if "《" in reply)
+    other = next(f for f in smalltalk.templates().slots["film"] if f != film)
+    changed = [reply.replace(film, other) for reply in dialogue.reference]
+    last = len(changed) - 1
+    judge = Judge(dialogue)
+    assert all(judge.fits(i, changed[i]) for i in range(last))
+    assert not judge.fits(last, dialogue.reference[last])
+    judge = Judge(dialogue)
+    assert all(judge.fits(i, reply) for i, reply in enumerate(changed))
+    # A misfit that names one film still sets it …
+    judge = Judge(dialogue)
+    chosen = next(i for i, reply in enumerate(changed) if other in reply)
+    for i in range(last):
+        assert judge.fits(i, f"嗯{other}嗯" if i == chosen else changed[i]) == (i != chosen)
+    assert not judge.fits(last, dialogue.reference[last])
+
+
+def test_turns_are_judged_in_order() -> None:
+    with pytest.raises(ValueError, match="turn 0 is to be judged next"):
+        Judge(remembering("name")).fits(1, "好")
+
+
+# -- templates that are wrong ----------------------------------------------------------------
+
+BROKEN = """
+slots: {{food: 饺子 面条, name: 小雨}}
+situations:
+  吃饭:
+  - user: "{user}"
+    bot: "{bot}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("user", "bot", "message"),
+    [
+        ("[你好|您好", "好", r"吃饭: unbalanced brackets in '\[你好"),
+        ("你好|您好", "好", "吃饭: unbalanced brackets"),
+        ("我叫{name", "好", "吃饭: unbalanced braces in '我叫"),
+        ("想喝{drink}", "好", "吃饭: unknown slot 'drink' in '想喝"),
+        (r"想吃{food}\n饿了", "好", "吃饭: '饿了' and '想吃{food}' set different slots"),
+        ("饿了", r"吃{food}吧\n吃吧", "吃饭: '吃吧' and '吃{food}吧' set different slots"),
+        ("", "好", "吃饭: a turn without phrasings"),
+    ],
+)
+def test_a_broken_template_is_named(user: str, bot: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        smalltalk.parse(BROKEN.format(user=user, bot=bot))
+
+
+def test_a_user_cannot_repeat_what_only_the_bot_knows() -> None:
+    text = BROKEN.format(user="饿了", bot="吃{food}吧")
+    text += '    then: [{user: "{food}好吃吗？", bot: "好吃"}]\n'
+    with pytest.raises(ValueError, match=r"吃饭: in '\{food\}好吃吗？' the user repeats"):
+        smalltalk.parse(text)

@@ -1,0 +1,260 @@
+"""Faults of disks, schedulers and neighbours: each has its stated outcome."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from smallgpt.checkpoints import checkpoint, run_folder
+from tests.helpers.processes import (
+    TRAIN,
+    children,
+    finished,
+    losses,
+    same_weights,
+    started,
+    torchrun_command,
+    train,
+    write_run,
+)
+
+ALONE: list[str | Path] = [sys.executable, TRAIN, "run.yaml"]
+LONG = ["max_steps=100000", "decay_steps=100000"]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of 12 steps with checkpoints at 4, 8 and 12."""
+    folder = write_run(tmp_path_factory.mktemp("straight"))
+    train(folder)
+    return folder
+
+
+def wait_for_steps(folder: Path, run: subprocess.Popen[str], lines: int = 3) -> None:
+    log = folder / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_bytes().count(b"\n") >= lines):
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# -- disks ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 400 kB, real enough to be full."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no mount command here")
+    if mounted.returncode:
+        pytest.skip(f"needs root to mount a small disk: {mounted.stderr.decode().strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("left", [60_000, 4096])
+def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(
+    small_disk: Path, straight: Path, left: int
+) -> None:
+    folder = write_run(small_disk)
+    filler = small_disk / "filler"
+    train(folder, "max_steps=4")
+    room = os.statvfs(small_disk)
+    filler.write_bytes(bytes(max(0, room.f_bavail * room.f_bsize - left)))
+    full = finished([*ALONE, "resume_from=auto"], folder)
+    assert full.returncode == 2
+    assert "cpt8 cannot be written: No space left on device" in full.stderr
+    assert "cpt4 is intact" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert [p.name for p in run_folder.checkpoints(folder / "run")] == ["cpt4"]
+    assert not list((folder / "run").glob(".writing-*"))
+    filler.unlink()
+    assert same_weights(train(folder, "resume_from=auto", "keep_last=1"), straight / "run/cpt12")
+    assert losses(folder) == losses(straight)
+
+
+def test_a_read_only_disk_is_told(small_disk: Path) -> None:
+    folder = write_run(small_disk)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = finished(ALONE, folder)
+    assert done.returncode == 2
+    assert "checkpoint_root: cannot write to run: Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# -- damage -----------------------------------------------------------------------------------
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "resume_from"),
+    [
+        ("model.safetensors", flip, "auto"),
+        ("training_state.pt", cut, "latest"),
+        ("manifest.json", cut, "auto"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_aloud(
+    straight: Path,
+    tmp_path: Path,
+    name: str,
+    damage: Callable[[Path], None],
+    resume_from: str,
+) -> None:
+    folder = write_run(tmp_path)
+    train(folder, "max_steps=8")
+    damage(folder / "run" / "cpt8" / name)
+    done = finished([*ALONE, f"resume_from={resume_from}"], folder)
+    assert done.returncode == 0
+    assert f"run/cpt8/{name} is damaged" in done.stderr
+    assert "cpt8 is kept as run/damaged-cpt8; going on from run/cpt4" in done.stderr
+    names = sorted(p.name for p in (folder / "run").iterdir() if p.is_dir())
+    assert names == ["cpt12", "cpt4", "cpt8", "damaged-cpt8"]
+    assert same_weights(folder / "run/cpt12", straight / "run/cpt12")
+    assert losses(folder) == losses(straight)
+
+
+def test_where_all_are_damaged_nothing_is_touched(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    train(folder, "max_steps=8")
+    for path in run_folder.checkpoints(folder / "run"):
+        flip(path / "model.safetensors")
+    before = sorted(folder.rglob("*"))
+    done = finished([*ALONE, "resume_from=auto"], folder)
+    assert done.returncode == 2
+    assert "error: no checkpoint in run is whole" in done.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_the_clock_jumping_backwards_changes_nothing(straight: Path, tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    program = folder / "clock.py"
+    program.write_text(
+        textwrap.dedent("""
+        import time
+        now, calls = time.time, [0]
+        def back():  # an hour for every time it is asked
+            calls[0] += 1
+            return now() - 3600 * calls[0]
+        time.time = back
+        from smallgpt.cli.main import train
+        from smallgpt.cli.arguments import run_script
+        run_script(train)
+        """),
+        encoding="utf-8",
+    )
+    for step in ("max_steps=8", "max_steps=12"):
+        done = finished([sys.executable, program, "run.yaml", "resume_from=auto", step], folder)
+        assert done.returncode == 0, done.stderr
+        for age, path in enumerate(run_folder.checkpoints(folder / "run")):
+            os.utime(path, (1e9 - age, 1e9 - age))  # the newest looks oldest
+    assert same_weights(folder / "run/cpt12", straight / "run/cpt12")
+    seconds = losses(folder, "seconds")
+    assert seconds == sorted(seconds)
+    assert seconds[0] >= 0
+
+
+# -- schedulers and neighbours ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ["torchrun", "one worker"])
+def test_sigterm_makes_all_processes_save_and_end(tmp_path: Path, to: str) -> None:
+    folder = write_run(tmp_path)
+    with started(torchrun_command(2, "run.yaml", *LONG), folder) as run:
+        wait_for_steps(folder, run)
+        os.kill(run.pid if to == "torchrun" else children(run.pid)[1], signal.SIGTERM)
+        began = time.monotonic()
+        _, said = run.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert run.returncode != 0
+    assert said.count("stopped at step") == 1, said
+    assert "go on with: torchrun --nproc_per_node=2 " in said
+    step = checkpoint.load(run_folder.checkpoints(folder / "run")[-1]).step
+    resumed = train(folder, *LONG, f"max_steps={step + 2}", "resume_from=latest", processes=2)
+    other = write_run(tmp_path / "other")
+    assert same_weights(resumed, train(other, *LONG, f"max_steps={step + 2}", processes=2))
+
+
+def test_two_runs_in_one_folder_and_the_lock_of_a_dead_one(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    with started([*ALONE, *LONG, "save_freq=10"], folder) as first:
+        wait_for_steps(folder, first)
+        second = finished([*ALONE, *LONG, "resume_from=auto"], folder)
+        assert second.returncode == 2
+        assert "error: checkpoint_root: another run is at work in run" in second.stderr
+        assert first.poll() is None
+        first.kill()
+        first.wait()
+    assert (folder / "run" / ".lock").exists()
+    step = checkpoint.load(run_folder.checkpoints(folder / "run")[-1]).step
+    assert train(folder, *LONG, f"max_steps={step + 1}", "resume_from=auto").exists()
+
+
+def program_that_fails(folder: Path, rank: int, error: str) -> Path:
+    """train.py, but step 3 raises on one process."""
+    program = folder / "failing.py"
+    text = f"""
+    import os
+    from smallgpt.utils.errors import UserError
+    from smallgpt.training.trainer import Trainer
+    from smallgpt.cli.main import train
+    from smallgpt.cli.arguments import run_script
+    step = Trainer.step
+    def failing(self):
+        if self.completed == 3 and os.environ["RANK"] == "{rank}":
+            raise {error}
+        return step(self)
+    Trainer.step = failing
+    run_script(train)
+    """
+    program.write_text(textwrap.dedent(text), encoding="utf-8")
+    return program
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "shown"),
+    [
+        (1, 'RuntimeError("a cosmic ray")', "RuntimeError: a cosmic ray"),
+        (1, 'UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"),
+        (0, 'UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"),
+    ],
+)
+def test_a_process_that_fails_ends_all_and_its_error_stands_on_top(
+    tmp_path: Path, rank: int, error: str, shown: str
+) -> None:
+    program = program_that_fails(write_run(tmp_path), rank, error)
+    began = time.monotonic()
+    done = finished(torchrun_command(2, "run.yaml", program=program), tmp_path, timeout=60)
+    assert done.returncode != 0
+    assert time.monotonic() - began < 30
+    ours, _, summary = done.stderr.partition("ChildFailedError")
+    assert shown in ours
+    assert "lost contact" not in done.stderr
+    cause = summary.partition("Root Cause")[2]
+    assert f"rank      : {rank} " in cause
+    assert shown.partition("\n")[0] in cause

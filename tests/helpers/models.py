@@ -1,0 +1,177 @@
+"""Tiny models: untrained, scripted, and their checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smallgpt.chat.chatbot import Chatbot
+from smallgpt.checkpoints import checkpoint
+from smallgpt.checkpoints.checkpoint import load, save
+from smallgpt.config import Config, ModelConfig
+from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.tokenizer.characters import SEP, Tokenizer
+
+CHARACTERS = "你我好吗的是早上晚安天气不错呀，。？！ ab<pad>se1é"
+
+
+TINY = Config(block_size=32, n_layer=2, n_head=4, n_embd=32, max_new_tokens=10, device="cpu")
+
+
+DIALOGUES = """\
+早上好呀
+早上好！睡得好吗？
+很好，谢谢你
+那就好
+
+你叫什么名字
+我叫小明
+小明你好
+你好你好
+
+今天天气不错
+是呀，出去走走吧
+好呀
+
+晚安
+晚安，做个好梦
+"""
+
+
+def vocabulary() -> Tokenizer:
+    """A small vocabulary, for models that are not trained."""
+    return Tokenizer(list(dict.fromkeys(CHARACTERS)))
+
+
+def random_model(seed: int = 0, **changes: Any) -> GPT:
+    """A GPT whose weights, biases and norms are all random: every part of it matters.
+
+    Positions weigh more than characters, or the tied head would repeat one character for ever.
+    """
+    config = replace(TINY, **({"vocab_size": len(vocabulary())} | changes))
+    model = GPT(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(0, 0.2 if parameter.dim() == 2 else 0.1, generator=generator)
+            if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")):
+                parameter.add_(1)
+        model.wpe.weight.mul_(10)
+    return model
+
+
+class ScriptedGPT(GPT):
+    """A model that says the given replies in turn, each character after `delay` seconds.
+
+    `contexts` lists what it was given to reply to, as ids.
+    """
+
+    def __init__(self, config: Config, replies: Sequence[Sequence[int]], delay: float) -> None:
+        super().__init__(config)
+        self.contexts: list[list[int]] = []
+        self._replies = itertools.cycle(replies)
+        self._rest: list[int] = []
+        self._delay = delay
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        targets_BT: Tensor | None = None,
+    ) -> Tensor:
+        assert cache is not None
+        time.sleep(self._delay)
+        if cache.length == 0:
+            self.contexts.append(ids_BT[0].tolist())
+            self._rest = [*next(self._replies), SEP]
+        cache.length += ids_BT.shape[1]
+        logits_BTV = torch.zeros(*ids_BT.shape, self.config.vocab_size)
+        logits_BTV[0, -1, self._rest.pop(0)] = 100.0
+        return logits_BTV
+
+
+class ScriptedBot(Chatbot):
+    """A chatbot on a `ScriptedGPT`; `heard()` lists the contexts it replied to, as text."""
+
+    def __init__(self, replies: Sequence[str], delay: float = 0.0, **settings: Any) -> None:
+        tokenizer = vocabulary()
+        config = replace(TINY, vocab_size=len(tokenizer), **settings)
+        self.script = ScriptedGPT(config, [tokenizer.encode(reply) for reply in replies], delay)
+        super().__init__(self.script, tokenizer, config)
+
+    def heard(self) -> list[str]:
+        return [vocabulary().decode(ids) for ids in self.script.contexts]
+
+
+STATE: dict[str, Any] = {"step": 7, "moments": {"wte": torch.arange(60_000.0)}, "order": [1, 2]}
+
+
+CONFIG = replace(TINY, vocab_size=40)
+
+
+def save_tiny(root: Path, step: int, seed: int | None = None, **scores: float) -> Path:
+    model = random_model(step if seed is None else seed, vocab_size=40)
+    return save(root, step, CONFIG, vocabulary(), model.state_dict(), STATE, scores)
+
+
+def is_model(path: Path, seed: int) -> bool:
+    """Whether the checkpoint is whole and its weights are those of `random_model(seed)`."""
+    stored = load(path)
+    assert stored.training_state()["order"] == [1, 2]
+    return same_weights(stored.weights, random_model(seed, vocab_size=40))
+
+
+def same_weights(weights: dict[str, Tensor], model: GPT) -> bool:
+    expected = model.state_dict()
+    return weights.keys() == expected.keys() and all(
+        torch.equal(weights[name], tensor) for name, tensor in expected.items()
+    )
+
+
+def reseal(path: Path) -> None:
+    """Write the right checksums of the files as they are now, as a forger would."""
+    manifest = json.loads((path / "manifest.json").read_text("utf-8"))
+    manifest["sha256"] = {
+        name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in manifest["sha256"]
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+SMALL = ModelConfig(block_size=24, vocab_size=40, n_layer=3, n_head=4, n_embd=32)
+
+
+NGRAMS = replace(SMALL, ngram_order=3, ngram_rows=97, ngram_embd=8)
+
+
+def fresh(config: ModelConfig, seed: int = 0) -> GPT:
+    """A model in float64 whose every weight differs from its initial value, biases and norms too.
+
+    The matrices are made larger, so that attention is far from even.
+    """
+    torch.manual_seed(seed)
+    model = GPT(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5).add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def random_ids(rows: int, length: int, vocabulary: int = 40, seed: int = 1) -> Tensor:
+    return torch.randint(vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def save_with_pairs(folder: Path, bias: bool = True) -> Path:
+    model = random_model(0, ngram_order=3, ngram_rows=50, bias=bias)
+    assert isinstance(model.config, Config)
+    return checkpoint.save(folder, 1, model.config, vocabulary(), model.state_dict(), {}, {})

@@ -1,0 +1,161 @@
+"""Runs of train.py in processes of their own: a small run's settings, and torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smallgpt.checkpoints import checkpoint, run_folder
+from tests.helpers.models import DIALOGUES
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TRAIN = REPOSITORY / "train.py"
+SMALL: dict[str, Any] = {
+    "device": "cpu",
+    "dtype": "float32",
+    "block_size": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 16,
+    "max_steps": 12,
+    "save_freq": 4,
+    "eval_freq": 0,
+    "train_batch": 8,
+    "test_batch": 2,
+    "lr": 0.01,
+    "warmup_steps": 3,
+    "decay_steps": 12,
+    "max_new_tokens": 4,
+    "keep_last": 0,
+    "ddp_timeout": 20,
+}
+
+
+def write_run(folder: Path, **changes: Any) -> Path:
+    """`run.yaml` and `text.txt` in `folder`; checkpoints go to `folder/run`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "text.txt").write_text("\n".join([DIALOGUES] * 8), encoding="utf-8")
+    settings = SMALL | {"data_path": "text.txt", "checkpoint_root": "run"} | changes
+    lines = [f"{key}: {value}\n" for key, value in settings.items()]
+    (folder / "run.yaml").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def started(
+    command: Sequence[str | Path], folder: Path, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A command with its own process group, which is gone at the end of the block."""
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=folder,
+        env=python_environment() | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        for child in descendants(process.pid):  # torchrun puts each worker into a group of its own
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, by /proc; torchrun's are its workers."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, task.read_text().split())
+    return sorted(found)
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process and theirs."""
+    return [found for child in children(pid) for found in (child, *descendants(child))]
+
+
+def torchrun_command(
+    processes: int, *arguments: str | Path, options: Sequence[str] = (), program: Path = TRAIN
+) -> list[str | Path]:
+    """torchrun of this environment; on one machine unless `options` say otherwise."""
+    here = [] if any("nnodes" in o for o in options) else [f"--master_port={free_port()}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    return [*launcher, *here, *options, program, *arguments]
+
+
+def finished(
+    command: Sequence[str | Path], folder: Path, timeout: float = 120, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    with started(command, folder, **variables) as process:
+        out, err = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(list(command), process.returncode, out, err)
+
+
+def train(folder: Path, *overrides: str, processes: int = 1) -> Path:
+    """Train `run.yaml` to its end, in so many processes, and return the newest checkpoint."""
+    alone: list[str | Path] = [sys.executable, TRAIN, "run.yaml", *overrides]
+    many = torchrun_command(processes, "run.yaml", *overrides)
+    done = finished(alone if processes == 1 else many, folder)
+    assert done.returncode == 0, done.stderr
+    return run_folder.checkpoints(folder / "run")[-1]
+
+
+def losses(folder: Path, name: str = "loss") -> list[float]:
+    """A figure of each line of metrics.jsonl that has it."""
+    lines = (folder / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [entry[name] for entry in map(json.loads, lines) if name in entry]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two checkpoints hold the same weights, bit for bit."""
+    left, right = checkpoint.load(one).weights, checkpoint.load(other).weights
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+def python_environment() -> dict[str, str]:
+    """Environment variables under which Python finds `smallgpt` and this file."""
+    paths = str(REPOSITORY)
+    # PYTHONUNBUFFERED would hide a forgotten flush.
+    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
+
+
+def run_on_a_full_disk(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run Python in a process of its own whose standard output is a full disk."""
+    with Path("/dev/full").open("wb") as full:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=python_environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=30,
+            check=False,
+        )

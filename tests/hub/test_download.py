@@ -1,0 +1,315 @@
+"""Downloads from a local server that does what networks do: drops, lies, redirects, fails."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallgpt.config import load_config
+from smallgpt.hub import transfer
+from smallgpt.hub.download import ASSETS, Asset, fetch
+from smallgpt.utils import atomic
+from tests.helpers.commands import refusal
+from tests.helpers.processes import REPOSITORY, Run
+
+BODY = bytes(range(256)) * 3000
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """What the server does to the next GET requests stands in `plan`; then it behaves."""
+
+    plan: list[str]
+    seen: list[tuple[str, str | None]]
+    address: str
+    etag = f'"{SHA256}"'
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer("absent" if "absent" in self.plan else "well", False)
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/"):  # the hub's client asks what it can do
+            return self.send_error(404)
+        self.seen.append((self.path, self.headers.get("Range")))
+        return self.answer(self.plan.pop(0) if self.plan else "well", True)
+
+    def answer(self, deed: str, body: bool) -> None:
+        if deed.isdigit() or deed == "absent":
+            return self.send_error(404 if deed == "absent" else int(deed))
+        if deed == "redirect":
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        asked = self.headers.get("Range")
+        if deed == "ignores range" or self.headers.get("If-Range", self.etag) != self.etag:
+            asked = None
+        start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
+        if asked and start >= len(BODY):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(BODY)}")
+            return self.end_headers()
+        part = BODY[start:]
+        told = start + (1 if deed == "another part" else 0)
+        self.send_response(206 if asked else 200)
+        self.send_header("ETag", self.etag)
+        self.send_header("X-Repo-Commit", "a" * 40)
+        more = {"tells too much": 1000, "tells too little": -1000}.get(deed, 0)
+        self.send_header("Content-Length", str(len(part) + more))
+        if asked:
+            self.send_header("Content-Range", f"bytes {told}-{len(BODY) - 1}/{len(BODY)}")
+        self.end_headers()
+        if body:
+            sent = {"drops": len(part) // 2, "sends nothing": 0}.get(deed, len(part))
+            self.wfile.write(part[:sent])
+            self.wfile.flush()
+        self.close_connection = True
+        return None
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Handler]]:
+    class Mine(Handler):
+        plan: list[str] = []  # noqa: RUF012
+        seen: list[tuple[str, str | None]] = []  # noqa: RUF012
+
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mine)
+    thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    Mine.address = f"http://127.0.0.1:{running.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", Mine.address + "/")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.001)
+    yield Mine
+    running.shutdown()
+    running.server_close()
+    thread.join()
+
+
+def asset(server: type[Handler], kind: str, sha256: str | None = None) -> Asset:
+    where = "one/two/x.bin" if kind == "hub" else f"{server.address}/x.bin"
+    return Asset("a file", "data/x.bin", where, sha256=sha256)
+
+
+def begin(tmp_path: Path, beginning: bytes, etag: str = "") -> None:
+    """As a fetch leaves it that was killed."""
+    place = tmp_path / "data" / ".fetching-x.bin"
+    place.mkdir(parents=True)
+    (place / "part").write_bytes(beginning)
+    (place / "version").write_text(etag)
+
+
+def left(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "data").iterdir())
+
+
+KINDS = pytest.mark.parametrize("kind", ["hub", "address"])
+
+
+@KINDS
+@pytest.mark.parametrize("deed", ["well", "drops", "tells too much", "500", "429", "redirect"])
+def test_it_comes_through(server: type[Handler], tmp_path: Path, kind: str, deed: str) -> None:
+    server.plan += [deed]
+    target = fetch("x", tmp_path, asset(server, kind, SHA256))
+    assert target == tmp_path / "data" / "x.bin"
+    assert target.read_bytes() == BODY
+    assert left(tmp_path) == ["x.bin"]
+
+
+@KINDS
+def test_a_dropped_connection_is_resumed(server: type[Handler], tmp_path: Path, kind: str) -> None:
+    server.plan += ["drops"] * 12  # more often than it tries without getting anything
+    fetch("x", tmp_path, asset(server, kind, SHA256))
+    assert [asked for _, asked in server.seen][:2] == [None, f"bytes={len(BODY) // 2}-"]
+    assert len(server.seen) == 13
+
+
+@KINDS
+def test_another_run_goes_on(server: type[Handler], tmp_path: Path, kind: str) -> None:
+    begin(tmp_path, BODY[:1000], server.etag)
+    assert fetch("x", tmp_path, asset(server, kind)).read_bytes() == BODY
+    assert [asked for _, asked in server.seen] == ["bytes=1000-"]
+
+
+def test_a_run_killed_before_the_renaming(server: type[Handler], tmp_path: Path) -> None:
+    begin(tmp_path, BODY, server.etag)
+    assert fetch("x", tmp_path, asset(server, "address")).read_bytes() == BODY
+
+
+def test_the_beginning_of_another_version(server: type[Handler], tmp_path: Path) -> None:
+    begin(tmp_path, b"old" * 100, '"the old one"')
+    assert fetch("x", tmp_path, asset(server, "address")).read_bytes() == BODY
+
+
+def test_more_than_there_is(server: type[Handler], tmp_path: Path) -> None:
+    begin(tmp_path, BODY + b"?")
+    assert fetch("x", tmp_path, asset(server, "address")).read_bytes() == BODY
+
+
+@pytest.mark.parametrize("deed", ["ignores range", "another part"])
+def test_a_server_that_cannot_resume(server: type[Handler], tmp_path: Path, deed: str) -> None:
+    begin(tmp_path, BODY[:1000])
+    server.plan += [deed]
+    assert fetch("x", tmp_path, asset(server, "address")).read_bytes() == BODY
+
+
+@KINDS
+@pytest.mark.parametrize("deed", ["404", "absent", "503", "sends nothing", "tells too little"])
+def test_what_cannot_be_had_is_said(
+    server: type[Handler], tmp_path: Path, kind: str, deed: str
+) -> None:
+    server.plan += [deed] * 40
+    said = refusal(lambda: fetch("x", tmp_path, asset(server, kind, SHA256)))
+    reasons = {
+        "absent": "404 Not Found",
+        "sends nothing": "it ended after 0 of 768,000 bytes",
+        "tells too little": "not the file that was expected",
+    }
+    assert "x.bin" in said and reasons.get(deed, deed) in said
+    assert not (tmp_path / "data" / "x.bin").exists()
+
+
+@KINDS
+def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.001)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    where = "one/two/x.bin" if kind == "hub" else "http://127.0.0.1:9/x.bin"
+    said = refusal(lambda: fetch("x", tmp_path, Asset("a file", "data/x.bin", where)))
+    assert "cannot be fetched" in said and "network" in said and "HF_ENDPOINT" in said
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("endpoint", ["hf-mirror", "ftp://127.0.0.1:9", "http://[::1"])
+def test_an_endpoint_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.001)
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    said = refusal(lambda: fetch("x", tmp_path, Asset("a file", "data/x.bin", "one/two/x.bin")))
+    assert "HF_ENDPOINT" in said
+
+
+def test_offline(server: type[Handler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in refusal(lambda: fetch("x", tmp_path, asset(server, "hub")))
+    assert not server.seen
+
+
+@KINDS
+def test_what_has_a_wrong_checksum_never_gets_into_its_place(
+    server: type[Handler], tmp_path: Path, kind: str
+) -> None:
+    said = refusal(lambda: fetch("x", tmp_path, asset(server, kind, "0" * 64)))
+    assert SHA256 in said and "0" * 64 in said
+    assert left(tmp_path) == []
+
+
+def test_the_checksum_that_the_hub_tells(server: type[Handler], tmp_path: Path) -> None:
+    server.etag = f'"{"1" * 64}"'
+    assert "1" * 64 in refusal(lambda: fetch("x", tmp_path, asset(server, "hub")))
+    assert left(tmp_path) == []
+
+
+@KINDS
+def test_the_first_checksum_is_kept_and_checked_later(
+    server: type[Handler], tmp_path: Path, kind: str
+) -> None:
+    unknown = asset(server, kind)
+    target = fetch("x", tmp_path, unknown)
+    record = tmp_path / "data" / "x.bin.sha256"
+    assert record.read_text() == f"{SHA256}  x.bin\n"
+    asked = len(server.seen)
+    assert fetch("x", tmp_path, unknown) == target
+    assert len(server.seen) == asked  # nothing is fetched twice
+    target.write_bytes(BODY[:-1])
+    assert "delete it" in refusal(lambda: fetch("x", tmp_path, unknown))
+    target.unlink()
+    record.write_text("2" * 64 + "  x.bin\n")
+    assert f"delete {record} too" in refusal(lambda: fetch("x", tmp_path, unknown))
+    assert not target.exists()
+
+
+def test_two_at_once(server: type[Handler], tmp_path: Path) -> None:
+    begin(tmp_path, BODY[:1000])
+    with atomic.exclusive(tmp_path / "data" / ".fetching-x.bin"):
+        said = refusal(lambda: fetch("x", tmp_path, asset(server, "address")))
+    assert "under way" in said and not server.seen
+
+
+def test_a_place_that_cannot_be_written(server: type[Handler], tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file, where a folder belongs")
+    assert "cannot be written" in refusal(lambda: fetch("x", tmp_path, asset(server, "address")))
+    (tmp_path / "data").unlink()
+    (tmp_path / "data" / "x.bin").mkdir(parents=True)
+    assert "Is a directory" in refusal(lambda: fetch("x", tmp_path, asset(server, "address")))
+
+
+def test_a_full_disk(
+    server: type[Handler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(tmp_path, BODY[:1000])
+    monkeypatch.setattr(transfer, "PART", "full")
+    (tmp_path / "data" / ".fetching-x.bin" / "full").symlink_to("/dev/full")
+    said = refusal(lambda: fetch("x", tmp_path, asset(server, "address")))
+    assert "No space left" in said and "make room" in said
+
+
+def test_ctrl_c_keeps_what_has_come(
+    server: type[Handler],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    server.plan += ["drops"]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("time.sleep", interrupt)
+        fetch("x", tmp_path, asset(server, "address", SHA256))
+    assert "what has come is kept; the same command goes on" in capsys.readouterr().err
+    assert left(tmp_path) == [".fetching-x.bin"]
+    fetch("x", tmp_path, asset(server, "address", SHA256))
+    assert server.seen[-1][1] == f"bytes={len(BODY) // 2}-"
+
+
+def test_what_is_offered(server: type[Handler], tmp_path: Path) -> None:
+    assert "there are: pretrained-90M" in refusal(lambda: fetch("y", tmp_path))
+    for name in ("pretrained-90M", "pretrained-300M", "chitchat"):
+        fetch(name, tmp_path, replace(ASSETS[name], sha256=None))
+    assert {path for path, _ in server.seen} == {
+        "/cjl196/small-gpt/resolve/main/cpt90M.pth",
+        "/cjl196/small-gpt/resolve/main/cpt300M.pth",
+        "/datasets/silver/lccc/resolve/main/lccc_base_train.jsonl.gz",
+    }
+    settings = [load_config(REPOSITORY / "config" / f"chat{n}.yaml") for n in ("90M", "300M")]
+    for config in settings:
+        assert (tmp_path / str(config.resume_from)).exists()
+
+
+def test_the_command(server: type[Handler], tmp_path: Path, run: Run) -> None:
+    """The README's, from a mirror; hotel reviews are not on the hub."""
+    mirror = {"HF_ENDPOINT": server.address, "HF_HUB_OFFLINE": "0"}
+    done = run("-m", "smallgpt", "download", "pretrained-300M", env=mirror)
+    said = done.stderr.decode()
+    assert done.returncode == 0, said
+    assert done.stdout == b"checkpoints/pretrained/cpt300M.pth\n"
+    assert f"sha256 {SHA256}, recorded in" in said and "100%" in said
+    misspelt = run("-m", "smallgpt", "download", "pretrained-90M", "chitcat", env=mirror)
+    assert misspelt.returncode == 2 and b"fetching" not in misspelt.stderr
+    again = run("-m", "smallgpt", "download", "chitchat", env=mirror)
+    said = again.stderr.decode()
+    assert again.returncode == 2 and again.stdout == b""
+    assert "not the file that was expected" in said and "Traceback" not in said

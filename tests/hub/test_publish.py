@@ -1,0 +1,113 @@
+"""What is made ready to upload loads everywhere, and its card tells the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import smallgpt
+from smallgpt.chat.conversation import Conversation
+from smallgpt.checkpoints import checkpoint, legacy_convert
+from smallgpt.hub.publish import make_ready
+from tests.helpers.commands import refusal
+from tests.helpers.models import save_with_pairs
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+transformers = pytest.importorskip("transformers")
+from huggingface_hub import ModelCard  # noqa: E402
+
+
+def code_of(card: ModelCard, path: Path) -> dict[str, Any]:
+    """Run the card's example."""
+    (code,) = re.findall(r"```python\n(.*?)\n```", card.content, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("PATH", str(path)), names)
+    return names
+
+
+@pytest.mark.parametrize("most_bytes", ["2GB", "50KB"])
+def test_a_language_model(trained: Path, tmp_path: Path, most_bytes: str) -> None:
+    target = tmp_path / "ready"
+    make_ready(trained, target, "mit", most_bytes)
+    names = {path.name for path in target.iterdir()}
+    assert "training_state.pt" not in names
+    assert ("model.safetensors.index.json" in names) == (most_bytes == "50KB")
+    before, after = checkpoint.load(trained), checkpoint.load(target)
+    assert all(torch.equal(before.weights[name], after.weights[name]) for name in before.weights)
+    assert smallgpt.load(target).reply("早上好") == smallgpt.load(trained).reply("早上好")
+    card = ModelCard.load(target / "README.md")
+    assert card.data.license == "mit"
+    assert card.data.pipeline_tag == "text-generation"
+    manifest = json.loads((trained / "manifest.json").read_text("utf-8"))
+    assert f"| validation loss, nats | {manifest['validation_loss']:.4f} |" in card.content
+    assert "text.txt" in card.content and str(trained.parents[1]) not in card.content
+    model = code_of(card, target)["model"]
+    assert torch.equal(model.transformer.wte.weight, before.weights["wte.weight"])
+
+
+def test_damage_is_found_in_any_part(trained: Path, tmp_path: Path) -> None:
+    make_ready(trained, tmp_path / "ready", "mit", "50KB")
+    part = sorted((tmp_path / "ready").glob("*.safetensors"))[1]
+    part.write_bytes(part.read_bytes()[:-8] + b"12345678")
+    assert "is damaged" in refusal(lambda: smallgpt.load(tmp_path / "ready"))
+    part.unlink()
+    assert "is missing" in refusal(lambda: smallgpt.load(tmp_path / "ready"))
+
+
+def test_a_classifier(classified: Path, tmp_path: Path) -> None:
+    make_ready(classified, tmp_path / "ready", "other")
+    texts = ["今天好好", "今天错"]
+    ready = smallgpt.load(tmp_path / "ready")
+    assert ready.predict(texts) == smallgpt.load(classified).predict(texts)
+    card = ModelCard.load(tmp_path / "ready" / "README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    report = json.loads((classified.parent / "report.json").read_text("utf-8"))
+    assert f"| test accuracy | {report['test']['accuracy']:.4f}" in card.content
+    assert code_of(card, tmp_path / "ready")["judge"](texts)
+
+
+def test_a_model_of_our_own(tmp_path: Path) -> None:
+    path = save_with_pairs(tmp_path)
+    make_ready(path, tmp_path / "ready", "mit")
+    card = ModelCard.load(tmp_path / "ready" / "README.md")
+    assert card.data.library_name == "smallgpt" and "which alone runs it" in card.content
+    assert code_of(card, tmp_path / "ready")["model"]
+    assert smallgpt.load(tmp_path / "ready").reply("早上好") == smallgpt.load(path).reply("早上好")
+
+
+def test_a_converted_file_claims_no_training_of_ours(trained: Path, tmp_path: Path) -> None:
+    legacy_convert.to_original(trained, tmp_path / "x.pth")
+    text = trained.parents[1] / "text.txt"
+    legacy_convert.from_original(tmp_path / "x.pth", [text], tmp_path / "cpt90M")
+    make_ready(tmp_path / "cpt90M", tmp_path / "ready", "mit")
+    card = ModelCard.load(tmp_path / "ready" / "README.md").content
+    assert "# cpt90M\n" in card and "not with Small GPT" in card
+    assert "| optimizer |" not in card and "| seed |" not in card
+
+
+def test_what_is_there_stays(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    assert "is there already" in refusal(lambda: make_ready(trained, tmp_path / "mine", "mit"))
+    assert "not found" in refusal(lambda: make_ready(tmp_path / "x", tmp_path / "y", "mit"))
+    assert not (tmp_path / "y").exists()
+
+
+def test_the_chat_template_is_our_conversation(trained: Path, tmp_path: Path) -> None:
+    """Turn for turn, white space and newlines within an utterance included."""
+    make_ready(trained, tmp_path / "ready", "mit")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ready")
+    said = ["早上好呀", " 好\n呀 ", "<pad>你在吗\r\n", "今天", "<sep>好"]
+    conversation = Conversation(checkpoint.load(trained).tokenizer, 10_000)
+    for number, text in enumerate(said):
+        conversation.add(text)
+        messages = [
+            {"role": ("user", "assistant")[n % 2], "content": said[n]} for n in range(number + 1)
+        ]
+        expected, _ = conversation.context(0)
+        assert theirs.apply_chat_template(messages, return_dict=False) == expected

@@ -1,0 +1,176 @@
+"""Weights for talking: int8, packed, and which is chosen; against computations in float32."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import smallgpt
+from smallgpt import evaluation, runtime
+from smallgpt.chat.chatbot import Chatbot
+from smallgpt.checkpoints import huggingface
+from smallgpt.config import SamplingConfig
+from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model.inference import Int8Linear, PackedLinear, load_inference_weights
+from smallgpt.runtime import Precision, choose_precision
+from smallgpt.utils import background
+from tests.helpers.commands import refusal
+from tests.helpers.models import DIALOGUES, TINY, random_model, vocabulary
+
+CPU = torch.device("cpu")
+IDS = torch.tensor([[5, 9, 4, 1, 7, 3]])
+WARM = SamplingConfig(temperature=1.0, top_p=1.0, max_new_tokens=20)
+
+
+def filled(model: GPT, precision: Precision) -> GPT:
+    hollow = huggingface.hollow_model(model.config).eval()
+    return load_inference_weights(hollow, model.state_dict(), precision.dtype, precision.int8, CPU)
+
+
+def dequantised(layer: Int8Linear) -> Tensor:
+    return layer.integers.float() * layer.scale.float()[:, None]
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (64, 96), (33, 1), (1, 40)])
+def test_int8_is_off_by_half_a_step_in_every_channel(shape: tuple[int, int]) -> None:
+    weight = torch.randn(shape) * torch.logspace(-6, 3, shape[0])[:, None]
+    weight[0] = 0
+    layer = Int8Linear(weight, None)
+    error = (dequantised(layer) - weight).abs().amax(1)
+    assert (error <= 0.501 * layer.scale.float()).all()
+    assert error[0] == 0
+    assert layer.integers.abs().max() <= 127
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (64, 96), (192, 64), (3, 130)])
+@pytest.mark.parametrize("rows", [1, 2, 50])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_linear_layers_compute_what_they_stand_for(
+    shape: tuple[int, int], rows: int, with_bias: bool
+) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(shape), torch.randn(1, rows, shape[1])
+    bias = torch.randn(shape[0]) if with_bias else None
+    short = bias.bfloat16() if bias is not None else None
+    size = x.norm(dim=-1, keepdim=True)
+
+    int8 = Int8Linear(weight, short)
+    expected = F.linear(x.bfloat16().float(), dequantised(int8), bias)
+    assert ((int8(x.bfloat16()).float() - expected).abs() <= 0.03 * size + 0.03).all()
+    torch.testing.assert_close(PackedLinear(weight, bias)(x), F.linear(x, weight, bias))
+    packed = PackedLinear(weight.bfloat16(), short)(x.bfloat16()).float()
+    expected = F.linear(x.bfloat16().float(), weight.bfloat16().float(), bias)
+    assert ((packed - expected).abs() <= 0.03 * size + 0.03).all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("how", ["float32", "bfloat16", "int8", "not packed"])
+def test_logits_are_those_of_the_weights_in_float32(
+    how: str, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of one position after the others; the tied head and the embedding agree."""
+    if how == "not packed":  # a processor without oneDNN
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    model = random_model(bias=bias)
+    name = "bfloat16" if how == "not packed" else how
+    ours = filled(model, choose_precision(name, CPU, 0))
+    for layer_name, layer in ours.named_modules():
+        weights = model.state_dict()
+        if isinstance(layer, Int8Linear):
+            weights[f"{layer_name}.weight"].copy_(dequantised(layer))
+    with torch.no_grad():
+        expected = model(IDS)[0]
+        cache = KeyValueCache(model.config, 1, CPU, torch.float32)
+        several = ours(IDS[:, :5], cache=cache)[0].float()
+        one = ours(IDS[:, 5:], cache=cache)[0].float()
+    tolerance = 1e-4 if how == "float32" else 0.03 * expected.std().item() + 0.05
+    assert (torch.cat([several, one]) - expected).abs().max() <= tolerance
+
+
+def test_int8_falls_back_where_the_processor_has_no_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer, x = Int8Linear(torch.randn(8, 16), None), torch.randn(1, 3, 16).bfloat16()
+    expected = layer(x)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    torch.testing.assert_close(layer(x), expected, atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_the_same_seed_and_talk_give_the_same_replies(dtype: str) -> None:
+    talks = []
+    for _ in range(2):
+        model = filled(random_model(), choose_precision(dtype, CPU, 0))
+        bot = Chatbot(model, vocabulary(), WARM, seed=3)
+        talks.append([bot.reply("你好"), bot.reply("晚安")])
+    assert talks[0] == talks[1]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", "int8"])
+def test_a_trained_model_says_the_same_in_any_precision(trained: Path, dtype: str) -> None:
+    assert smallgpt.load(trained, dtype=dtype).reply("早上好呀") == "早上好！睡得好吗？"
+
+
+@pytest.mark.parametrize(("native", "large"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_takes_16_bits_for_large_models_on_processors_that_have_them(
+    native: bool, large: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert choose_precision("auto", CPU, runtime.LARGE) == Precision(large)
+    assert choose_precision("auto", CPU, runtime.LARGE - 1) == Precision(torch.float32)
+    assert choose_precision("int8", CPU, 0) == Precision(torch.bfloat16, int8=True)
+
+
+def test_float16_needs_a_gpu_and_int8_is_not_for_training(trained: Path) -> None:
+    assert "float16 needs a GPU" in refusal(lambda: smallgpt.load(trained, dtype="float16"))
+    said = refusal(lambda: runtime.start(replace(TINY, dtype="int8")))
+    assert "int8 is for talking" in said
+    assert "dtype: auto" in said
+
+
+def test_layers_outside_the_file_of_weights_stay_as_they_are() -> None:
+    """No `nn.Linear` is left behind, and nothing without contents."""
+    for precision in (Precision(torch.float32), Precision(torch.bfloat16, int8=True)):
+        model = filled(random_model(), precision)
+        assert not any(isinstance(module, nn.Linear) for module in model.modules())
+        assert {p.device for p in model.parameters()} == {CPU}
+        assert {p.dtype for p in model.parameters()} == {precision.dtype}
+
+
+def test_evaluate_in_int8(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(DIALOGUES, encoding="utf-8")
+    losses = {
+        dtype: float(evaluation.on_text(trained, [file], "cpu", dtype).split()[2].rstrip(","))
+        for dtype in ("float32", "bfloat16", "int8")
+    }
+    assert losses["int8"] == pytest.approx(losses["float32"], rel=0.02, abs=0.002)
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02, abs=0.002)
+
+
+def test_a_chat_may_begin_before_its_weights_are_ready(trained_copy: Path) -> None:
+    assert smallgpt.load(trained_copy, wait=False).reply("早上好呀") == "早上好！睡得好吗？"
+    file = trained_copy / huggingface.WEIGHTS_FILE
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    bot = smallgpt.load(trained_copy, wait=False)
+    assert "is damaged" in refusal(lambda: bot.reply("早上好呀"))
+    assert len(bot.conversation) == 0
+    assert "is damaged" in refusal(lambda: smallgpt.load(trained_copy))
+
+
+def test_work_in_the_background_hands_back_its_result_or_its_error() -> None:
+    assert background.begin(lambda: threading.current_thread()).result() is not (
+        threading.current_thread()
+    )
+    with pytest.raises(ZeroDivisionError):
+        background.begin(lambda: 1 / 0).result()
+    background.end_with_the_program()  # the program is not ending

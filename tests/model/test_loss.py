@@ -1,0 +1,101 @@
+"""The loss against an independent computation: values, gradients, precision, chunks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from smallgpt.model import loss as loss_module
+from smallgpt.model.loss import IGNORED, next_token_loss
+
+
+def example(rows: int, width: int, vocabulary: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(vocabulary, width, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, vocabulary, (rows,), generator=generator)
+    targets[torch.rand(rows, generator=generator) < 0.3] = IGNORED
+    return x.requires_grad_(), weight.requires_grad_(), targets
+
+
+def gradients(loss: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss, parameters)
+
+
+def test_it_is_the_sum_over_counted_targets() -> None:
+    x, weight, _ = example(5, 4, 7)
+    targets = torch.tensor([3, IGNORED, 0, 6, IGNORED])
+    expected = 0.0
+    for row in (0, 2, 3):
+        of_row = x[row].tolist()
+        powers = [
+            math.exp(sum(a * b for a, b in zip(of_row, w, strict=True))) for w in weight.tolist()
+        ]
+        expected -= math.log(powers[int(targets[row])] / sum(powers))
+    assert next_token_loss(x, weight, targets).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_counted_is_no_loss_and_no_gradient() -> None:
+    x, weight, _ = example(5, 4, 7)
+    loss = next_token_loss(x, weight, torch.full((5,), IGNORED))
+    assert loss.item() == 0
+    assert not any(gradient.any() for gradient in gradients(loss, x, weight))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
+def test_value_and_gradients_are_those_of_cross_entropy(rows: int, chunk: int, seed: int) -> None:
+    x, weight, targets = example(rows, 4, 11, seed)
+    logits = F.linear(x, weight)
+    expected = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "CHUNK", chunk)
+        loss = next_token_loss(x, weight, targets)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+    # Logits are in float64 here, the softmax in float32.
+    for ours, theirs in zip(
+        gradients(loss * 0.25, x, weight), gradients(expected * 0.25, x, weight), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_mixed_precision_is_near_the_exact_loss() -> None:
+    x, weight, targets = (t.float() if t.is_floating_point() else t for t in example(300, 32, 50))
+    x, weight = x.detach().requires_grad_(), (0.1 * weight.detach()).requires_grad_()
+    exact = next_token_loss(x, weight, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = next_token_loss(x, weight, targets)
+    assert mixed.dtype == torch.float32
+    assert mixed.item() == pytest.approx(exact.item(), rel=2e-3)
+    for ours, theirs in zip(gradients(mixed, x, weight), gradients(exact, x, weight), strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+def test_without_gradients_none_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, targets = example(6, 4, 11)
+    with torch.inference_mode():
+        loss = next_token_loss(x, weight, targets)
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(next_token_loss(x, weight, targets).item())
+
+
+def test_only_one_chunk_of_logits_exists_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, targets = example(10, 4, 11)
+    sizes = []
+    real = F.log_softmax
+
+    def watched(logits: Tensor, *args: object, **kwargs: object) -> Tensor:
+        sizes.append(tuple(logits.shape))
+        return real(logits, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loss_module, "CHUNK", 4)
+    monkeypatch.setattr(F, "log_softmax", watched)
+    next_token_loss(x, weight, targets).backward()
+    assert sizes == [(4, 11), (4, 11), (2, 11)]

@@ -1,0 +1,275 @@
+"""Training a classifier from end to end, on reviews made here."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import smallgpt
+from smallgpt.checkpoints import checkpoint, run_folder
+from smallgpt.config import SentimentConfig, config_from_dict
+from smallgpt.data.reviews import read_reviews
+from smallgpt.model.gpt import GPT
+from smallgpt.sentiment import ablation, recipe, reference
+from smallgpt.sentiment.explain import explain, strongest, to_html, to_terminal
+from smallgpt.sentiment.trainer import ClassifierTrainer
+from tests.helpers.commands import refusal
+from tests.helpers.reviews import classifier_config, write_reviews
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run" / "report.json").read_text("utf-8"))
+
+
+def test_it_learns_and_reports(classified: Path) -> None:
+    folder = classified.parent.parent
+    result = report(folder)
+    assert result["test"]["accuracy"] > 0.9
+    assert result["reviews"] == {"train": 86, "validation": 10, "test": 24}
+    assert result["reference"]["accuracy"] > 0.9
+    losses = {line["step"]: line["validation_loss"] for line in result["validation"]}
+    assert result["best"]["step"] == min(losses, key=losses.__getitem__)
+    assert classified.name == f"cpt{result['best']['step']}"
+    assert (folder / "run" / "report.png").read_bytes().startswith(b"\x89PNG")
+    with (folder / "run" / "test.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    right = [row["label"] == row["verdict"] for row in rows]
+    assert np.mean(right) == result["test"]["accuracy"]
+    # What is said of the test is what the saved model says.
+    predictions = smallgpt.load(classified).predict([row["review"] for row in rows])
+    for row, prediction in zip(rows, predictions, strict=True):
+        assert prediction.label == row["verdict"]
+        assert prediction.probabilities["1"] == pytest.approx(float(row["p_1"]), abs=1e-4)
+
+
+def test_transformers_gives_the_same_probabilities(classified: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.logging.disable_progress_bar()
+    predictor = smallgpt.load(classified)
+    pipeline = transformers.pipeline("text-classification", model=str(classified), top_k=None)
+    assert type(pipeline.model).__name__ == "GPT2ForSequenceClassification"
+    padding = {} if predictor.config.use_mask else {"padding": "max_length"}
+    texts = ["今天好好", "错错错", "他<pad>x\n好", "", "好<extract>错"]
+    for batch_size in (1, 3):
+        results = pipeline(texts, batch_size=batch_size, truncation=True, **padding)
+        for text, theirs, ours in zip(texts, results, predictor.predict(texts), strict=True):
+            for entry in theirs:
+                expected = ours.probabilities[entry["label"]]
+                assert entry["score"] == pytest.approx(expected, abs=1e-5), text
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = classifier_config(
+        tmp_path, trained, checkpoint_root=str(tmp_path / "whole"), dropout=0.1
+    )
+    recipe.run(whole)
+    stopped = classifier_config(tmp_path, trained, dropout=0.1)
+    step = ClassifierTrainer.step
+
+    def interrupted(trainer: ClassifierTrainer) -> Any:
+        if trainer.completed == 16:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(ClassifierTrainer, "step", interrupted)
+        recipe.run(stopped, "sentimentalTrain.py X")
+    assert ended.value.code == 143
+    assert "sentimentalTrain.py X resume_from=latest" in capsys.readouterr().err
+    assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt10", "cpt17"]
+    recipe.run(classifier_config(tmp_path, trained, dropout=0.1, resume_from="latest"))
+    results = [
+        json.loads((tmp_path / n / "report.json").read_text("utf-8")) for n in ("whole", "run")
+    ]
+    for key in ("accuracy", "roc_auc", "calibration_error", "confusion"):
+        assert results[0]["test"][key] == results[1]["test"][key]
+    without = [[{**line, "seconds": 0} for line in result["validation"]] for result in results]
+    assert without[0] == without[1]
+    weights = [
+        checkpoint.load(tmp_path / n / "cpt40", classifier=True).weights for n in ("whole", "run")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_two_runs_in_one_folder_do_not_mix(trained: Path, tmp_path: Path) -> None:
+    recipe.run(classifier_config(tmp_path, trained, max_steps=10))
+    assert "already holds the checkpoints" in refusal(
+        lambda: recipe.run(classifier_config(tmp_path, trained))
+    )
+
+
+def test_patience_ends_the_run(trained: Path, tmp_path: Path) -> None:
+    # The rate is so low that validation stays where it is, up to rounding.
+    recipe.run(
+        classifier_config(
+            tmp_path, trained, lr=1e-9, min_lr=0.0, eval_freq=1, patience=2, max_steps=40
+        )
+    )
+    steps = [line["step"] for line in report(tmp_path)["validation"]]
+    assert steps[-1] == report(tmp_path)["best"]["step"] + 2 < 40
+
+
+def test_any_number_of_classes_with_names(trained: Path, tmp_path: Path) -> None:
+    write_reviews(tmp_path / "reviews.csv", 150, labels="好坏中")
+    path = recipe.run(classifier_config(tmp_path, trained))
+    predictor = smallgpt.load(path)
+    assert predictor.names == sorted("好坏中")
+    (prediction,) = predictor.predict(["错错错"])
+    assert prediction.label == "坏"
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+
+
+def test_a_classifier_is_a_base_too(trained: Path, tmp_path: Path) -> None:
+    first = recipe.run(classifier_config(tmp_path, trained))
+    same = classifier_config(
+        tmp_path, first, checkpoint_root=str(tmp_path / "same"), lr=1e-9, min_lr=0.0, max_steps=1
+    )
+    recipe.run(same)
+    second = json.loads((tmp_path / "same" / "report.json").read_text("utf-8"))
+    assert second["test"]["confusion"] == report(tmp_path)["test"]["confusion"]
+    other = tmp_path / "other"
+    other.mkdir()
+    write_reviews(other / "reviews.csv", labels="ab")
+    assert recipe.run(classifier_config(other, first.parent, max_steps=2)).exists()
+
+
+def test_fewer_reviews_than_a_batch(trained: Path, tmp_path: Path) -> None:
+    write_reviews(tmp_path / "reviews.csv", 12)
+    recipe.run(classifier_config(tmp_path, trained, train_batch=64, max_steps=3))
+    assert report(tmp_path)["reviews"]["train"] < 64
+
+
+def test_a_review_of_a_million_characters(trained: Path, tmp_path: Path) -> None:
+    write_reviews(tmp_path / "reviews.csv", 30)
+    huge = "好走" * 500_000
+    with (tmp_path / "reviews.csv").open("a", encoding="utf-8") as file:
+        file.write("".join(f"{number},0,{huge[: 400_000 + number]}\n" for number in range(3)))
+        file.write(f"last,0,{huge}\n")
+    path = recipe.run(classifier_config(tmp_path, trained, max_steps=4, eval_freq=2))
+    (prediction,) = smallgpt.load(path).predict([huge])
+    assert 0 <= prediction.probability <= 1
+
+
+def test_a_base_that_is_not_there(trained: Path, tmp_path: Path) -> None:
+    for name in ("none", "cpt300M.pth"):
+        said = refusal(lambda name=name: recipe.run(classifier_config(tmp_path, tmp_path / name)))  # type: ignore[misc]
+        assert f"{name} not found" in said and "make demo" in said
+
+
+@pytest.mark.parametrize("changes", [{"frozen": True}, {"use_mask": False}])
+def test_language_model_loss_needs_text_that_learns(changes: dict[str, Any]) -> None:
+    assert "lm_weight: 0.5 needs" in refusal(
+        lambda: config_from_dict({"lm_weight": 0.5} | changes, "test", SentimentConfig)
+    )
+
+
+def test_a_classifier_with_pairs_of_characters(trained: Path, tmp_path: Path) -> None:
+    from smallgpt.checkpoints import open
+
+    stored = open.load(classifier_config(tmp_path, trained))
+    shape = dataclasses.replace(stored.config, ngram_order=2, ngram_rows=300, ngram_embd=8)
+    body = GPT(shape)
+    weights = body.state_dict() | stored.weights
+    base = checkpoint.save(tmp_path / "base", 1, shape, stored.tokenizer, weights, {}, {})
+    settings = classifier_config(tmp_path, base, pooling="last_mean", reference_weight=0.5)
+    path = recipe.run(settings)
+    assert report(tmp_path)["test"]["accuracy"] > 0.9
+    predictor = smallgpt.load(path)
+    explanation = explain(predictor, "今天好好天气" * 9)
+    assert sum(explanation.shares) == pytest.approx(explanation.difference, abs=0.05)
+    by_hand = copy.deepcopy(predictor)
+    by_hand.model.transformer.ngrams.tables[0].weight.data.zero_()
+    texts = ["今天好", "今天错"]
+    assert by_hand.predict(texts)[0].probability != predictor.predict(texts)[0].probability
+
+
+def test_the_reference_never_judges_what_it_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reviews = read_reviews(write_reviews(tmp_path / "reviews.csv"), "review", "label")
+    learnt = np.arange(3, 98)
+    judged = np.zeros(len(reviews), np.int64)
+    real = reference.reference
+
+    def watched(reviews: Any, one: Any, other: Any) -> Any:
+        assert not set(one) & set(other) and set(one) | set(other) == set(learnt)
+        judged[other] += 1
+        return real(reviews, one, other)
+
+    monkeypatch.setattr(reference, "reference", watched)
+    soft = reference.out_of_fold(reviews, learnt, seed=0)
+    assert judged[learnt].tolist() == [1] * len(learnt)
+    assert (soft.argmax(1) == reviews.labels[learnt]).mean() > 0.9
+    np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-5)
+
+
+def test_explanations_add_up(classified: Path) -> None:
+    predictor = smallgpt.load(classified)
+    explanation = explain(predictor, "今天好好天气" * 9)
+    assert sum(explanation.shares) == pytest.approx(explanation.difference, abs=0.05, rel=0.05)
+    assert len(explanation.shares) == len(explanation.characters) == 54
+    short = explain(predictor, "今天错<b>")
+    assert strongest(short, 1)[0] == "错" or predictor.config.use_mask is False
+    assert "&lt;" in to_html([short]) and "<b>今" not in to_html([short])
+    assert "今" in to_terminal(short)
+
+
+def test_ablation_goes_on_where_it_was_stopped(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chosen = classifier_config(tmp_path, trained, max_steps=10)
+    done: list[str] = []
+    run = recipe.run
+
+    def stopping(settings: SentimentConfig, command: str) -> Path:
+        if len(done) == 3:
+            done.append("stopped")
+            raise KeyboardInterrupt
+        done.append(settings.checkpoint_root)
+        return run(settings, command)
+
+    monkeypatch.setattr(recipe, "run", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        ablation.run(chosen, 2, "X")
+    path = ablation.run(chosen, 2, "X")
+    assert len(done) == len(set(done)) == 9  # 4 cells, 2 seeds, and the stop
+    table = path.read_text("utf-8")
+    assert table in capsys.readouterr().out
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 5 + 2 + 5
+    assert (path.parent / "ablation.png").exists()
+    accuracy = [
+        json.loads((tmp_path / "run" / "mask" / f"seed{n}" / "report.json").read_text("utf-8"))[
+            "test"
+        ]["accuracy"]
+        for n in range(2)
+    ]
+    assert (
+        f"| mask | {100 * np.mean(accuracy):.2f} ± {100 * np.std(accuracy, ddof=1):.2f} |" in table
+    )
+
+
+def test_one_cell_may_have_the_language_model_loss(trained: Path, tmp_path: Path) -> None:
+    chosen = classifier_config(tmp_path, trained, max_steps=2, lm_weight=0.5)
+    assert "cannot have it" in refusal(lambda: ablation.run(chosen, 1, "X"))
+    assert "no cell 'msk'" in refusal(lambda: ablation.run(chosen, 1, "X", ["msk"]))
+    table = ablation.run(chosen, 1, "X", ["mask"]).read_text("utf-8")
+    assert "| mask |" in table and "frozen" not in table and "classical reference" in table

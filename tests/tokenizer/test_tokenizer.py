@@ -1,0 +1,186 @@
+"""Characters <-> ids, and the same ids from what transformers reads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from smallgpt.chat.conversation import Conversation
+from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNICODE_SIZE, UNK, Tokenizer
+from smallgpt.utils.errors import UserError
+
+# Chinese, the letters of the control tokens, white space, controls, 4-byte characters.
+CHARACTERS = list(
+    "好早上呀吗，。？<>unkpadse/ \t\u3000\x85\u2028\xa0\r\x00\x1c\x0b\ufeff\u200b😀𠮷\u0301"
+)
+TOKENIZER = Tokenizer(CHARACTERS)
+KNOWN = st.text(st.sampled_from([*CHARACTERS, "\n"]))
+PIECES = st.sampled_from([*CHARACTERS, "\n", "\r\n", "\x1d", "中"]) | st.characters(codec="utf-8")
+ANY = st.lists(PIECES).map("".join)
+
+
+# encoding
+
+
+@settings(deadline=None)
+@given(KNOWN)
+def test_known_text_comes_back(text: str) -> None:
+    ids = TOKENIZER.encode(text)
+    assert len(ids) == len(text)
+    assert TOKENIZER.decode(ids) == text
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=[])))
+def test_unknown_characters_become_unk_one_by_one(text: str) -> None:
+    ids = TOKENIZER.encode(text)
+    assert len(ids) == len(text)
+    shown = [c if c in CHARACTERS or c == "\n" else "\ufffd" for c in text]
+    assert TOKENIZER.decode(ids) == "".join(shown)
+
+
+def test_emoji_and_lone_surrogates_do_not_crash() -> None:
+    assert TOKENIZER.encode("\ud800好\udfff👩\u200d🚀") == [UNK, FIRST_CHARACTER, *[UNK] * 4]
+
+
+@pytest.mark.parametrize("typed", ["<sep>", "<pad>", "<unk>"])
+def test_typed_control_tokens_are_five_characters(typed: str) -> None:
+    ids = TOKENIZER.encode(typed)
+    assert len(ids) == 5
+    assert min(ids) >= FIRST_CHARACTER
+    assert TOKENIZER.decode(ids) == typed
+
+
+def test_control_ids_in_text() -> None:
+    assert TOKENIZER.encode("好\n") == [FIRST_CHARACTER, SEP]
+    assert TOKENIZER.decode([FIRST_CHARACTER, SEP, PAD, PAD]) == "好\n"
+    assert TOKENIZER.decode([UNK, len(TOKENIZER), len(TOKENIZER) + 1000]) == "\ufffd" * 3
+
+
+def test_ids_count_up_from_the_first_character() -> None:
+    assert len(TOKENIZER) == len(CHARACTERS) + 3
+    assert TOKENIZER.encode("".join(CHARACTERS)) == list(range(3, len(TOKENIZER)))
+
+
+def test_lookup_table_encodes_every_code_point_alike() -> None:
+    table = TOKENIZER.lookup_table()
+    assert table.shape == (UNICODE_SIZE,)
+    expected = np.full(UNICODE_SIZE, UNK)
+    for character in [*CHARACTERS, "\n"]:
+        expected[ord(character)] = TOKENIZER.encode(character)[0]
+    assert np.array_equal(table, expected)
+
+
+def test_unspeakable_ids_are_unk_and_characters_no_screen_shows() -> None:
+    shown = TOKENIZER.decode(TOKENIZER.unspeakable())
+    assert shown[0] == "\ufffd"
+    assert set(shown[1:]) == set("\t\x85\u2028\xa0\r\x00\x1c\x0b\ufeff\u200b")
+
+
+@pytest.mark.parametrize("characters", [["好", "好"], ["好早"], [""], ["好", "\n"]])
+def test_vocabulary_of_anything_but_distinct_characters_is_refused(characters: list[str]) -> None:
+    with pytest.raises(ValueError, match="distinct single characters"):
+        Tokenizer(characters)
+
+
+# on disk
+
+
+@settings(deadline=None, max_examples=50)
+@given(characters=st.lists(st.characters(exclude_characters="\n", codec="utf-8"), unique=True))
+def test_saved_vocabulary_is_read_back(
+    characters: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    Tokenizer(characters).save(folder)
+    assert Tokenizer.load(folder).characters == characters
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"model": 3}',
+        '{"model": {"vocab": 3}}',
+        '{"model": {"vocab": []}}',
+        '{"model": {"vocab": ["<unk>"]}}',
+        '{"model": {"vocab": {}}}',
+        '{"model": {"vocab": {"<unk>": 0, "\\n": 1, "<pad>": 2, "a": 4}}}',
+        '{"model": {"vocab": {"<unk>": 0, "<pad>": 1, "\\n": 2, "a": 3}}}',
+        '{"model": {"vocab": {"<unk>": 0, "\\n": 1, "<pad>": 2, "the": 3}}}',
+        '{"model": {"vocab": {"<unk>": 0, "\\n": 1, "<pad>": 2, "a": "3"}}}',
+    ],
+)
+def test_foreign_or_broken_vocabulary_is_refused_with_its_file(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a character vocabulary"):
+        Tokenizer.load(tmp_path)
+
+
+def test_missing_and_binary_vocabulary(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff\x00" * 10)
+    with pytest.raises(UserError, match="is not a character vocabulary"):
+        Tokenizer.load(tmp_path)
+
+
+# as transformers reads it
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("checkpoint")
+    TOKENIZER.save(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_transformers_knows_the_control_tokens(hugging_face: Any) -> None:
+    assert len(hugging_face) == len(TOKENIZER)
+    assert (hugging_face.unk_token_id, hugging_face.pad_token_id) == (UNK, PAD)
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=ANY)
+@example(text="好<pad><unk>\n<sep>")
+@example(text="\r\n \u3000\x85")
+def test_transformers_gives_the_same_ids(text: str, hugging_face: Any) -> None:
+    ids = hugging_face(text)["input_ids"]
+    assert ids == TOKENIZER.encode(text)
+
+
+@settings(deadline=None)
+@given(text=KNOWN)
+def test_transformers_decodes_to_the_same_text(text: str, hugging_face: Any) -> None:
+    ids = TOKENIZER.encode(text)
+    assert hugging_face.decode(ids) == text
+    assert hugging_face.decode([*ids, PAD, PAD], skip_special_tokens=True) == text
+
+
+@settings(deadline=None, max_examples=200)
+@given(messages=st.lists(ANY, min_size=1, max_size=5))
+@example(messages=["<pad>", "好<unk>"])
+@example(messages=[" 早上\r\n好\n\n呀\u3000", "\r", "\x1c\x85好\x1f\u200b "])
+def test_chat_template_equals_our_conversation(messages: list[str], hugging_face: Any) -> None:
+    conversation = Conversation(TOKENIZER, context_size=10_000)
+    turns = []
+    for i, message in enumerate(messages):
+        conversation.add(message)
+        turns.append({"role": "assistant" if i % 2 else "user", "content": message})
+    ids, left_out = conversation.context(max_new_tokens=1)
+    assert left_out == 0
+    assert hugging_face.apply_chat_template(turns, tokenize=True)["input_ids"] == ids
+    assert hugging_face(hugging_face.apply_chat_template(turns, tokenize=False))["input_ids"] == ids
+    prompt = hugging_face.apply_chat_template(turns, tokenize=True, add_generation_prompt=True)
+    assert prompt["input_ids"] == ids

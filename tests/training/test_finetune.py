@@ -1,0 +1,132 @@
+"""Going on from a trained model with dialogues of one's own."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+import smallgpt
+from smallgpt import evaluation
+from smallgpt.checkpoints import checkpoint, legacy_convert
+from smallgpt.config import Config, config_from_dict
+from smallgpt.data.corpus import Corpus
+from smallgpt.data.packing import PackedRows
+from smallgpt.model.loss import IGNORED
+from smallgpt.tokenizer.characters import SEP, UNK
+from smallgpt.training import pretrain
+from smallgpt.utils.errors import UserError
+from tests.helpers.corpora import BLOCK_SIZES, CORPORA, everything
+from tests.helpers.foreign import make_foreign
+
+MINE = "早上好\n魑魅魍魉！\n嗯\n\n你在吗\n魍，在\n\n今天好吗\n很好\n"
+
+
+def finetune(folder: Path, base: Path | str, **changes: Any) -> Path:
+    text = folder / "mine.txt"
+    text.write_text(MINE, "utf-8")
+    values = {
+        "data_path": str(text),
+        "base_model": str(base),
+        "train_percent": 0.7,
+        "device": "cpu",
+        "dtype": "float32",
+        "train_batch": 2,
+        "max_steps": 4,
+        "warmup_steps": 1,
+        "decay_steps": 4,
+        "eval_freq": 0,
+        "checkpoint_root": str(folder / "finetuned"),
+        **changes,
+    }
+    return pretrain.run(config_from_dict(values, "test", Config))
+
+
+def test_new_characters_are_added_and_old_ids_stay(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, after = checkpoint.load(trained), checkpoint.load(finetune(tmp_path, trained))
+    new = sorted(set(MINE) - set(before.tokenizer.characters) - {"\n"})
+    assert f"{len(new)} characters are new to it" in capfd.readouterr().err
+    old = len(before.tokenizer)
+    assert after.tokenizer.characters[: old - 3] == before.tokenizer.characters
+    assert sorted(after.tokenizer.characters[old - 3 :]) == new
+    assert UNK not in after.tokenizer.encode(MINE)
+    moved = (after.weights["wte.weight"][:old] - before.weights["wte.weight"][:old]).abs().max()
+    assert 0 < moved < 0.05
+    assert smallgpt.load(after.path).reply("早上好")
+    assert "loss" in evaluation.on_text(after.path, [tmp_path / "mine.txt"], "cpu")
+
+
+def test_before_the_first_step_it_is_the_base(trained: Path, tmp_path: Path) -> None:
+    """With a rate of next to nothing, its logits for the old characters are the base's."""
+    path = finetune(tmp_path, trained, lr=1e-30, min_lr=0.0, max_steps=1)
+    before, after = checkpoint.load(trained), checkpoint.load(path)
+    ids = torch.tensor([before.tokenizer.encode("早上好\n好")])
+    logits = after.model()(ids)[..., : len(before.tokenizer)]
+    torch.testing.assert_close(logits, before.model()(ids)[..., : len(before.tokenizer)])
+
+
+@pytest.mark.parametrize("kind", ["characters", "vocab.txt", "bytes"])
+def test_from_models_of_other_programs(tmp_path: Path, kind: str) -> None:
+    make_foreign(tmp_path / "theirs", kind, spare=2)
+    path = finetune(tmp_path, tmp_path / "theirs")
+    stored = checkpoint.load(path)
+    assert UNK not in stored.tokenizer.encode("早上好魑魅魍魉")
+    base = checkpoint.load(tmp_path / "theirs").tokenizer
+    assert stored.tokenizer.encode("今天") == base.encode("今天")
+    assert smallgpt.load(path).reply("早上好")
+    assert "loss" in evaluation.on_text(path, [tmp_path / "mine.txt"], "cpu")
+
+
+def test_from_a_published_file(trained: Path, tmp_path: Path) -> None:
+    legacy_convert.to_original(trained, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="smallgpt convert"):
+        finetune(tmp_path, tmp_path / "x.pth")
+    legacy_convert.from_original(
+        tmp_path / "x.pth", [trained.parents[1] / "text.txt"], tmp_path / "x"
+    )
+    assert finetune(tmp_path, tmp_path / "x").exists()
+
+
+def test_it_goes_on_where_it_was_stopped(trained: Path, tmp_path: Path) -> None:
+    whole = checkpoint.load(finetune(tmp_path, trained)).weights
+    root = str(tmp_path / "two")
+    finetune(tmp_path, trained, checkpoint_root=root, max_steps=2)
+    path = finetune(tmp_path, trained, checkpoint_root=root, resume_from="latest")
+    again = checkpoint.load(path).weights
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_missing_base_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"base_model: .*none not found"):
+        finetune(tmp_path, tmp_path / "none")
+
+
+@given(CORPORA, BLOCK_SIZES)
+def test_replies_are_every_second_utterance(corpus: Corpus, block_size: int) -> None:
+    """Against the dialogues read from left to right, whatever they were cut into."""
+    rows = PackedRows(corpus, everything(corpus), block_size, seed=0, replies_only=True)
+    expected = []
+    for number in range(len(corpus)):
+        turn = 0
+        ids = corpus.dialogue(number)
+        for before, target in pairwise(ids):
+            turn += before == SEP
+            if turn % 2:
+                expected.append(target)
+    targets = rows.batch(np.arange(len(rows))).targets.numpy().ravel()
+    assert sorted(targets[targets != IGNORED]) == sorted(expected)
+    all_rows = PackedRows(corpus, everything(corpus), block_size, seed=0)
+    every = all_rows.batch(np.arange(len(rows))).targets.numpy().ravel()
+    assert (targets == np.where(targets != IGNORED, every, IGNORED)).all()
+
+
+def test_training_on_replies_learns_replies(trained: Path, tmp_path: Path) -> None:
+    path = finetune(tmp_path, trained, loss_on="replies", max_steps=60, decay_steps=60, lr=3e-3)
+    assert smallgpt.load(path).reply("你在吗") in ("魍，在", "魑魅魍魉！", "很好")

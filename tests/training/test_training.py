@@ -1,0 +1,498 @@
+"""Training: steps, resuming, interruption, and what stops a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from smallgpt import runtime
+from smallgpt.checkpoints import checkpoint, run_folder
+from smallgpt.config import Config, config_from_dict
+from smallgpt.data.corpus import open_corpus, split
+from smallgpt.data.packing import PackedRows
+from smallgpt.distributed.world import World
+from smallgpt.model.gpt import GPT
+from smallgpt.training import pretrain
+from smallgpt.training.interruption import StopRequest
+from smallgpt.training.optimizer import learning_rate, make_optimizers
+from smallgpt.training.trainer import StepResult, Trainer
+from smallgpt.training.validation import validate
+from smallgpt.utils.errors import UserError
+from tests.helpers.models import DIALOGUES
+from tests.helpers.processes import REPOSITORY, python_environment
+
+SETTINGS: dict[str, Any] = {
+    "device": "cpu",
+    "dtype": "float32",
+    "block_size": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 16,
+    "max_steps": 8,
+    "save_freq": 100,
+    "eval_freq": 0,
+    "train_batch": 4,
+    "test_batch": 2,
+    "lr": 0.01,
+    "warmup_steps": 3,
+    "decay_steps": 8,
+    "max_new_tokens": 6,
+}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "text.txt").write_text("\n".join([DIALOGUES] * 4), encoding="utf-8")
+    return SETTINGS | {
+        "data_path": str(tmp_path / "text.txt"),
+        "checkpoint_root": str(tmp_path / "run"),
+    }
+
+
+def train(settings: dict[str, Any], **changes: Any) -> Path:
+    return pretrain.run(config_from_dict(settings | changes, "test", Config), "train.py X")
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(path).weights
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+def metrics(root: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def trainer(settings: dict[str, Any], **changes: Any) -> Trainer:
+    chosen = config_from_dict(settings | changes, "test", Config)
+    corpus = open_corpus(chosen.data_paths())
+    chosen = replace(chosen, vocab_size=len(corpus.tokenizer))
+    runtime.seed_everything(chosen.seed)
+    rows, _ = pretrain.pack_corpus(chosen, corpus, corpus.tokenizer)
+    return Trainer(chosen, runtime.start(chosen), GPT(chosen), rows)
+
+
+def gradients(run: Trainer) -> list[torch.Tensor]:
+    return [p.grad for p in run.model.parameters() if p.grad is not None]
+
+
+# -- one step ---------------------------------------------------------------------------------
+
+
+def test_learning_rate_warms_up_then_falls_as_a_cosine() -> None:
+    plan = Config(lr=1.0, min_lr=0.1, warmup_steps=10, decay_steps=110)
+    assert learning_rate(0, plan) == pytest.approx(0.1)
+    assert learning_rate(9, plan) == pytest.approx(1.0)
+    assert learning_rate(60, plan) == pytest.approx(0.55)  # half-way down
+    assert learning_rate(110, plan) == learning_rate(10_000, plan) == 0.1
+    falling = [learning_rate(step, plan) for step in range(10, 111)]
+    assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_each_parameter_has_one_optimizer_and_only_matrices_decay(optimizer: str) -> None:
+    plan = Config(vocab_size=20, n_layer=2, n_head=2, n_embd=16, optimizer=optimizer)
+    model = GPT(plan)
+    groups = [g for o in make_optimizers(model, plan) for g in o.param_groups]
+    held = [id(p) for g in groups for p in g["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    for group in groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (plan.weight_decay if parameter.dim() > 1 else 0.0)
+
+
+def test_loss_is_the_mean_over_real_characters(settings: dict[str, Any]) -> None:
+    run = trainer(settings, unk_rate=0.0)
+    rows = run.rows.batch(run.order.take(0, 4))
+    total, count = 0.0, 0
+    with torch.no_grad():  # each dialogue of the batch alone, padding and packing aside
+        for row in range(4):
+            for document in rows.documents[row].unique():
+                if document < 0:
+                    continue
+                own = rows.documents[row] == document
+                logits = run.model(rows.ids[row][own][None])
+                total += F.cross_entropy(logits[0], rows.targets[row][own], reduction="sum").item()
+                count += int(own.sum())
+    result = run.step()
+    assert result.tokens == count
+    assert result.loss == pytest.approx(total / count, rel=1e-5)
+
+
+def test_accumulation_gives_the_same_weights(settings: dict[str, Any]) -> None:
+    whole, parts = trainer(settings), trainer(settings, accumulate=4)
+    for _ in range(5):
+        one, other = whole.step(), parts.step()
+        assert one.tokens == other.tokens
+        assert one.loss == pytest.approx(other.loss, rel=1e-5)
+    for left, right in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5)
+
+
+def test_gradient_is_clipped(settings: dict[str, Any]) -> None:
+    run = trainer(settings, grad_clip=1e-3)
+    seen = []
+    run.optimizers[0].register_step_pre_hook(
+        lambda *_: seen.append(math.sqrt(sum(float(g.square().sum()) for g in gradients(run))))
+    )
+    assert run.step().grad_norm > 0.01
+    assert seen[0] == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_it_learns(settings: dict[str, Any], optimizer: str) -> None:
+    run = trainer(settings, optimizer=optimizer, decay_steps=60)
+    losses = [run.step().loss for _ in range(60)]
+    assert losses[0] > 3  # near ln(vocabulary)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_validation_is_the_same_rows_every_time_and_padding_never_counts(
+    settings: dict[str, Any],
+) -> None:
+    run = trainer(settings)
+    here = run.runtime
+    first = validate(run.model, run.rows, here, 2, 2, seed=1)
+    again = validate(run.model, run.rows, here, 2, 2, seed=1)
+    assert first is not None
+    assert first == again
+    one_at_a_time = validate(run.model, run.rows, here, 1, 4, seed=1)
+    assert one_at_a_time is not None
+    assert one_at_a_time.targets == first.targets
+    assert one_at_a_time.validation_loss == pytest.approx(first.validation_loss, rel=1e-5)
+    assert first.bits_per_character == pytest.approx(math.log2(first.perplexity))
+    everything = validate(run.model, run.rows, here, 2, 1000, seed=1)
+    assert everything is not None
+    assert everything.targets == run.rows.positions
+
+
+# -- resuming ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dropout": 0.2},
+        {"dropout": 0.1, "optimizer": "muon", "accumulate": 2},
+        {"dtype": "bfloat16", "unk_rate": 1.0},
+    ],
+)
+def test_resumed_run_is_bitwise_the_uninterrupted_one(
+    settings: dict[str, Any], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    straight = train(settings, **changes, checkpoint_root=str(tmp_path / "straight"))
+    train(settings, **changes, max_steps=3)
+    resumed = train(settings, **changes, resume_from="latest")
+    assert resumed.name == straight.name == "cpt8"
+    assert_same_weights(straight, resumed)
+    losses = [[m["loss"] for m in metrics(p.parent) if "loss" in m] for p in (straight, resumed)]
+    assert losses[0] == losses[1]
+    states = [checkpoint.load(p).training_state() for p in (straight, resumed)]
+    assert states[0]["rows_used"] == states[1]["rows_used"] == 32
+
+
+def test_validating_and_saving_do_not_change_the_run(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    quiet = train(settings, dropout=0.2)
+    busy = train(
+        settings, dropout=0.2, eval_freq=2, save_freq=3, checkpoint_root=str(tmp_path / "busy")
+    )
+    assert_same_weights(quiet, busy)
+
+
+def test_resume_with_another_text_keeps_the_vocabulary(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(settings, max_steps=4)
+    (tmp_path / "new.txt").write_text("你好吗\n龘好呀\n\n早上好\n晚安呀", encoding="utf-8")
+    path = train(settings, resume_from="latest", data_path=str(tmp_path / "new.txt"))
+    message = capsys.readouterr().err
+    assert "knows no place in this text" in message
+    assert "1 characters are unknown" in message
+    assert "龘" not in checkpoint.load(path).tokenizer.characters
+
+
+def test_resume_refuses_what_does_not_fit(settings: dict[str, Any], tmp_path: Path) -> None:
+    train(settings, save_freq=4)
+    with pytest.raises(UserError, match="n_embd is 32, but the checkpoint's is 16"):
+        train(settings, resume_from="latest", n_embd=32, max_steps=9)
+    with pytest.raises(UserError, match="already holds the checkpoints of a run"):
+        train(settings)
+    with pytest.raises(UserError, match="holds cpt8, which would mix"):
+        train(settings, resume_from=str(tmp_path / "run" / "cpt4"))
+    with pytest.raises(UserError, match="does not fit this model"):
+        train(settings, resume_from="latest", max_steps=9, optimizer="muon")
+    assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt4", "cpt8"]
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = train(settings)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+    assert train(settings, resume_from="latest") == path
+    assert "is at step 8 of 8" in capsys.readouterr().err
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+
+
+def test_resume_elsewhere_starts_a_new_folder(settings: dict[str, Any], tmp_path: Path) -> None:
+    first = train(settings, max_steps=4)
+    second = train(settings, resume_from=str(first), checkpoint_root=str(tmp_path / "second"))
+    assert second == tmp_path / "second" / "cpt8"
+
+
+# -- limits, reports --------------------------------------------------------------------------
+
+
+def test_metrics_say_what_happened(settings: dict[str, Any], tmp_path: Path) -> None:
+    train(settings, eval_freq=4, tensorboard_path=str(tmp_path / "board"))
+    lines = metrics(tmp_path / "run")
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 9))
+    for line in steps:
+        assert line.keys() == {"step", "loss", "lr", "tokens_per_second", "grad_norm", "seconds"}
+    assert [line["seconds"] for line in steps] == sorted(line["seconds"] for line in steps)
+    evaluations = [line for line in lines if "validation_loss" in line]
+    assert [line["step"] for line in evaluations] == [4, 8]
+    for line in evaluations:
+        assert line["bits_per_character"] == pytest.approx(line["validation_loss"] / math.log(2))
+        assert len(line["replies"]) == 3
+        assert all(reply for _, reply in line["replies"])
+    assert list((tmp_path / "board").glob("events.out.tfevents.*"))
+
+
+def test_metrics_behind_the_resumed_step_are_dropped(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    train(settings, max_steps=4)
+    with (tmp_path / "run" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')  # then the machine went down
+    train(settings, max_steps=6, resume_from="latest")
+    assert [m["step"] for m in metrics(tmp_path / "run") if "loss" in m] == [1, 2, 3, 4, 5, 6]
+
+
+def test_max_epoch_ends_the_run(settings: dict[str, Any]) -> None:
+    chosen = config_from_dict(settings, "test", Config)
+    corpus = open_corpus(chosen.data_paths())
+    rows, _ = pretrain.pack_corpus(chosen, corpus, corpus.tokenizer)
+    path = train(settings, max_steps=None, max_epoch=3, train_batch=2)
+    assert path.name == f"cpt{round(3 * len(rows) / 2)}"
+
+
+def test_every_dialogue_is_in_one_part() -> None:
+    train_part, held_back = split(1000, 0.8, seed=3)
+    assert len(train_part) == 800
+    assert sorted([*train_part, *held_back]) == list(range(1000))
+    again, _ = split(1000, 0.8, seed=3)
+    other, _ = split(1000, 0.8, seed=4)
+    assert np.array_equal(train_part, again)
+    assert not np.array_equal(train_part, other)
+
+
+def test_checkpoints_kept_are_the_newest_and_the_best(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    # After step 2 the rate is so high that the loss only rises.
+    train(settings, max_steps=6, save_freq=1, keep_last=2, lr=3.0, warmup_steps=0)
+    kept = run_folder.checkpoints(tmp_path / "run")
+    losses = {m["step"]: m["validation_loss"] for m in metrics(kept[0].parent) if "perplexity" in m}
+    best = min(losses, key=losses.__getitem__)
+    assert {p.name for p in kept} == {f"cpt{best}", "cpt5", "cpt6"}
+    assert run_folder.resolve("best", tmp_path / "run").name == f"cpt{best}"
+
+
+# -- what stops a run -------------------------------------------------------------------------
+
+
+def test_vocabulary_too_small_says_both_numbers(settings: dict[str, Any], tmp_path: Path) -> None:
+    needed = len(open_corpus([tmp_path / "text.txt"]).tokenizer)
+    with pytest.raises(UserError, match=f"vocab_size is 10, but the text has {needed} ids"):
+        train(settings, vocab_size=10)
+    path = train(settings, vocab_size=needed + 13)
+    assert weights(path)["wte.weight"].shape[0] == needed + 13
+
+
+def test_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer.step
+
+    def poisoned(self: Trainer) -> StepResult:
+        if self.completed == 5:
+            with torch.no_grad():
+                self.model.ln_f.weight.fill_(math.nan)
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    with pytest.raises(UserError, match="step 6: the loss is nan"):
+        train(settings, save_freq=2)
+    kept = run_folder.checkpoints(tmp_path / "run")
+    assert [p.name for p in kept] == ["cpt2", "cpt4"]
+    assert all(torch.isfinite(t).all() for t in weights(kept[-1]).values())
+
+
+def test_no_place_to_write_stops_before_the_work(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(UserError, match="checkpoint_root: cannot write to"):
+        train(settings, checkpoint_root=str(tmp_path / "file" / "run"))
+    with pytest.raises(UserError, match="tensorboard_path"):
+        train(settings, tensorboard_path=str(tmp_path / "file"))
+
+
+def test_second_run_in_one_folder_is_refused_and_the_first_goes_on(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[bool] = []
+    real = Trainer.step
+
+    def step(self: Trainer) -> Any:
+        if self.completed == 3 and not refused:
+            refused.append(True)
+            with pytest.raises(UserError, match="another run is at work in"):
+                train(settings)
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    assert train(settings).name == "cpt8"
+    assert refused
+
+
+def test_sigterm_during_validation_saves_at_once(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = PackedRows.batch
+    batches = []
+
+    def batch(self: PackedRows, *arguments: Any) -> Any:
+        if len(arguments) == 1:  # only validation asks without a seed
+            batches.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(PackedRows, "batch", batch)
+    with pytest.raises(SystemExit) as stopped:
+        train(settings, eval_freq=4, test_batch=1)
+    assert stopped.value.code == 143
+    assert len(batches) == 1
+    assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt4"]
+
+
+class _SignalledWhileAsking(World):
+    """A group in which a SIGTERM comes to this process after it has said that it has none."""
+
+    def max(self, number: int) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return number
+
+
+def test_a_signal_that_comes_while_processes_agree_is_not_lost() -> None:
+    with StopRequest() as stop:
+        assert not stop.agreed(_SignalledWhileAsking())  # no other process knows of it
+        assert stop.agreed(World())
+    assert stop.exit_code == 143
+
+
+def test_out_of_memory_says_what_to_lower(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: Trainer) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(UserError, match=r"out of memory at step 1(.*\n.*)raise accumulate"):
+        train(settings)
+
+
+def test_overflowing_gradients_skip_the_step_of_every_optimizer(settings: dict[str, Any]) -> None:
+    class Scaler:
+        """Scales by one, as if a GPU in float16: an infinite gradient is its business."""
+
+        def __init__(self) -> None:
+            self.updates = 0
+
+        def is_enabled(self) -> bool:
+            return True
+
+        def scale(self, loss: torch.Tensor) -> torch.Tensor:
+            return loss
+
+        def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter is matrix and parameter.grad is not None:
+                        parameter.grad.fill_(math.inf)
+
+        def step(self, optimizer: torch.optim.Optimizer) -> None:
+            optimizer.step()
+
+        def update(self) -> None:
+            self.updates += 1
+
+    run = trainer(settings, optimizer="muon")
+    matrix = dict(run.model.named_parameters())["h.0.mlp.c_fc.weight"]
+    run.scaler = Scaler()  # type: ignore[assignment]
+    before = [p.clone() for p in run.model.parameters()]
+    assert run.step().grad_norm == math.inf
+    after = list(run.model.parameters())
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert run.scaler.updates == 1  # type: ignore[attr-defined]
+
+
+def test_metrics_of_deleted_checkpoints_are_kept_aside(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.rmtree(train(settings))
+    old = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
+    train(settings, max_steps=2)
+    assert len(metrics(tmp_path / "run")) == 3
+    assert (tmp_path / "run" / "metrics.jsonl.old").read_text("utf-8") == old
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_run_saves_says_how_to_go_on_and_goes_on(
+    settings: dict[str, Any], tmp_path: Path, number: int, code: int
+) -> None:
+    long = settings | {"max_steps": 100_000, "decay_steps": 100_000}
+    (tmp_path / "run.yaml").write_text(
+        "".join(f"{key}: {value}\n" for key, value in long.items()), encoding="utf-8"
+    )
+    command = [sys.executable, str(REPOSITORY / "train.py"), "run.yaml", "lr=0.02"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=python_environment(), stderr=subprocess.PIPE
+    )
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    message = errors.decode()
+    assert process.returncode == code, message
+    assert "Traceback" not in message
+    saved = run_folder.checkpoints(tmp_path / "run")[-1]
+    step = checkpoint.load(saved).step
+    assert f"stopped at step {step}" in message
+    assert "python train.py run.yaml lr=0.02 resume_from=latest" in message
+    resumed = train(long, lr=0.02, max_steps=step + 2, resume_from="latest")
+    straight = train(long, lr=0.02, max_steps=step + 2, checkpoint_root=str(tmp_path / "straight"))
+    assert_same_weights(straight, resumed)
