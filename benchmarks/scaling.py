@@ -39,7 +39,7 @@ from smallgpt.config import Config
 from smallgpt.data.corpus import open_corpus
 from smallgpt.distributed.world import World
 from smallgpt.model.gpt import GPT
-from smallgpt.training.pretrain import pack_corpus
+from smallgpt.training.pretrain import DialogueTask, pack_corpus
 from smallgpt.training.trainer import Trainer
 from smallgpt.utils.errors import UserError, user_errors
 
@@ -64,17 +64,20 @@ class Worker:
     def __init__(self, config: Config, world: World) -> None:
         here = runtime.start(config, world.local_rank)
         corpus = open_corpus(config.data_paths())
-        rows, _ = pack_corpus(config, corpus, corpus.tokenizer)
+        rows, held_back = pack_corpus(config, corpus, corpus.tokenizer)
         runtime.seed_everything(config.seed)
         model = GPT(config).to(here.device).train()
         self.world = world
         self.parameters = sum(p.numel() for p in model.parameters())
-        self.trainer = Trainer(config, here, model, rows, world)
+        task = DialogueTask(config, here, model, corpus.tokenizer, rows, held_back, world)
+        self.trainer = Trainer(config, here, task, world)
 
     def steps(self, rows: int, at_once: int, count: int) -> Turn:
         """Take `count` steps of so many rows for each process, some of them at once."""
-        self.trainer.config = replace(
-            self.trainer.config, train_batch=rows * self.world.size, accumulate=rows // at_once
+        config, task = self.trainer.config, self.trainer.task
+        assert isinstance(task, DialogueTask)
+        self.trainer.config = task.config = replace(
+            config, train_batch=rows * self.world.size, accumulate=rows // at_once
         )
         began, before, tokens = time.monotonic(), bytes_on_loopback(), 0
         for _ in range(count):

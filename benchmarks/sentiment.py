@@ -29,8 +29,9 @@ from smallgpt.config import SentimentConfig
 from smallgpt.data.reviews import Reviews, read_reviews
 from smallgpt.model.classifier import Classifier
 from smallgpt.sentiment.examples import Examples
-from smallgpt.sentiment.trainer import ClassifierTrainer
+from smallgpt.sentiment.task import ReviewTask
 from smallgpt.tokenizer.characters import Tokenizer
+from smallgpt.training.trainer import Trainer
 from smallgpt.utils.errors import UserError, note, user_errors
 
 HOTELS = Path("../shared/data/ChnSentiCorp_htl_train.csv")
@@ -109,7 +110,7 @@ class PlainSide:
 
 
 class OurSide:
-    """`ClassifierTrainer`, as sentimentalTrain.py runs it."""
+    """`Trainer`, as sentimentalTrain.py runs it."""
 
     def __init__(self, size: str, path: Path | None, count: int, frozen: bool) -> None:
         reviews, tokenizer = reviews_to_use(path, count)
@@ -128,15 +129,18 @@ class OurSide:
         runtime.seed_everything(0)
         model = Classifier(config, 2).train()
         examples = Examples(reviews.texts, reviews.labels, tokenizer, ROW, use_mask=True)
-        made: list[ClassifierTrainer] = []
+        made: list[ReviewTask] = []
 
         def make() -> None:
             folder = Path(tempfile.gettempdir())
-            made.append(ClassifierTrainer(config, here, model, examples, folder))
+            none = Examples([], reviews.labels[:0], tokenizer, ROW, use_mask=True)
+            made.append(
+                ReviewTask(config, here, model, tokenizer, examples, none, ["0", "1"], folder)
+            )
 
         self.seconds_of_states = seconds_of(make, here.device)
         self.device = here.device
-        self.trainer = made[0]
+        self.trainer = Trainer(config, here, made[0])
 
     def states(self) -> float:
         """Seconds of what is done once."""
@@ -146,7 +150,7 @@ class OurSide:
         """Seconds of an epoch."""
 
         def work() -> None:
-            for _ in range(self.trainer.steps_per_epoch):
+            for _ in range(int(self.trainer.task.steps_per_epoch)):
                 self.trainer.step()
 
         return seconds_of(work, self.device)

@@ -28,6 +28,7 @@ from smallgpt.config import Config
 from smallgpt.data.corpus import Corpus, open_corpus, split
 from smallgpt.data.packing import PackedRows
 from smallgpt.model.gpt import GPT
+from smallgpt.training.pretrain import DialogueTask
 from smallgpt.training.trainer import Trainer
 from smallgpt.training.validation import validate
 from smallgpt.utils.errors import note, user_errors
@@ -131,7 +132,10 @@ def our_curve(task: Task, planned_seconds: float, target: float) -> Curve:
 
     def trainer(config: Config) -> Trainer:
         runtime.seed_everything(config.seed)
-        return Trainer(config, here, GPT(config).train(), rows)
+        model = GPT(config).train()
+        return Trainer(
+            config, here, DialogueTask(config, here, model, task.corpus.tokenizer, rows, held_out)
+        )
 
     steps = max(10, round(planned_seconds / _step_seconds(trainer(config))))
     note(f"ours: the schedule has {steps} steps")

@@ -32,7 +32,7 @@ from smallgpt import runtime
 from smallgpt.config import Config, load_config
 from smallgpt.data.corpus import open_corpus
 from smallgpt.model.gpt import GPT
-from smallgpt.training.pretrain import pack_corpus
+from smallgpt.training.pretrain import DialogueTask, pack_corpus
 from smallgpt.training.trainer import Trainer
 from smallgpt.utils.errors import UserError, note, user_errors
 
@@ -97,11 +97,12 @@ class OurSide:
         corpus = open_corpus(config.data_paths())
         self.config = config
         self.here = runtime.start(config)
-        rows, _ = pack_corpus(config, corpus, corpus.tokenizer)
+        rows, held_back = pack_corpus(config, corpus, corpus.tokenizer)
         runtime.seed_everything(config.seed)
         model = GPT(config).to(self.here.device).train()
         self.parameters = model.parameter_count()
-        self.trainer = Trainer(config, self.here, model, rows)
+        task = DialogueTask(config, self.here, model, corpus.tokenizer, rows, held_back)
+        self.trainer = Trainer(config, self.here, task)
 
     def step(self) -> tuple[int, int, float]:
         """Positions, real characters and seconds of a step."""

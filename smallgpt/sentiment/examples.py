@@ -5,6 +5,7 @@ A review that is longer than a row is cut into pieces of equal length; their log
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from smallgpt.data.reviews import IntArray
 from smallgpt.model.loss import IGNORED
-from smallgpt.tokenizer.characters import PAD, Tokenizer
+from smallgpt.tokenizer.characters import PAD, UNK, Tokenizer
 
 BUCKET = 32
 """Batches whose reviews are sorted by length together: what an epoch's order leaves to chance."""
@@ -27,8 +28,8 @@ class ReviewBatch:
     """Rows for the classifier; all int64.
 
     ids: (R, T), padded with `<pad>`; ends: position of the verdict in each row, (R,);
-    texts: number of the review of each row within the batch, (R,); labels: (N,), by review;
-    rows: number of each row in the Examples, (R,), wherever the tensors are.
+    texts: number of the review of each row within the batch, (R,), rising; labels: (N,), by review;
+    rows, reviews: numbers in the Examples, (R,) and (N,), wherever the tensors are.
     """
 
     ids: Tensor
@@ -36,6 +37,7 @@ class ReviewBatch:
     texts: Tensor
     labels: Tensor
     rows: IntArray
+    reviews: IntArray
 
     def __len__(self) -> int:
         """N, the number of reviews."""
@@ -46,13 +48,31 @@ class ReviewBatch:
         ids, ends, texts, labels = (
             t.to(device) for t in (self.ids, self.ends, self.texts, self.labels)
         )
-        return ReviewBatch(ids, ends, texts, labels, self.rows)
+        return dataclasses.replace(self, ids=ids, ends=ends, texts=texts, labels=labels)
+
+    def part(self, reviews: IntArray) -> ReviewBatch:
+        """A batch of some neighbouring reviews, by their numbers in this one; at least one."""
+        first, last = int(reviews[0]), int(reviews[-1]) + 1
+        rows = ((self.texts >= first) & (self.texts < last)).numpy()
+        ends = self.ends[rows]
+        ids = self.ids[rows, : int(ends.max()) + 1]
+        texts, labels = self.texts[rows] - first, self.labels[first:last]
+        return ReviewBatch(ids, ends, texts, labels, self.rows[rows], self.reviews[first:last])
 
     def targets(self) -> Tensor:
         """The next ids, for the language-model loss, (R, T): the characters of the review."""
         place = torch.arange(self.ids.shape[1], device=self.ids.device)
         following = self.ids.roll(-1, dims=1)
         return following.masked_fill(place + 1 >= self.ends[:, None], IGNORED)
+
+    def with_gaps(self, rate: float, seed: tuple[int, ...]) -> ReviewBatch:
+        """The same batch, with characters shown as `<unk>` at this rate."""
+        chance = np.random.default_rng(seed).random(tuple(self.ids.shape), np.float32)
+        place = torch.arange(self.ids.shape[1])
+        inside = (place > 0) & (place < self.ends[:, None])
+        return dataclasses.replace(
+            self, ids=self.ids.masked_fill(inside & torch.from_numpy(chance < rate), UNK)
+        )
 
 
 class Examples:
@@ -103,7 +123,8 @@ class Examples:
             [np.arange(self.first_row[r], self.first_row[r + 1]) for r in reviews]
         )
         labels = torch.from_numpy(self.labels[reviews])
-        return ReviewBatch(*self.gather(rows), torch.from_numpy(texts), labels, rows)
+        ids, ends = self.gather(rows)
+        return ReviewBatch(ids, ends, torch.from_numpy(texts), labels, rows, reviews)
 
     def gather(self, rows: IntArray) -> tuple[Tensor, Tensor]:
         """ids, (R, T), padded to the longest of these rows, and ends, (R,)."""

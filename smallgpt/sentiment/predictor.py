@@ -16,7 +16,7 @@ from smallgpt.config import SentimentConfig
 from smallgpt.model.classifier import Classifier
 from smallgpt.runtime import Runtime, choose_precision
 from smallgpt.sentiment.examples import Examples
-from smallgpt.sentiment.trainer import judge
+from smallgpt.sentiment.task import judge
 from smallgpt.tokenizer.characters import Tokenizer
 
 ROWS_AT_A_TIME = 64

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from smallgpt.data.reviews import Reviews
 from smallgpt.sentiment.scores import reliability
-from smallgpt.sentiment.trainer import Verdicts
+from smallgpt.sentiment.task import Verdicts
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError
 

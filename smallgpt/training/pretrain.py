@@ -1,25 +1,24 @@
-"""Recipe: dialogues -> GPT. `_recipe` reads top to bottom: config, data, model, loop."""
+"""Dialogues -> GPT. `_train` reads top to bottom: config, data, model, loop."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
-import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from torch import Tensor, nn
 
 from smallgpt import runtime
 from smallgpt.chat.chatbot import Chatbot
-from smallgpt.checkpoints import checkpoint, open, run_folder
-from smallgpt.checkpoints.checkpoint import Checkpoint
+from smallgpt.checkpoints import open
 from smallgpt.config import Config, check_shares
 from smallgpt.data.corpus import Corpus, describe, in_ids_of, open_corpus, split
-from smallgpt.data.packing import PackedRows
+from smallgpt.data.packing import Batch, PackedRows, RowOrder
 from smallgpt.distributed import launch
 from smallgpt.distributed.world import World
 from smallgpt.model.gpt import GPT
@@ -27,34 +26,32 @@ from smallgpt.model.loss import CHUNK
 from smallgpt.runtime import Runtime, python_command
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
 from smallgpt.training import resume
-from smallgpt.training.interruption import StopRequest
-from smallgpt.training.metrics import Report
-from smallgpt.training.trainer import Trainer
+from smallgpt.training.trainer import Task, Trainer
 from smallgpt.training.validation import Validation, validate
 from smallgpt.utils.errors import UserError, note
 
 SAMPLE_REPLIES = 3
 
 
-def run(config: Config, command: str = "train.py …") -> Path:
+def run(config: Config, command: str = "train.py …", typed: frozenset[str] = frozenset()) -> Path:
     """Train as configured and return the last checkpoint.
 
     Args:
-        command: what the user typed behind `python` or `torchrun`, for the message that says how to
-            go on.
+        command: what the user typed behind `python` or `torchrun`, to say how to go on.
+        typed: keys that were given on the command line; of the network's shape the others come
+            from the checkpoint when a run is resumed.
 
     Raises:
-        UserError: something the user can put right; earlier checkpoints are intact.
+        UserError: something the user can fix; earlier checkpoints are intact.
         SystemExit: 130 or 143 after Ctrl-C or SIGTERM, with the state saved.
     """
     with launch.join(config, command) as world, ExitStack() as held:
         if world.is_first:
-            resume.take(Path(config.checkpoint_root), held)
-        return _recipe(config, command, world)
+            resume.lock(Path(config.checkpoint_root), held)
+        return _train(config, command, typed, world)
 
 
-def _recipe(config: Config, command: str, world: World) -> Path:
-    """The numbered steps of the path of the data."""
+def _train(config: Config, command: str, typed: frozenset[str], world: World) -> Path:
     # 1. Config: is this a new run, or what does it go on from?
     check_shares(config, world.size)
     resumed = resume.find(config, world)
@@ -66,42 +63,41 @@ def _recipe(config: Config, command: str, world: World) -> Path:
     base = open.load(config) if config.base_model and not resumed else None
     tokenizer = corpus.tokenizer
     if resumed:
+        note(f"going on from {resumed.stored.path}")
         tokenizer = resumed.stored.tokenizer
-        if config.base_model:  # which said what the network is
-            config = open.with_shape_of(resumed.stored.config, config, len(tokenizer))
+        size = resumed.stored.config.vocab_size
+        config = resume.with_shape_of(resumed.stored.config, config, size, typed)
     elif base:
         tokenizer = base.tokenizer.extended(corpus.tokenizer)
-        config = open.with_shape_of(base.config, config, len(tokenizer))
-    train_rows, validation_rows = pack_corpus(config, corpus, tokenizer)
-    last_step = config.last_step(len(train_rows) / config.train_batch)
-
-    # 3. Model: fresh, or the checkpoint's.
-    if resumed:
-        note(f"going on from {resumed.stored.path}")
-        config = checkpoint.same_shape(config, resumed.stored.config)
-        model = resumed.model(config)
+        config = resume.with_shape_of(base.config, config, len(tokenizer), typed)
     else:
         config = _with_vocabulary(config, tokenizer)
-        runtime.seed_everything(config.seed)
-        model = GPT(config)
-        if base:
-            _begin_with(base, model, tokenizer)
-    model.to(here.device).train()
-    trainer = Trainer(config, here, model, train_rows, world)
-    if resumed and not trainer.load_state(resumed.state):
-        note("the checkpoint knows no place in this text: its rows begin from the start")
-    _describe_run(config, here, corpus, trainer)
+    train_rows, validation_rows = pack_corpus(config, corpus, tokenizer)
 
-    # 4. Loop: step, and now and then validate and save.
-    if resumed and trainer.completed >= last_step:
+    # 3. Model: the checkpoint's, the base's, or fresh.
+    runtime.seed_everything(config.seed)
+    model = resumed.model(config) if resumed else GPT(config)
+    if base:
+        model.load_state_dict(open.widened(base, tokenizer))
+        new = len(tokenizer) - len(base.tokenizer)
+        note(f"base: {base.path}; {new:,} characters are new to it, and added to its vocabulary")
+    model.to(here.device).train()
+    task = DialogueTask(config, here, model, tokenizer, train_rows, validation_rows, world)
+    trainer = Trainer(config, here, task, world)
+    if resumed and not trainer.load_state(resumed.state, resumed.stored.manifest):
+        note("the checkpoint knows no place in this text: its rows begin from the start")
+    _describe_run(config, here, task)
+
+    # 4. Loop: step, and once in a while validate and save.
+    if resumed and trainer.is_finished:
         path = resumed.stored.path
-        note(f"nothing to do: {path} is at step {trainer.completed} of {last_step}")
+        note(f"nothing to do: {path} is at step {trainer.completed} of {trainer.last_step}")
         note("to train on, raise max_steps (or max_epoch)")
         return path
-    session = _Session(
-        config, here, world, corpus, tokenizer, model, trainer, validation_rows, last_step
-    )
-    return session.run(command)
+    path = trainer.train(command)
+    note(f"done: the model is in {path}")
+    note(f"chat with it: {python_command()} chat.py {shlex.quote(str(path))}")
+    return path
 
 
 def pack_corpus(
@@ -118,116 +114,103 @@ def pack_corpus(
     return packed(train), packed(held_back)
 
 
-@dataclass
-class _Session:
-    """The loop around `Trainer.step`: when to validate, save, and stop."""
+class DialogueTask(Task):
+    """Learning from packed rows of dialogues (see training.trainer.Task).
 
-    config: Config
-    here: Runtime
-    world: World
-    corpus: Corpus
-    tokenizer: Tokenizer
+    Args:
+        model: moved to the device; trained in place.
+        rows: to learn from.
+        validation_rows: to validate on.
+    """
+
     model: GPT
-    trainer: Trainer
-    validation_rows: PackedRows
-    last_step: int
 
-    def run(self, command: str) -> Path:
-        root = Path(self.config.checkpoint_root)
-        completed = self.trainer.completed
-        report = None
-        if self.world.is_first:
-            report = Report(root, self.config.tensorboard_path, completed, self.last_step)
-        try:
-            with StopRequest() as stop:
-                path = self._steps(report, stop)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise UserError(
-                f"out of memory at step {self.trainer.completed + 1}: {str(error).splitlines()[0]}",
-                f"raise accumulate (now {self.config.accumulate}) or lower train_batch",
-            ) from None
-        finally:
-            if report:
-                report.close()
-        if stop.requested():
-            note(f"stopped at step {self.trainer.completed}, saved in {path}")
-            note(f"go on with: {launch.launcher()} {command} resume_from=latest")
-            raise SystemExit(stop.exit_code)
-        note(f"done: the model is in {path}")
-        note(f"chat with it: {python_command()} chat.py {shlex.quote(str(path))}")
-        return path
+    def __init__(
+        self,
+        config: Config,
+        here: Runtime,
+        model: GPT,
+        tokenizer: Tokenizer,
+        rows: PackedRows,
+        validation_rows: PackedRows,
+        world: World = World(),  # noqa: B008 - it is frozen
+    ) -> None:
+        self.config, self.runtime, self.world = config, here, world
+        self.model, self.tokenizer = model, tokenizer
+        self.rows, self.validation_rows = rows, validation_rows
+        self.order = RowOrder(len(rows), config.seed)
+        self.steps_per_epoch = len(rows) / config.train_batch
+        self._first_step = 0
+        """The step that took the first row of the order."""
+        self._first_row = 0
 
-    def _steps(self, report: Report | None, stop: StopRequest) -> Path:
-        config, trainer, world = self.config, self.trainer, self.world
-        while True:
-            began = time.perf_counter()
-            result = trainer.step()
-            step = trainer.completed
-            if report:
-                report.step(step, result, time.perf_counter() - began)
+    def rows_used(self, step: int) -> int:
+        """Rows of the order that were consumed before a step."""
+        return self._first_row + (step - self._first_step) * self.config.train_batch
 
-            last = step == self.last_step
-            save = last or step % config.save_freq == 0
-            validation = None
-            if save or (config.eval_freq and step % config.eval_freq == 0):
-                validation = self._validate(report, step, stop)
-            stopping = stop.agreed(world)
-            if save or stopping:
-                if world.is_first:
-                    self._save(validation.as_dict() if validation else {})
-                if last or stopping:
-                    world.max(0)  # nobody leaves before it is saved
-                    return run_folder.place(Path(config.checkpoint_root), step)
+    def parts(self, step: int, count: int) -> tuple[Sequence[tuple[Batch, int]], int]:
+        """The rows of a step in `count` parts, each with the number of targets of all."""
+        rows = self.order.take(self.rows_used(step), self.config.train_batch)
+        batch = self.rows.batch(rows, self.config.unk_rate, (self.config.seed, 4, step))
+        tokens = max(1, batch.target_count())
+        return [(part, tokens) for part in batch.parts(count)], tokens
 
-    # What follows is only diagnostics and bookkeeping.
+    def loss(self, network: nn.Module, part: tuple[Batch, int]) -> Tensor:
+        """Next-token loss of the part's rows over the number of targets of the step."""
+        batch, tokens = part[0].to(self.runtime.device), part[1]
+        with self.runtime.autocast():
+            summed: Tensor = network(
+                batch.ids, batch.positions, batch.documents, None, batch.targets
+            )
+        return summed / tokens
 
-    def _validate(self, report: Report | None, step: int, stop: StopRequest) -> Validation | None:
+    def validate(self, stopped: Callable[[], bool]) -> Validation | None:
+        """Loss on dialogues kept for validation."""
         config = self.config
-        validation = validate(
+        return validate(
             self.model,
             self.validation_rows,
-            self.here,
+            self.runtime,
             config.test_batch,
             config.eval_steps,
             config.seed,
-            stop.requested,
+            stopped,
             self.world,
         )
-        if validation is not None and report:
-            report.evaluation(step, validation, self._sample_replies())
-        return validation
 
-    def _sample_replies(self) -> list[tuple[str, str]]:
+    def sample_replies(self) -> list[tuple[str, str]]:
         """Replies to the first utterances of some dialogues kept for validation."""
         self.model.eval()
         replies = []
-        held_back = self.validation_rows.dialogues
+        held_back, corpus = self.validation_rows.dialogues, self.validation_rows.corpus
         for dialogue in held_back[:: max(1, len(held_back) // SAMPLE_REPLIES)][:SAMPLE_REPLIES]:
-            ids = self.corpus.dialogue(int(dialogue))
-            prompt = self.corpus.tokenizer.decode(ids[: ids.index(SEP)] if SEP in ids else ids[:-1])
+            ids = corpus.dialogue(int(dialogue))
+            prompt = corpus.tokenizer.decode(ids[: ids.index(SEP)] if SEP in ids else ids[:-1])
             bot = Chatbot(self.model, self.tokenizer, self.config, self.config.seed)
             replies.append((prompt, bot.reply(prompt)))
         self.model.train()
         return replies
 
-    def _save(self, scores: dict[str, float]) -> None:
-        root = Path(self.config.checkpoint_root)
-        checkpoint.save(
-            root,
-            self.trainer.completed,
-            self.config,
-            self.tokenizer,
-            self.model.state_dict(),
-            self.trainer.state(),
-            scores,
-        )
-        run_folder.prune(root, self.config.keep_last)
+    def state(self, completed: int) -> dict[str, Any]:
+        """The place in the text."""
+        return {"rows_used": self.rows_used(completed), "text": self._text_identity()}
 
+    def load_state(self, state: dict[str, Any], completed: int) -> bool:
+        """Go on behind step `completed`; another text begins from its start."""
+        same_text: bool = state["text"] == self._text_identity()
+        self._first_step = completed
+        self._first_row = int(state["rows_used"]) if same_text else 0
+        return same_text
 
-def _begin_with(base: Checkpoint, model: GPT, tokenizer: Tokenizer) -> None:
-    model.load_state_dict(open.widened(base, tokenizer))
-    new = len(tokenizer) - len(base.tokenizer)
-    note(f"base: {base.path}; {new:,} characters are new to it, and added to its vocabulary")
+    def _text_identity(self) -> list[Any]:
+        """What the sequence of rows depends on."""
+        config = self.config
+        return [
+            self.rows.corpus.fingerprint,
+            config.train_percent,
+            config.block_size,
+            config.seed,
+        ]
 
 
 def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
@@ -241,9 +224,9 @@ def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
     return dataclasses.replace(config, vocab_size=config.vocab_size or needed)
 
 
-def _describe_run(config: Config, here: Runtime, corpus: Corpus, trainer: Trainer) -> None:
-    model, rows, processes = trainer.model, trainer.rows, trainer.world.size
-    describe(corpus)
+def _describe_run(config: Config, here: Runtime, task: DialogueTask) -> None:
+    model, rows, processes = task.model, task.rows, task.world.size
+    describe(rows.corpus)
     if rows.id_map is not None:
         unknown = int((rows.id_map[3:] == UNK).sum())
         note(f"      in the checkpoint's vocabulary; {unknown:,} characters are unknown to it")

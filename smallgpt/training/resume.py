@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from smallgpt.checkpoints import checkpoint, legacy_convert, run_folder
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.run_folder import DamagedError
-from smallgpt.config import Config
+from smallgpt.config import Config, ModelConfig
 from smallgpt.distributed.world import World
 from smallgpt.model.gpt import GPT
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
+
+C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Resumed:
         return self.stored.model(config) if self.stored.weights else GPT(config)
 
 
-def take(root: Path, held: ExitStack) -> None:
+def lock(root: Path, held: ExitStack) -> None:
     """Keep other runs out of `root` as long as `held` lasts.
 
     Raises:
@@ -48,6 +51,25 @@ def take(root: Path, held: ExitStack) -> None:
             f"checkpoint_root: cannot write to {root}: {error.strerror}",
             "choose another checkpoint_root",
         ) from None
+
+
+def with_shape_of(stored: ModelConfig, config: C, vocab_size: int, typed: Set[str]) -> C:
+    """`config` with the network of a checkpoint; only the dropout is the config's.
+
+    Args:
+        typed: keys that were given on the command line.
+
+    Raises:
+        UserError: one of them differs from the checkpoint's.
+    """
+    shape = {key: getattr(stored, key) for key in checkpoint.SHAPE_KEYS}
+    for key, has in shape.items():
+        if key in typed and getattr(config, key) != has:
+            raise UserError(
+                f"{key} is {getattr(config, key)}, but the checkpoint's is {has}",
+                f"leave {key} out, or train anew in another checkpoint_root",
+            )
+    return replace(config, **shape, vocab_size=vocab_size)
 
 
 def find(config: Config, world: World, classifier: bool = False) -> Resumed | None:

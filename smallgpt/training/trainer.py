@@ -1,124 +1,359 @@
-"""THE loop: what happens in one training step."""
+"""THE loop: step, and once in a while validate, save and stop.
+
+What a model learns from, dialogues or reviews, is a `Task`: it says what the batch of a step is,
+what its loss is, and what a validation measures. Everything else is here, once.
+"""
 
 from __future__ import annotations
 
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
+import torch
+from torch import Tensor, nn
 
+from smallgpt.checkpoints import checkpoint, run_folder
 from smallgpt.config import Config
-from smallgpt.data.packing import PackedRows, RowOrder
+from smallgpt.distributed import launch
 from smallgpt.distributed.world import World, replicate, without_averaging
-from smallgpt.model.gpt import GPT
+from smallgpt.model.parameters import parameter_groups
 from smallgpt.runtime import Runtime, compiled, seed_everything
-from smallgpt.training.update import Updater
+from smallgpt.tokenizer.characters import Tokenizer
+from smallgpt.training.interruption import StopRequest
+from smallgpt.training.metrics import Metrics, StepResult
+from smallgpt.training.optimizer import apply_settings, learning_rate, make_optimizers
+from smallgpt.utils.errors import UserError, note
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """loss: mean nats a target; grad_norm: before clipping; tokens: targets, without padding."""
-
-    loss: float
-    grad_norm: float
-    lr: float
-    tokens: int
+class DivergedError(UserError):
+    """The loss is no longer a number; the weights are still those of the step before."""
 
 
-class Trainer(Updater):
-    """Model, optimizer and place in the data.
+class Measured(Protocol):
+    """The result of a validation: `str` is its line, `as_dict` its figures by name."""
+
+    @property
+    def validation_loss(self) -> float:
+        """What the best model has the lowest of."""
+
+    def as_dict(self) -> dict[str, float]:
+        """The figures, `validation_loss` among them."""
+
+
+class Task(ABC):
+    """What a run learns from. All processes have the same one, and ask it for the same."""
+
+    model: nn.Module
+    """Moved to the device; what of it requires gradients is trained, in place."""
+    tokenizer: Tokenizer
+    labels: list[str] | None = None
+    """Names of the classes, where the model is a classifier."""
+    steps_per_epoch: float
+    keeps_every_best = False
+    """Whether a checkpoint is written whenever a validation is the best so far."""
+
+    @abstractmethod
+    def parts(self, step: int, count: int) -> tuple[Sequence[Any], int]:
+        """The batch of a step in `count` parts, and how many tokens it has, without padding.
+
+        A function of the seed and the step alone, so that any run can be resumed.
+        """
+
+    @abstractmethod
+    def loss(self, network: nn.Module, part: Any) -> Tensor:
+        """What a part adds to the mean loss of the step, a scalar.
+
+        Args:
+            network: `model`, as it is replicated and compiled; to be called once.
+        """
+
+    @abstractmethod
+    def validate(self, stopped: Callable[[], bool]) -> Measured | None:
+        """How good the model is on what it does not learn from; None where `stopped()` is true."""
+
+    def sample_replies(self) -> list[tuple[str, str]]:
+        """Prompts and what the model replies, for people to read."""
+        return []
+
+    def state(self, completed: int) -> dict[str, Any]:
+        """What `load_state` needs to find the place in the data behind step `completed`."""
+        return {}
+
+    def load_state(self, state: dict[str, Any], completed: int) -> bool:
+        """Go on behind step `completed`; False where the data is another, which begins anew."""
+        return True
+
+
+class Trainer:
+    """A task's model, its optimizers, and the steps they have taken.
 
     Every random number of a step is a function of the seed and the step, so `state` holds no
     generator and a resumed run is the run that was not interrupted.
 
     Args:
-        model: moved to the device; trained in place.
         world: the processes that share each step. Their number does not change the run: all of
             them make the same batch, and each computes its part of the gradient.
     """
-
-    model: GPT
 
     def __init__(
         self,
         config: Config,
         runtime: Runtime,
-        model: GPT,
-        rows: PackedRows,
+        task: Task,
         world: World = World(),  # noqa: B008 - it is frozen
     ) -> None:
-        super().__init__(config, runtime, model)
-        self.world = world
-        self.replica = replicate(model, world)
+        self.config, self.runtime, self.task, self.world = config, runtime, task, world
+        self.model = task.model
+        self.root = Path(config.checkpoint_root)
+        self.replica = replicate(self.model, world)
         self.network = compiled(self.replica, config.compile, runtime.device)
-        self.rows = rows
-        self.order = RowOrder(len(rows), config.seed)
-        self.rows_used = 0
-        """Rows of the order consumed."""
-        if world.size > 1:
-            self._arrange_buckets()
+        self.optimizers = make_optimizers(self.model, config)
+        scaled = runtime.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=scaled)
+        self.last_step = config.last_step(task.steps_per_epoch)
+        self.completed = 0
+        """Steps taken."""
+        self.seconds = 0.0
+        """Of training, of resumed runs together; without validating and saving."""
+        self.history: list[dict[str, float]] = []
+        """The validations so far."""
+        self._ready = world.size == 1 and self.network is self.model
 
-    def _arrange_buckets(self) -> None:
-        """Let DDP put gradients into the order they become ready in, which it learns in one pass.
+    # -- the loop -----------------------------------------------------------------------------
 
-        Else it would do so in the first step, and the sums of a resumed run would be in another
-        order than those of the run that was not interrupted.
+    def train(self, command: str) -> Path:
+        """Take the steps that are left, and return the newest checkpoint.
+
+        Args:
+            command: what the user typed behind `python` or `torchrun`, to say how to go on.
+
+        Raises:
+            UserError: something the user can fix; earlier checkpoints are intact.
+            SystemExit: 130 or 143 after Ctrl-C or SIGTERM, with the state saved.
         """
-        row = self.rows.batch(np.zeros(1, np.int64)).to(self.runtime.device)
-        with self.runtime.autocast():
-            loss = self.replica(row.ids, row.positions, row.documents, None, row.targets)
-        loss.backward()
-        self.model.zero_grad(set_to_none=True)
+        metrics = Metrics(self.config, self.completed, self.last_step, self.world.is_first)
+        self.seconds = self.seconds or metrics.seconds
+        try:
+            with StopRequest() as stop:
+                path = self._loop(metrics, stop)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise UserError(
+                f"out of memory at step {self.completed + 1}: {str(error).splitlines()[0]}",
+                f"raise accumulate (now {self.config.accumulate}) or lower train_batch",
+            ) from None
+        finally:
+            metrics.close()
+        if stop.requested():
+            note(f"stopped at step {self.completed}, saved in {path}")
+            note(f"go on with: {launch.launcher()} {command} resume_from=latest")
+            raise SystemExit(stop.exit_code)
+        return path
+
+    def _loop(self, metrics: Metrics, stop: StopRequest) -> Path:
+        config, task = self.config, self.task
+        while True:
+            began = time.perf_counter()
+            result = self.step()
+            seconds = time.perf_counter() - began
+            self.seconds += seconds
+            step = self.completed
+            metrics.step(step, result, seconds, self.seconds)
+
+            # Once in a while: validate. A checkpoint has the scores of its step.
+            last = step == self.last_step
+            save = last or step % config.save_freq == 0
+            figures: dict[str, float] = {}
+            if last or (config.eval_freq and (save or step % config.eval_freq == 0)):
+                measured = task.validate(stop.requested)
+                if measured is not None:
+                    figures = measured.as_dict()
+                    best = self._remember(figures)
+                    save |= best and task.keeps_every_best
+                    last |= self._has_run_out_of_patience()
+                    line = f"{measured}{' (best)' if best else ''}"
+                    replies = task.sample_replies() if self.world.is_first else []
+                    metrics.validation(step, line, figures, replies)
+
+            # Save, and stop where one of the processes was asked to.
+            stopping = stop.agreed(self.world)
+            if save or last or stopping:
+                if self.world.is_first:
+                    metrics.checkpoint(step, self._save(figures))
+                if last or stopping:
+                    self.world.max(0)  # nobody leaves before it is saved
+                    return run_folder.place(self.root, step)
+
+    # -- a step -------------------------------------------------------------------------------
 
     def step(self) -> StepResult:
-        """One optimizer step over `train_batch` rows.
+        """One optimizer step over `train_batch` rows or reviews.
 
         Raises:
             DivergedError: the loss or the gradient is not finite; nothing was changed.
         """
-        config, step, world = self.config, self.completed, self.world
-        seed_everything(config.seed, 3, step, world.rank)
-        lr = self._set_rate()
-        rows = self.order.take(self.rows_used, config.train_batch)
-        batch = self.rows.batch(rows, config.unk_rate, (config.seed, 4, step))
-        tokens = max(1, batch.target_count())
-        parts = batch.parts(config.accumulate * world.size)[world.rank :: world.size]
-        summed_loss = 0.0
+        world = self.world
+        if not self._ready:
+            self._get_ready()
+        seed_everything(self.config.seed, 3, self.completed, world.rank)
+        lr = learning_rate(self.completed, self.config)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        parts, tokens = self._own_parts()
+        total = 0.0
         for number, part in enumerate(parts, start=1):
-            part = part.to(self.runtime.device)
             last = number == len(parts)
             with nullcontext() if last else without_averaging(self.replica):
-                with self.runtime.autocast():
-                    summed = self.network(
-                        part.ids, part.positions, part.documents, None, part.targets
-                    )
-                # The mean over all targets of the step, however it is split: what is averaged over
-                # the processes is each one's share of the sum, times their number.
-                self._backward(summed / tokens * world.size)
-            summed_loss += summed.item()
-        loss = world.sum(summed_loss)[0] / tokens
+                # Each part's share of the mean loss of the step, however it is split. What is
+                # averaged over the processes are their shares, times their number.
+                loss = self.task.loss(self.network, part)
+                self.scaler.scale(loss * world.size).backward()
+            total += loss.item()
+        mean_loss = world.sum(total)[0]
+        grad_norm = self._update(mean_loss)
+        return StepResult(mean_loss, grad_norm, lr, tokens)
 
-        grad_norm = self._update(loss)
-        self.rows_used += config.train_batch
-        return StepResult(loss, grad_norm, lr, tokens)
+    def _own_parts(self) -> tuple[Sequence[Any], int]:
+        count = self.config.accumulate * self.world.size
+        parts, tokens = self.task.parts(self.completed, count)
+        return parts[self.world.rank :: self.world.size], tokens
+
+    def _get_ready(self) -> None:
+        """Compile, and let DDP learn in which order gradients become ready, before the first step.
+
+        In the step itself the sums of a resumed run would be in another order than those of the
+        run that was not interrupted. A compiler that fails is said, and the run goes on without.
+        """
+        self._ready = True
+        part = self._own_parts()[0][0]
+        if self.network is not self.replica:
+            began = time.perf_counter()
+            graphs = torch._dynamo.utils.counters["stats"]
+            before = graphs["unique_graphs"]
+            try:
+                self.task.loss(self.network, part).backward()
+                made = graphs["unique_graphs"] - before
+                seconds = time.perf_counter() - began
+                note(f"compile: compiled in {seconds:.0f} s, {made} graphs")
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # no Triton, no Python headers, a fault of the compiler …
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                note(f"compile: it failed, running without: {reason[:200]}")
+                self.network = self.replica
+        if self.network is self.replica:
+            self.task.loss(self.network, part).backward()
+        self.model.zero_grad(set_to_none=True)
+
+    def _update(self, loss: float) -> float:
+        """Take the step, and return the norm of the gradient before clipping."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        largest = self.config.grad_clip or math.inf
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), largest).item()
+        # With loss scaling an overflowing gradient is normal: that step is skipped.
+        finite = math.isfinite(grad_norm)
+        if not math.isfinite(loss) or not (finite or self.scaler.is_enabled()):
+            self.model.zero_grad(set_to_none=True)
+            raise DivergedError(
+                f"step {self.completed + 1}: the loss is {loss}, the gradient norm {grad_norm}",
+                "lower lr, lengthen warmup_steps, or use dtype: float32",
+            )
+        if finite:
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+        self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
+        self.completed += 1
+        return grad_norm
+
+    # -- validations and checkpoints ----------------------------------------------------------
+
+    def _remember(self, figures: dict[str, float]) -> bool:
+        """Add a validation to the history; whether it is the best of all."""
+        epoch = round(self.completed / self.task.steps_per_epoch, 3)
+        times = {"step": self.completed, "epoch": epoch, "seconds": round(self.seconds, 3)}
+        self.history.append({**times, **figures})
+        return self.best is self.history[-1]
+
+    @property
+    def best(self) -> dict[str, float] | None:
+        """The validation with the lowest loss; the first of equals."""
+
+        def loss(entry: dict[str, float]) -> float:
+            return math.inf if math.isnan(entry["validation_loss"]) else entry["validation_loss"]
+
+        return min(self.history, key=loss, default=None)
+
+    def _has_run_out_of_patience(self) -> bool:
+        patience = getattr(self.config, "patience", 0)
+        best = self.best
+        since = [entry for entry in self.history if best and entry["step"] > best["step"]]
+        return 0 < patience <= len(since)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is no step left to take."""
+        return self.completed >= self.last_step or self._has_run_out_of_patience()
+
+    def _save(self, figures: Mapping[str, float]) -> Path:
+        facts = {**figures, "seconds": round(self.seconds, 3), "history": self.history}
+        path = checkpoint.save(
+            self.root,
+            self.completed,
+            self.config,
+            self.task.tokenizer,
+            self.model.state_dict(),
+            self.state(),
+            facts,
+            self.task.labels,
+        )
+        run_folder.prune(self.root, self.config.keep_last)
+        return path
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs to go on exactly; tensors and plain values only."""
-        return {**super().state(), "rows_used": self.rows_used, "text": self._text_identity()}
+        return {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "completed": self.completed,
+            **self.task.state(self.completed),
+        }
 
-    def _load_place(self, state: dict[str, Any]) -> bool:
-        super()._load_place(state)
-        same_text: bool = state["text"] == self._text_identity()
-        self.rows_used = int(state["rows_used"]) if same_text else 0
-        return same_text
+    def load_state(self, state: dict[str, Any], manifest: Mapping[str, Any]) -> bool:
+        """Go on from a checkpoint; False where the data is another, which begins anew.
 
-    def _text_identity(self) -> list[Any]:
-        """What the sequence of rows depends on."""
-        config = self.config
-        return [
-            self.rows.corpus.fingerprint,
-            config.train_percent,
-            config.block_size,
-            config.seed,
-        ]
+        Raises:
+            UserError: the state does not fit this model.
+        """
+        try:
+            if "moments" in state:
+                self._load_moments(state["moments"])
+            else:
+                for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                    optimizer.load_state_dict(saved)
+            if state["scaler"] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+            self.completed = int(state["completed"])
+            same_data = self.task.load_state(state, self.completed)
+            self.seconds = float(manifest.get("seconds", 0.0))
+            self.history = list(manifest.get("history", []))
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"the training state does not fit this model: {error}") from None
+        apply_settings(self.optimizers, self.config)
+        return same_data
+
+    def _load_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
+        """Go on with the AdamW state of a legacy .pth, given by the parameters' names."""
+        if len(self.optimizers) != 1:
+            raise UserError("the checkpoint's optimizer is AdamW", "set optimizer: adamw")
+        names = [name for group in parameter_groups(self.model) for name, _ in group]
+        (optimizer,) = self.optimizers
+        state = optimizer.state_dict()
+        state["state"] = {number: moments[name] for number, name in enumerate(names) if moments}
+        optimizer.load_state_dict(state)

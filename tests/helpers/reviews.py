@@ -13,9 +13,9 @@ from smallgpt.config import SentimentConfig, config_from_dict
 NEUTRAL = "我你叫什么名字今天气走吧晚安做个梦"
 
 
-def write_reviews(path: Path, count: int = 120, labels: str = "01") -> Path:
+def write_reviews(path: Path, count: int = 120, labels: str = "01", seed: int = 0) -> Path:
     """Reviews of any length; the label says which character is mixed in."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["id", "label", "review"])

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,15 @@ from smallgpt import runtime
 from smallgpt.checkpoints import checkpoint, run_folder
 from smallgpt.config import Config, config_from_dict
 from smallgpt.data.corpus import open_corpus, split
-from smallgpt.data.packing import PackedRows
+from smallgpt.data.packing import PackedRows, RowOrder
 from smallgpt.distributed.world import World
 from smallgpt.model.gpt import GPT
 from smallgpt.training import pretrain
 from smallgpt.training.interruption import StopRequest
+from smallgpt.training.metrics import StepResult
 from smallgpt.training.optimizer import learning_rate, make_optimizers
-from smallgpt.training.trainer import StepResult, Trainer
+from smallgpt.training.pretrain import DialogueTask
+from smallgpt.training.trainer import Trainer
 from smallgpt.training.validation import validate
 from smallgpt.utils.errors import UserError
 from tests.helpers.models import DIALOGUES
@@ -63,8 +66,9 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def train(settings: dict[str, Any], **changes: Any) -> Path:
-    return pretrain.run(config_from_dict(settings | changes, "test", Config), "train.py X")
+def train(settings: dict[str, Any], typed: Sequence[str] = (), **changes: Any) -> Path:
+    chosen = config_from_dict(settings | changes, "test", Config)
+    return pretrain.run(chosen, "train.py X", frozenset(typed))
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -87,8 +91,15 @@ def trainer(settings: dict[str, Any], **changes: Any) -> Trainer:
     corpus = open_corpus(chosen.data_paths())
     chosen = replace(chosen, vocab_size=len(corpus.tokenizer))
     runtime.seed_everything(chosen.seed)
-    rows, _ = pretrain.pack_corpus(chosen, corpus, corpus.tokenizer)
-    return Trainer(chosen, runtime.start(chosen), GPT(chosen), rows)
+    rows, held_back = pretrain.pack_corpus(chosen, corpus, corpus.tokenizer)
+    here = runtime.start(chosen)
+    task = DialogueTask(chosen, here, GPT(chosen), corpus.tokenizer, rows, held_back)
+    return Trainer(chosen, here, task)
+
+
+def rows_of(run: Trainer) -> PackedRows:
+    assert isinstance(run.task, DialogueTask)
+    return run.task.rows
 
 
 def gradients(run: Trainer) -> list[torch.Tensor]:
@@ -122,7 +133,7 @@ def test_each_parameter_has_one_optimizer_and_only_matrices_decay(optimizer: str
 
 def test_loss_is_the_mean_over_real_characters(settings: dict[str, Any]) -> None:
     run = trainer(settings, unk_rate=0.0)
-    rows = run.rows.batch(run.order.take(0, 4))
+    rows = rows_of(run).batch(RowOrder(len(rows_of(run)), run.config.seed).take(0, 4))
     total, count = 0.0, 0
     with torch.no_grad():  # each dialogue of the batch alone, padding and packing aside
         for row in range(4):
@@ -171,18 +182,18 @@ def test_validation_is_the_same_rows_every_time_and_padding_never_counts(
 ) -> None:
     run = trainer(settings)
     here = run.runtime
-    first = validate(run.model, run.rows, here, 2, 2, seed=1)
-    again = validate(run.model, run.rows, here, 2, 2, seed=1)
+    first = validate(run.model, rows_of(run), here, 2, 2, seed=1)
+    again = validate(run.model, rows_of(run), here, 2, 2, seed=1)
     assert first is not None
     assert first == again
-    one_at_a_time = validate(run.model, run.rows, here, 1, 4, seed=1)
+    one_at_a_time = validate(run.model, rows_of(run), here, 1, 4, seed=1)
     assert one_at_a_time is not None
     assert one_at_a_time.targets == first.targets
     assert one_at_a_time.validation_loss == pytest.approx(first.validation_loss, rel=1e-5)
     assert first.bits_per_character == pytest.approx(math.log2(first.perplexity))
-    everything = validate(run.model, run.rows, here, 2, 1000, seed=1)
+    everything = validate(run.model, rows_of(run), here, 2, 1000, seed=1)
     assert everything is not None
-    assert everything.targets == run.rows.positions
+    assert everything.targets == rows_of(run).positions
 
 
 # -- resuming ---------------------------------------------------------------------------------
@@ -235,7 +246,7 @@ def test_resume_with_another_text_keeps_the_vocabulary(
 def test_resume_refuses_what_does_not_fit(settings: dict[str, Any], tmp_path: Path) -> None:
     train(settings, save_freq=4)
     with pytest.raises(UserError, match="n_embd is 32, but the checkpoint's is 16"):
-        train(settings, resume_from="latest", n_embd=32, max_steps=9)
+        train(settings, ["n_embd"], resume_from="latest", n_embd=32, max_steps=9)
     with pytest.raises(UserError, match="already holds the checkpoints of a run"):
         train(settings)
     with pytest.raises(UserError, match="holds cpt8, which would mix"):
@@ -243,6 +254,15 @@ def test_resume_refuses_what_does_not_fit(settings: dict[str, Any], tmp_path: Pa
     with pytest.raises(UserError, match="does not fit this model"):
         train(settings, resume_from="latest", max_steps=9, optimizer="muon")
     assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt4", "cpt8"]
+
+
+def test_a_changed_shape_in_the_yaml_does_not_lock_anyone_out(settings: dict[str, Any]) -> None:
+    other_shape = {"n_embd": 32, "n_layer": 1, "block_size": 16, "vocab_size": 99}
+    straight = train(settings, checkpoint_root=settings["checkpoint_root"] + "_straight")
+    train(settings, max_steps=3)
+    resumed = train(settings, ["max_steps"], resume_from="latest", **other_shape)
+    assert_same_weights(straight, resumed)
+    assert checkpoint.load(resumed).config.n_embd == 16
 
 
 def test_resuming_a_finished_run_changes_nothing(
@@ -313,7 +333,7 @@ def test_checkpoints_kept_are_the_newest_and_the_best(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     # After step 2 the rate is so high that the loss only rises.
-    train(settings, max_steps=6, save_freq=1, keep_last=2, lr=3.0, warmup_steps=0)
+    train(settings, max_steps=6, save_freq=1, eval_freq=1, keep_last=2, lr=3.0, warmup_steps=0)
     kept = run_folder.checkpoints(tmp_path / "run")
     losses = {m["step"]: m["validation_loss"] for m in metrics(kept[0].parent) if "perplexity" in m}
     best = min(losses, key=losses.__getitem__)
@@ -340,7 +360,7 @@ def test_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     def poisoned(self: Trainer) -> StepResult:
         if self.completed == 5:
             with torch.no_grad():
-                self.model.ln_f.weight.fill_(math.nan)
+                self.model.get_parameter("ln_f.weight").fill_(math.nan)
         return real(self)
 
     monkeypatch.setattr(Trainer, "step", poisoned)
@@ -464,8 +484,38 @@ def test_metrics_of_deleted_checkpoints_are_kept_aside(
     shutil.rmtree(train(settings))
     old = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
     train(settings, max_steps=2)
-    assert len(metrics(tmp_path / "run")) == 3
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 2, 2]
     assert (tmp_path / "run" / "metrics.jsonl.old").read_text("utf-8") == old
+
+
+def test_metrics_of_a_run_killed_before_its_first_checkpoint_are_dropped(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checkpoint.write
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, save_freq=4, eval_freq=2)
+    monkeypatch.setattr(checkpoint, "write", real)
+    train(settings)
+    assert [m["step"] for m in metrics(tmp_path / "run") if "loss" in m] == list(range(1, 9))
+    assert not (tmp_path / "run" / "metrics.jsonl.old").exists()
+
+
+@pytest.mark.parametrize(
+    ("save_freq", "eval_freq", "validated"), [(2, 0, [8]), (3, 4, [3, 4, 6, 8])]
+)
+def test_when_it_is_validated(
+    settings: dict[str, Any], tmp_path: Path, save_freq: int, eval_freq: int, validated: list[int]
+) -> None:
+    train(settings, save_freq=save_freq, eval_freq=eval_freq)
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "validation_loss" in line] == validated
+    saved = [line["checkpoint"] for line in lines if "checkpoint" in line]
+    assert saved == [f"cpt{step}" for step in range(save_freq, 8, save_freq)] + ["cpt8"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -1,4 +1,4 @@
-"""The classifier: its network, its rows, and its training step."""
+"""The classifier: its network, its rows, and how it learns."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smallgpt import runtime
 from smallgpt.config import POOLINGS, SentimentConfig
 from smallgpt.model.classifier import Classifier, mean_by_text
 from smallgpt.model.loss import IGNORED
 from smallgpt.runtime import Runtime
 from smallgpt.sentiment.examples import Examples, rows_of
-from smallgpt.sentiment.trainer import ClassifierTrainer, FrozenStates, judge
+from smallgpt.sentiment.frozen import FrozenStates
+from smallgpt.sentiment.task import ReviewTask, Verdicts, judge
 from smallgpt.tokenizer.characters import PAD, UNK
+from smallgpt.training.trainer import Trainer
+from tests.helpers.commands import refusal
 from tests.helpers.models import TINY, random_model, vocabulary
 
 TEXTS = ["好", "不错呀" * 4, "我的天气不好吗？" * 12, "早上ab", "", "晚安" * 15, "好" * 30, "é"]
@@ -78,7 +80,7 @@ def test_each_review_has_the_mean_logits_of_its_rows_alone(
 def test_the_language_model_loss_is_that_of_the_characters(pooling: str) -> None:
     model, data = classifier(pooling=pooling), examples()
     batch = data.batch(range(len(TEXTS)))
-    logits, loss = model.with_language_model(batch.ids, batch.ends, batch.targets())
+    logits, loss = model(batch.ids, batch.ends, batch.targets())
     torch.testing.assert_close(logits, model(batch.ids, batch.ends), atol=1e-5, rtol=1e-4)
     expected, characters = 0.0, 0
     for text in TEXTS:
@@ -112,14 +114,28 @@ def test_an_epoch_has_every_review_once_in_batches_of_like_length() -> None:
     assert not all(map(np.array_equal, batches, other))
 
 
-def trainer(tmp_path: Path, seed: int = 0, **changes: Any) -> ClassifierTrainer:
+def trainer(tmp_path: Path, seed: int = 0, **changes: Any) -> Trainer:
     settings = {"train_batch": 3, "lr": 0.01, "warmup_steps": 1, "decay_steps": 100, "seed": seed}
     shape = {"block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 32}
     chosen: dict[str, Any] = {**settings, **shape, "vocab_size": len(TOKENIZER), **changes}
     config = SentimentConfig(**chosen)
     model = classifier(pooling=config.pooling, dropout=config.dropout).train()
     soft_labels = SOFT_LABELS if config.reference_weight else None
-    return ClassifierTrainer(config, CPU, model, examples(config.use_mask), tmp_path, soft_labels)
+    data = examples(config.use_mask)
+    task = ReviewTask(config, CPU, model, TOKENIZER, data, data, ["0", "1"], tmp_path, soft_labels)
+    return Trainer(config, CPU, task)
+
+
+def task_of(run: Trainer) -> ReviewTask:
+    assert isinstance(run.task, ReviewTask)
+    return run.task
+
+
+def verdicts_of(run: Trainer, batch_size: int = 4) -> Verdicts:
+    task = task_of(run)
+    verdicts = judge(task.model, task.examples, CPU, batch_size)
+    assert verdicts is not None
+    return verdicts
 
 
 @pytest.mark.parametrize("use_mask", [True, False])
@@ -138,27 +154,38 @@ def test_frozen_blocks_stay_and_the_head_learns(tmp_path: Path, use_mask: bool) 
 def test_kept_states_change_nothing(tmp_path: Path, use_mask: bool, pooling: str) -> None:
     frozen = trainer(tmp_path, frozen=True, use_mask=use_mask, pooling=pooling)
     whole = trainer(tmp_path, frozen=True, use_mask=use_mask, pooling=pooling)
-    whole.frozen = None
+    task_of(whole).frozen = None
     for _ in range(6):
         assert frozen.step().loss == pytest.approx(whole.step().loss, rel=1e-4)
-    states = FrozenStates(frozen.model, frozen.examples, CPU, tmp_path)
-    kept = judge(frozen.model, frozen.examples, CPU, 2, states)
-    computed = judge(whole.model, whole.examples, CPU, 5)
-    assert kept and computed
-    torch.testing.assert_close(kept.logits, computed.logits, atol=1e-3, rtol=1e-3)
+    kept = task_of(frozen).validate(lambda: False)
+    assert kept
+    torch.testing.assert_close(kept.logits, verdicts_of(whole).logits, atol=1e-3, rtol=1e-3)
     assert not list(tmp_path.iterdir())
 
 
 def test_frozen_states_need_room(tmp_path: Path) -> None:
-    from tests.helpers.commands import refusal
+    task = task_of(trainer(tmp_path))
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    said = refusal(lambda: FrozenStates(task.model, task.examples, CPU, in_the_way))
+    assert "set frozen: False" in said
 
-    one = trainer(tmp_path)
-    gone = tmp_path / "gone"
-    assert "set frozen: False" in refusal(lambda: FrozenStates(one.model, one.examples, CPU, gone))
 
-
-def test_accumulation_gives_the_same_weights(tmp_path: Path) -> None:
-    whole, parts = (trainer(tmp_path, lr=1e-4, accumulate=n) for n in (1, 3))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lm_weight": 0.5},
+        {"character_dropout": 0.3, "reference_weight": 0.5},
+        {"accumulate": 7, "frozen": True},
+    ],
+)
+def test_accumulation_gives_the_same_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Also where parts have unequal numbers of reviews or characters, or no review at all."""
+    whole, parts = (
+        trainer(tmp_path, lr=1e-4, **({"accumulate": 3} | changes | alone))
+        for alone in ({"accumulate": 1}, {})
+    )
     for _ in range(3):
         assert whole.step().loss == pytest.approx(parts.step().loss, rel=1e-5)
     torch.testing.assert_close(
@@ -181,7 +208,7 @@ def test_a_restored_state_goes_on_bitwise(tmp_path: Path, changes: dict[str, Any
         one.step()
     other = trainer(tmp_path, **changes)
     other.model.load_state_dict(one.model.state_dict())
-    other.load_state(copy.deepcopy(one.state()))
+    other.load_state(copy.deepcopy(one.state()), {})
     for _ in range(4):
         assert one.step() == other.step()
 
@@ -192,8 +219,8 @@ def test_it_learns(tmp_path: Path, optimizer: str) -> None:
     first = one.step().loss
     for _ in range(199):
         one.step()
-    verdicts = judge(one.model, one.examples, CPU, 8)
-    assert verdicts and verdicts.accuracy == 1.0 and verdicts.loss < 0.1 * first
+    verdicts = verdicts_of(one)
+    assert verdicts.accuracy == 1.0 and verdicts.validation_loss < 0.1 * first
 
 
 def test_logits_of_pieces_are_averaged() -> None:
@@ -204,8 +231,7 @@ def test_logits_of_pieces_are_averaged() -> None:
 
 def test_loss_is_the_cross_entropy_of_each_review(tmp_path: Path) -> None:
     one = trainer(tmp_path, train_batch=len(TEXTS))
-    verdicts = judge(one.model, one.examples, runtime.Runtime(CPU.device, CPU.dtype, ""), 4)
-    assert verdicts and one.step().loss == pytest.approx(verdicts.loss, rel=1e-4)
+    assert verdicts_of(one).validation_loss == pytest.approx(one.step().loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("weight", [0.25, 1.0])
@@ -213,21 +239,29 @@ def test_the_loss_against_the_reference_is_taken_for_each_review(
     tmp_path: Path, weight: float
 ) -> None:
     one = trainer(tmp_path, train_batch=len(TEXTS), reference_weight=weight)
-    verdicts = judge(one.model, one.examples, CPU, 4)
-    assert verdicts is not None
-    log_p = verdicts.logits.log_softmax(1).numpy()
+    log_p = verdicts_of(one).logits.log_softmax(1).numpy()
     targets = (1 - weight) * np.eye(2)[LABELS] + weight * SOFT_LABELS
     assert one.step().loss == pytest.approx(-(targets * log_p).sum(1).mean(), rel=1e-4)
 
 
-def test_gaps_are_in_the_text_alone(tmp_path: Path) -> None:
-    one = trainer(tmp_path, character_dropout=0.3)
-    batch = one.examples.batch(np.arange(len(TEXTS)))
-    torch.manual_seed(0)
-    shown = torch.stack([one._with_gaps(batch) for _ in range(200)])
+def test_gaps_are_in_the_text_alone() -> None:
+    batch = examples().batch(np.arange(len(TEXTS)))
+    shown = torch.stack([batch.with_gaps(0.3, (seed,)).ids for seed in range(200)])
     gap = (shown == UNK) & (batch.ids != UNK)
     assert torch.equal(shown[~gap], batch.ids.expand_as(shown)[~gap])
     place = torch.arange(batch.ids.shape[1])
     text = (place > 0) & (place < batch.ends[:, None])
     assert not gap[:, ~text].any()
     assert gap[:, text & (batch.ids != UNK)].float().mean() == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("use_mask", [True, False])
+def test_parts_of_a_batch_are_batches_of_their_reviews(use_mask: bool) -> None:
+    data = examples(use_mask)
+    batch = data.batch([5, 2, 0, 7, 4])
+    for some in ([0, 1, 2], [3], [3, 4]):
+        part, alone = batch.part(np.array(some)), data.batch(batch.reviews[some])
+        for name in ("ids", "ends", "texts", "labels"):
+            assert torch.equal(getattr(part, name), getattr(alone, name)), name
+        assert np.array_equal(part.rows, alone.rows)
+        assert np.array_equal(part.reviews, alone.reviews)
