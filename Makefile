@@ -8,34 +8,17 @@ DEMO_ROOT := checkpoints/demo
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-distributed drill format pictures bench bench-time bench-scaling bench-sentiment bench-gpu sentiment-full clean
 
+# `##@ …` begins a group; `target: … ## …` is a line of it.
+##@ First steps
+
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
+	@awk -F ':.*## ' '/^##@ / { print (n++ ? "\n" : "") substr($$0, 5) }; \
+		/^[a-z0-9-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(DEMO_ROOT)/.trained ## Train a small model on built-in small talk (minutes), then chat with it
 	@$(BIN)/python chat.py config/demo.yaml
 
-test: $(VENV)/.dev ## Format, types, import directions and tests
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
-
-test-slow: $(VENV)/.dev ## The tests that train for minutes
-	$(BIN)/python -m pytest -m slow
-
-test-distributed: $(VENV)/.dev ## Training on two machines, made of network namespaces (needs root)
-	$(BIN)/python -m pytest -m distributed -s
-
-drill: $(VENV)/.dev ## Kill training at 30 random moments and resume each time
-	$(BIN)/python -m pytest -m drill -s
-
-format: $(VENV)/.dev ## Format the code
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
-
-pictures: $(DEMO_ROOT)/.trained $(VENV)/.dev ## Make the pictures of the README from the demo run
-	$(BIN)/python -m tools.pictures $(DEMO_ROOT) docs/pictures
+##@ Train and measure
 
 bench: $(VENV)/.dev ## Measure training, data and generation against the plain recipe (minutes)
 	@$(BIN)/python -m benchmarks.training
@@ -43,7 +26,7 @@ bench: $(VENV)/.dev ## Measure training, data and generation against the plain r
 	@$(BIN)/python -m benchmarks.generation
 
 BUDGET ?= 900
-bench-time: $(VENV)/.dev ## Time to the same loss; BUDGET=3600 gives the plain recipe an hour
+bench-time: $(VENV)/.dev ## Measure the time to the same loss (BUDGET=3600: the plain recipe gets an hour)
 	@$(BIN)/python -m benchmarks.time_to_loss --budget $(BUDGET) --plot docs/pictures/time_to_loss.png
 
 bench-scaling: $(VENV)/.dev ## Measure two processes against one
@@ -52,17 +35,17 @@ bench-scaling: $(VENV)/.dev ## Measure two processes against one
 bench-sentiment: $(VENV)/.dev ## Measure fine-tuning a classifier against the plain recipe
 	@$(BIN)/python -m benchmarks.sentiment
 
-bench-gpu: $(VENV)/.dev ## Measure training of 90M and 300M on a GPU, as shipped; skips without one
+bench-gpu: $(VENV)/.dev ## Measure training of 90M and 300M on a GPU; skips without one
 	@$(BIN)/python -m benchmarks.training --device cuda --size 90M --size 300M
 
-# Files of reviews: HOTELS is learnt from and tested on, DOMAINS adds labels, CHATS more text.
-# The language model reads HOTELS (but what is kept for the test) three times, as they are few.
+# HOTELS trains and tests the classifier; DOMAINS adds labels, CHATS adds text. As they are few, the language
+# model reads the hotel reviews (without the test part) three times.
 HOTELS ?= data/ChnSentiCorp_htl_all.csv
 DOMAINS ?= data/reviews_other_domains.csv.xz
 CHATS ?= data/train.txt
 SEEDS ?= 5
 FULL_ROOT := checkpoints/sentiment_full
-sentiment-full: $(VENV)/.run ## A classifier from nothing: language model, other domains, hotel reviews (70 minutes)
+sentiment-full: $(VENV)/.run ## Train a classifier from scratch: language model, other domains, hotels (70 minutes)
 	@mkdir -p $(FULL_ROOT)
 	@$(BIN)/python -m smallgpt sentiment text config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \
 		--also $(DOMAINS) --also $(HOTELS) --also $(HOTELS) > $(FULL_ROOT)/reviews.part
@@ -71,9 +54,36 @@ sentiment-full: $(VENV)/.run ## A classifier from nothing: language model, other
 	@$(BIN)/python sentimentalTrain.py config/sentiment_full_domains.yaml sentimental_data_path=$(DOMAINS) $(FULL_KEYS)
 	@$(BIN)/python -m smallgpt sentiment ablation config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \
 		--cell mask --seeds $(SEEDS) $(FULL_KEYS)
-	@echo "the model to use, which learns from nearly all reviews:" >&2
+	@echo "training the final model on nearly all reviews:" >&2
 	@$(BIN)/python sentimentalTrain.py config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \
 		train_percent=0.97 checkpoint_root=$(FULL_ROOT)/final resume_from=auto $(FULL_KEYS)
+
+##@ Tests
+
+test: $(VENV)/.dev ## Check format, types and import directions; run the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev ## Run the tests that train for minutes
+	$(BIN)/python -m pytest -m slow
+
+test-distributed: $(VENV)/.dev ## Train on two machines, simulated with network namespaces (needs root)
+	$(BIN)/python -m pytest -m distributed -s
+
+drill: $(VENV)/.dev ## Kill training at 30 random moments and resume each time
+	$(BIN)/python -m pytest -m drill -s
+
+##@ Docs and upkeep
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+pictures: $(DEMO_ROOT)/.trained $(VENV)/.dev ## Draw the README's pictures from the demo run
+	$(BIN)/python -m tools.pictures $(DEMO_ROOT) docs/pictures
 
 clean: ## Delete the environment, the demo model and its text
 	rm -rf $(VENV) $(DEMO_ROOT) $(DEMO_TEXT)
