@@ -219,7 +219,5 @@ def compiled(model: nn.Module, wanted: bool, device: torch.device) -> nn.Module:
     if device.type == "mps":
         note("compile: not on an Apple GPU, running without")
         return model
-    note("compile: the first step takes a minute or so longer")
-    # Where the compiler fails (no Triton, no Python headers …), run without it instead of stopping.
-    torch._dynamo.config.suppress_errors = True
+    note("compile: before the first step, it takes a minute or so")
     return torch.compile(model)  # type: ignore[return-value]

@@ -197,6 +197,10 @@ class World:
         return gone, silent
 
 
+ALONE = World()
+"""The only process, for which every exchange is free."""
+
+
 def replicate(model: nn.Module, world: World) -> nn.Module:
     """`model` with the first process's weights and, in backward, gradients averaged over all.
 

@@ -10,12 +10,12 @@ from typing import IO
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from smallgpt.data.reviews import IntArray
 from smallgpt.model.classifier import Classifier
 from smallgpt.runtime import Runtime
 from smallgpt.sentiment.examples import Examples
+from smallgpt.training.validation import in_evaluation
 from smallgpt.utils.errors import UserError
 
 
@@ -53,9 +53,7 @@ class FrozenStates:
 
     @torch.no_grad()
     def _fill(self, model: Classifier, examples: Examples, runtime: Runtime) -> None:
-        was_training = model.training
-        model.eval()
-        for rows in tqdm(examples.rows_in_order(64), desc="frozen blocks", leave=False, delay=1):
+        for rows in in_evaluation(model, examples.rows_in_order(64), "frozen blocks"):
             ids_RT, _ = examples.gather(rows)
             with runtime.autocast():
                 x_RTE = model.transformer.below_last_block(ids_RT.to(runtime.device))
@@ -63,7 +61,6 @@ class FrozenStates:
             for row, x_TE in zip(rows, x_RTE, strict=True):
                 start, length = self._starts[row], self._lengths[row]
                 self._states[start : start + length] = x_TE[:length]
-        model.train(was_training)
 
     def of(self, rows: IntArray) -> Tensor:
         """The states of some rows, (R, T, E); zeros where it is padded."""

@@ -11,11 +11,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from smallgpt.config import SentimentConfig
 from smallgpt.data.reviews import IntArray
-from smallgpt.distributed.world import World
+from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.classifier import Classifier, mean_by_text
 from smallgpt.model.loss import IGNORED
 from smallgpt.runtime import Runtime
@@ -23,6 +22,7 @@ from smallgpt.sentiment.examples import Examples, ReviewBatch
 from smallgpt.sentiment.frozen import FrozenStates
 from smallgpt.tokenizer.characters import Tokenizer
 from smallgpt.training.trainer import Task
+from smallgpt.training.validation import in_evaluation
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -96,7 +96,7 @@ class ReviewTask(Task):
         names: list[str],
         folder: Path,
         soft_labels: FloatArray | None = None,
-        world: World = World(),  # noqa: B008 - it is frozen
+        world: World = ALONE,
     ) -> None:
         self.config, self.runtime, self.world = config, here, world
         self.model, self.tokenizer, self.labels = model, tokenizer, names
@@ -174,31 +174,22 @@ def judge(
     batch_size: int,
     frozen: FrozenStates | None = None,
     stopped: Callable[[], bool] = lambda: False,
-    world: World = World(),  # noqa: B008 - it is frozen
+    world: World = ALONE,
 ) -> Verdicts | None:
-    """The mean logits of every review; None where `stopped()` became true.
+    """The mean logits of every review; None where a process was stopped.
 
     Args:
         batch_size: rows computed at a time, which changes nothing.
         world: the processes that take turns with the batches; all get the result of all.
     """
     logits_RC = torch.zeros(len(examples.lengths), model.score.out_features)
-    batches = examples.rows_in_order(batch_size)[world.rank :: world.size]
-    was_training, cut_short = model.training, False
-    model.eval()
-    try:
-        for rows in tqdm(batches, desc="judging", leave=False, delay=1, disable=not world.is_first):
-            if stopped():
-                cut_short = True
-                break
-            ids_RT, ends_R = (t.to(runtime.device) for t in examples.gather(rows))
-            states = frozen.of(rows).to(runtime.device) if frozen else None
-            with runtime.autocast():
-                some = model(ids_RT, ends_R, None, states)
-            logits_RC[torch.from_numpy(rows)] = some.float().cpu()
-    finally:
-        model.train(was_training)
-    if any(world.sum(cut_short)):
+    for rows in in_evaluation(model, examples.rows_in_order(batch_size), "judging", stopped, world):
+        ids_RT, ends_R = (t.to(runtime.device) for t in examples.gather(rows))
+        states = frozen.of(rows).to(runtime.device) if frozen else None
+        with runtime.autocast():
+            some = model(ids_RT, ends_R, None, states)
+        logits_RC[torch.from_numpy(rows)] = some.float().cpu()
+    if any(world.sum(stopped())):
         return None
     logits_RC = torch.tensor(world.sum(*logits_RC.flatten().tolist())).view(logits_RC.shape)
     logits_NC = mean_by_text(logits_RC, examples.text_of_row(), len(examples))

@@ -20,7 +20,7 @@ from smallgpt.config import Config, check_shares
 from smallgpt.data.corpus import Corpus, describe, in_ids_of, open_corpus, split
 from smallgpt.data.packing import Batch, PackedRows, RowOrder
 from smallgpt.distributed import launch
-from smallgpt.distributed.world import World
+from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.gpt import GPT
 from smallgpt.model.loss import CHUNK
 from smallgpt.runtime import Runtime, python_command
@@ -133,7 +133,7 @@ class DialogueTask(Task):
         tokenizer: Tokenizer,
         rows: PackedRows,
         validation_rows: PackedRows,
-        world: World = World(),  # noqa: B008 - it is frozen
+        world: World = ALONE,
     ) -> None:
         self.config, self.runtime, self.world = config, here, world
         self.model, self.tokenizer = model, tokenizer

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from smallgpt.checkpoints import checkpoint, run_folder
 from smallgpt.config import Config
 from smallgpt.distributed import launch
-from smallgpt.distributed.world import World, replicate, without_averaging
+from smallgpt.distributed.world import ALONE, World, replicate, without_averaging
 from smallgpt.model.parameters import parameter_groups
 from smallgpt.runtime import Runtime, compiled, seed_everything
 from smallgpt.tokenizer.characters import Tokenizer
@@ -105,7 +105,7 @@ class Trainer:
         config: Config,
         runtime: Runtime,
         task: Task,
-        world: World = World(),  # noqa: B008 - it is frozen
+        world: World = ALONE,
     ) -> None:
         self.config, self.runtime, self.task, self.world = config, runtime, task, world
         self.model = task.model

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from torch import nn
 from tqdm import tqdm
 
 from smallgpt.data.packing import PackedRows
-from smallgpt.distributed.world import World
+from smallgpt.distributed.world import ALONE, World
 from smallgpt.runtime import Runtime
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,29 @@ class Validation:
         )
 
 
+def in_evaluation(
+    model: nn.Module,
+    batches: Sequence[T],
+    description: str,
+    stopped: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
+) -> Iterator[T]:
+    """This process's share of the batches, with a progress bar and the model in evaluation mode.
+
+    Ends early where `stopped()` becomes true.
+    """
+    was_training = model.training
+    model.eval()
+    own = batches[world.rank :: world.size]
+    try:
+        for batch in tqdm(own, description, leave=False, delay=1, disable=not world.is_first):
+            if stopped():
+                return
+            yield batch
+    finally:
+        model.train(was_training)
+
+
 @torch.inference_mode()
 def validate(
     model: nn.Module,
@@ -57,37 +83,25 @@ def validate(
     most_batches: int,
     seed: int,
     stopped: Callable[[], bool] = lambda: False,
-    world: World = World(),  # noqa: B008 - it is frozen
+    world: World = ALONE,
 ) -> Validation | None:
     """Mean loss over a fixed sample of `rows`: the same arguments, the same rows.
 
     The processes of `world` take turns with the batches; all get the result of all.
 
     Returns:
-        the result, or None where `stopped()` became true before the end.
+        the result, or None where a process was stopped.
     """
     sample = np.random.default_rng((seed, 5)).permutation(len(rows))
     sample = np.sort(sample[: rows_per_batch * most_batches])
-    starts = range(0, len(sample), rows_per_batch)[world.rank :: world.size]
-    total, targets, cut_short = 0.0, 0, False
-    was_training = model.training
-    model.eval()
-    try:
-        for start in tqdm(
-            starts, desc="validating", leave=False, delay=1, disable=not world.is_first
-        ):
-            if stopped():
-                cut_short = True
-                break
-            batch = rows.batch(sample[start : start + rows_per_batch])
-            targets += batch.target_count()
-            batch = batch.to(runtime.device)
-            with runtime.autocast():
-                loss = model(batch.ids, batch.positions, batch.documents, None, batch.targets)
-            total += loss.item()
-    finally:
-        model.train(was_training)
-    total, all_targets, any_cut_short = world.sum(total, targets, cut_short)
-    if any_cut_short:
-        return None
-    return Validation(total / max(1, all_targets), int(all_targets))
+    batches = [sample[at : at + rows_per_batch] for at in range(0, len(sample), rows_per_batch)]
+    total, targets = 0.0, 0
+    for numbers in in_evaluation(model, batches, "validating", stopped, world):
+        batch = rows.batch(numbers)
+        targets += batch.target_count()
+        batch = batch.to(runtime.device)
+        with runtime.autocast():
+            loss = model(batch.ids, batch.positions, batch.documents, None, batch.targets)
+        total += loss.item()
+    total, all_targets, any_stopped = world.sum(total, targets, stopped())
+    return None if any_stopped else Validation(total / max(1, all_targets), int(all_targets))

@@ -443,6 +443,19 @@ def test_out_of_memory_says_what_to_lower(
         train(settings)
 
 
+def test_a_compiler_that_fails_is_said_and_the_run_goes_on_without(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, *arguments: Any) -> torch.Tensor:
+            raise RuntimeError("no headers\nat all")
+
+    straight = train(settings, dropout=0.1, checkpoint_root=str(tmp_path / "straight"))
+    monkeypatch.setattr(torch, "compile", lambda model: Broken())
+    assert_same_weights(train(settings, dropout=0.1, compile=True), straight)
+    assert "compile: it failed, running without: no headers\n" in capfd.readouterr().err
+
+
 def test_overflowing_gradients_skip_the_step_of_every_optimizer(settings: dict[str, Any]) -> None:
     class Scaler:
         """Scales by one, as if a GPU in float16: an infinite gradient is its business."""
