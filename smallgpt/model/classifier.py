@@ -41,40 +41,37 @@ class Classifier(nn.Module):
         self.score = nn.Linear(head_width(config.n_embd, pooling), classes, bias=False)
         nn.init.normal_(self.score.weight, mean=0.0, std=0.02)
 
-    def forward(self, ids_RT: Tensor, ends_R: Tensor) -> Tensor:
-        """Logits of each row, (R, C).
+    def forward(
+        self,
+        ids_RT: Tensor,
+        ends_R: Tensor,
+        targets_RT: Tensor | None = None,
+        states_RTE: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits of each row, (R, C); with targets, also the summed loss of the next tokens.
 
         Args:
-            ids_RT: token ids, a text or a piece of one a row.
-            ends_R: the position at which the verdict is read; what is behind it does not count.
+            ids_RT: token ids, a text or a part of one a row.
+            ends_R: the position at which the row is classified; what is behind it does not count.
+            targets_RT: the next ids (see loss.next_token_loss).
+            states_RTE: what `GPT.below_last_block` gave for these ids, where it is known already.
         """
-        return self.from_last_block(self.transformer.below_last_block(ids_RT), ends_R)
-
-    def from_last_block(self, x_RTE: Tensor, ends_R: Tensor) -> Tensor:
-        """Logits, (R, C), from what `GPT.below_last_block` gave: all that learns where frozen."""
-        last: Any = self.transformer.h[-1]
-        if self.with_mean:
-            return self._verdict(self.transformer.ln_f(last(x_RTE, None, None)), ends_R)
-        x_RE = last.at(x_RTE, ends_R)
-        return self.score(self.transformer.ln_f(x_RE))
-
-    def _verdict(self, x_RTE: Tensor, ends_R: Tensor) -> Tensor:
-        """Logits, (R, C), from the states of all positions behind the final norm."""
+        gpt = self.transformer
+        last: Any = gpt.h[-1]
+        x_RTE = gpt.below_last_block(ids_RT) if states_RTE is None else states_RTE
+        if targets_RT is None and not self.with_mean:
+            return self.score(gpt.ln_f(last.at(x_RTE, ends_R)))
+        x_RTE = gpt.ln_f(last(x_RTE, None, None))
         x_RE = x_RTE[torch.arange(len(x_RTE), device=x_RTE.device), ends_R]
         if self.with_mean:
-            seen_RT1 = torch.arange(x_RTE.shape[1], device=x_RTE.device) <= ends_R[:, None]
-            mean_RE = (x_RTE * seen_RT1[..., None]).sum(1) / (ends_R + 1)[:, None]
+            seen_RT = torch.arange(x_RTE.shape[1], device=x_RTE.device) <= ends_R[:, None]
+            mean_RE = (x_RTE * seen_RT[..., None]).sum(1) / (ends_R + 1)[:, None]
             x_RE = torch.cat([x_RE, mean_RE.to(x_RE.dtype)], 1)
-        return self.score(x_RE)
-
-    def with_language_model(
-        self, ids_RT: Tensor, ends_R: Tensor, targets_RT: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Logits, (R, C), and the summed loss of the next tokens (see loss.next_token_loss)."""
-        gpt = self.transformer
-        x_RTE = gpt.ln_f(gpt.h[-1](gpt.below_last_block(ids_RT), None, None))
+        logits_RC = self.score(x_RE)
+        if targets_RT is None:
+            return logits_RC
         loss = next_token_loss(x_RTE.flatten(0, 1), gpt.wte.weight, targets_RT.flatten())
-        return self._verdict(x_RTE, ends_R), loss
+        return logits_RC, loss
 
     def freeze(self) -> None:
         """Let only the last block, the final norm and the head learn."""

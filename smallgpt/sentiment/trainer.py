@@ -198,10 +198,10 @@ class ClassifierTrainer(Updater):
         with self.runtime.autocast():
             if self.frozen:
                 states = self.frozen.of(batch.rows).to(self.runtime.device)
-                logits = model.from_last_block(states, batch.ends)
+                logits = model(ids, batch.ends, states_RTE=states)
             elif weight:
                 targets = batch.targets()
-                logits, summed = model.with_language_model(ids, batch.ends, targets)
+                logits, summed = model(ids, batch.ends, targets)
             else:
                 logits = model(ids, batch.ends)
         logits = mean_by_text(logits, batch.texts, len(batch))
@@ -247,10 +247,8 @@ def judge(
                 return None
             ids_RT, ends_R = (t.to(runtime.device) for t in examples.gather(rows))
             with runtime.autocast():
-                if frozen:
-                    some = model.from_last_block(frozen.of(rows).to(runtime.device), ends_R)
-                else:
-                    some = model(ids_RT, ends_R)
+                states = frozen.of(rows).to(runtime.device) if frozen else None
+                some = model(ids_RT, ends_R, states_RTE=states)
             logits_RC[torch.from_numpy(rows)] = some.float().cpu()
     finally:
         model.train(was_training)

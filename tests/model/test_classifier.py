@@ -78,7 +78,7 @@ def test_each_review_has_the_mean_logits_of_its_rows_alone(
 def test_the_language_model_loss_is_that_of_the_characters(pooling: str) -> None:
     model, data = classifier(pooling=pooling), examples()
     batch = data.batch(range(len(TEXTS)))
-    logits, loss = model.with_language_model(batch.ids, batch.ends, batch.targets())
+    logits, loss = model(batch.ids, batch.ends, batch.targets())
     torch.testing.assert_close(logits, model(batch.ids, batch.ends), atol=1e-5, rtol=1e-4)
     expected, characters = 0.0, 0
     for text in TEXTS:
