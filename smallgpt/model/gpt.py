@@ -11,7 +11,9 @@ Shapes, used as suffixes of names:
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +24,12 @@ from smallgpt.model.loss import next_token_loss
 
 
 class KeyValueCache:
-    """Keys and values of the positions seen so far, for generation one character at a time.
+    """Keys and values of the positions read so far, for generation one id at a time.
 
     Args:
         config: the model's shape.
         rows: B, the number of rows generated side by side.
+        dtype: what attention is computed in.
     """
 
     def __init__(
@@ -36,9 +39,17 @@ class KeyValueCache:
         shape = (config.n_layer, 2, rows, config.n_head, config.block_size, width)
         memory = torch.empty(shape, device=device, dtype=dtype)
         self.keys_values = [tuple(layer) for layer in memory]
+        self.dtype = dtype
+        self.ids_BS = torch.zeros(rows, config.block_size, device=device, dtype=torch.long)
         self.length = 0
-        self.ids: Tensor | None = None
-        """The last ids seen, where the model needs them for its n-grams, (B, up to 3)."""
+        """How many positions were read; what `ids_BS` and `keys_values` hold behind is void."""
+
+    def keep_prefix(self, ids: Sequence[int]) -> int:
+        """Forget what follows the longest common prefix of the (only) row and `ids`; its length."""
+        read = self.ids_BS[0, : self.length].tolist()
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(read, ids, strict=False))
+        self.length = sum(1 for _ in same)
+        return self.length
 
     def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Append one layer's new keys and values; return all of them, (B, H, S, D) each.
@@ -262,7 +273,8 @@ class GPT(nn.Module):
         if positions_BT is None:
             positions_BT = torch.arange(past, past + T, device=ids_BT.device)
         x_BTE = self._embed(ids_BT, positions_BT, cache)
-        mask = _attention_mask(T, past, documents_BT, x_BTE)
+        dtype = x_BTE.dtype if cache is None else cache.dtype
+        mask = _attention_mask(T, past, documents_BT, x_BTE.device, dtype)
         for block in self.h:
             x_BTE = block(x_BTE, mask, cache)
         if cache is not None:
@@ -286,12 +298,13 @@ class GPT(nn.Module):
 
     def _embed(self, ids_BT: Tensor, positions_BT: Tensor, cache: KeyValueCache | None) -> Tensor:
         x_BTE = self.wte(ids_BT) + self.wpe(positions_BT)
+        before_BP = None
+        if cache is not None:
+            past = cache.length
+            cache.ids_BS[:, past : past + ids_BT.shape[1]] = ids_BT
+            before_BP = cache.ids_BS[:, max(0, past - self.config.ngram_order + 1) : past]
         if self.ngrams is not None:
-            before_BP = None if cache is None else cache.ids
             x_BTE = x_BTE + self.ngrams(ids_BT, positions_BT, before_BP)
-            if cache is not None:
-                seen = ids_BT if before_BP is None else torch.cat([before_BP, ids_BT], 1)
-                cache.ids = seen[:, -(self.config.ngram_order - 1) :]
         return self.drop(x_BTE)
 
     def parameter_count(self) -> int:
@@ -299,19 +312,19 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters()) - self.wpe.weight.numel()
 
 
-def _attention_mask(T: int, past: int, documents_BT: Tensor | None, x_BTE: Tensor) -> Tensor | None:
+def _attention_mask(
+    T: int, past: int, documents_BT: Tensor | None, device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
     """What may be attended to: an additive mask (0 or -inf), or None for plain causal attention.
 
-    Made once a forward pass in the precision attention runs in, for all layers.
+    Made once a forward pass for all layers, in `dtype` or the precision of autocast.
     """
     if documents_BT is None and (past == 0 or T == 1):
         return None
-    device = x_BTE.device
     allowed = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)
     if documents_BT is not None:
         allowed = allowed & (documents_BT[:, None, :, None] == documents_BT[:, None, None, :])
-    autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if autocast else x_BTE.dtype
-    return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(
-        ~allowed, float("-inf")
-    )
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(~allowed, float("-inf"))
