@@ -222,12 +222,12 @@ def test_threads_with_conversations_of_their_own_do_not_hear_each_other() -> Non
 
 
 def test_a_second_reply_does_not_disturb_one_that_is_not_over() -> None:
-    bot = random_bot()
-    greedy = replace(WARM, temperature=0)
-    bot = Chatbot(bot.model, bot.tokenizer, greedy)
-    expected = "".join(bot.respond(["你好"], torch.Generator())[0])
+    warm = random_bot()
+    bot = Chatbot(warm.model, warm.tokenizer, replace(WARM, temperature=0))
     talk = bot.conversation()
-    first = talk.stream("你好")
+    talk.reply("早")
+    expected = "".join(bot.respond([*talk.messages, PROMPTS[3]], torch.Generator())[0])
+    first = talk.stream(PROMPTS[3])
     begun = next(first)
     talk.reply("晚安")
     assert begun + "".join(first) == expected and len(expected) > 2
