@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -71,20 +71,8 @@ class Chatbot:
         context, left_out = prompt_ids(
             messages, self.tokenizer, self.model.config.block_size, drawn.max_new_tokens
         )
-
-        def chunks() -> Generator[str, None, None]:
-            ids, said = list[int](), ""
-            for token in generate(
-                self.model, context, drawn, {SEP, PAD}, self._banned, generator, cache
-            ):
-                ids.append(token)
-                text = self.tokenizer.decode(ids)
-                if text.endswith("\ufffd"):  # the bytes so far are no whole character
-                    continue
-                chunk, said = text[len(said) :], text
-                yield chunk
-
-        return chunks(), left_out
+        ids = generate(self.model, context, drawn, {SEP, PAD}, self._banned, generator, cache)
+        return _text_chunks(ids, self.tokenizer), left_out
 
     def conversation(self) -> Conversation:
         """A new conversation, to be used by one thread at a time."""
@@ -101,6 +89,17 @@ class Chatbot:
     def flush(self) -> None:
         """Forget that conversation."""
         self._conversation.flush()
+
+
+def _text_chunks(ids: Iterable[int], tokenizer: Tokenizer) -> Generator[str, None, None]:
+    """The text of ids, each character as soon as its bytes are whole."""
+    read, said = list[int](), ""
+    for token in ids:
+        read.append(token)
+        text = tokenizer.decode(read)
+        if not text.endswith("\ufffd"):
+            yield text[len(said) :]
+            said = text
 
 
 class Conversation:
@@ -124,10 +123,10 @@ class Conversation:
         The turn joins the conversation also where the iterator is closed early (Ctrl-C).
         """
         self._bot.await_weights()
-        self.messages.append(text)
         # Taken away while it is written, so that a second reply begun meanwhile gets its own.
         cache, self._cache = self._cache or new_cache(self._bot.model), None
         said = ""
+        self.messages.append(text)
         try:
             chunks, self.left_out = self._bot.respond(self.messages, self._generator, cache=cache)
             for chunk in chunks:

@@ -90,11 +90,7 @@ class Attention(nn.Module):
         return self.resid_dropout(self.c_proj(y_BTE))
 
     def at(self, x_BTE: Tensor, ends_B: Tensor) -> Tensor:
-        """What `forward` gives at one position of each row, (B, E): a fraction of the work.
-
-        Args:
-            ends_B: that position; what is behind it does not count.
-        """
+        """What `forward` gives at position `ends_B` of each row, (B, E): a fraction of the work."""
         B, T, E = x_BTE.shape
         weight, bias = self.c_attn.weight, self.c_attn.bias
         biases = (None, None) if bias is None else bias.split((E, 2 * E))
@@ -106,10 +102,9 @@ class Attention(nn.Module):
             for part in (q_BE, k_BTE, v_BTE)
         )
         seen = torch.arange(T, device=x_BTE.device) <= ends_B[:, None]
+        mask = seen[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
-        y_BH1D = F.scaled_dot_product_attention(
-            q_BH1D, k_BHTD, v_BHTD, seen[:, None, None, :], dropout
-        )
+        y_BH1D = F.scaled_dot_product_attention(q_BH1D, k_BHTD, v_BHTD, mask, dropout)
         return self.resid_dropout(self.c_proj(y_BH1D.reshape(B, E)))
 
 
@@ -161,7 +156,9 @@ class Block(nn.Module):
         self.ln_2 = _norm(config)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BTE: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+    def forward(
+        self, x_BTE: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
         """Run the layer, (B, T, E)."""
         x_BTE = x_BTE + self.attn(self.ln_1(x_BTE), mask, cache)
         return x_BTE + self.mlp(self.ln_2(x_BTE))
@@ -268,17 +265,12 @@ class GPT(nn.Module):
             targets_BT: the next ids; the result is then their summed loss, a scalar in nats
                 (see loss.next_token_loss).
         """
-        T = ids_BT.shape[1]
-        past = cache.length if cache is not None else 0
-        if positions_BT is None:
-            positions_BT = torch.arange(past, past + T, device=ids_BT.device)
-        x_BTE = self._embed(ids_BT, positions_BT, cache)
-        dtype = x_BTE.dtype if cache is None else cache.dtype
-        mask = _attention_mask(T, past, documents_BT, x_BTE.device, dtype)
+        x_BTE = self.embed(ids_BT, positions_BT, cache)
+        mask = _attention_mask(x_BTE, documents_BT, cache)
         for block in self.h:
             x_BTE = block(x_BTE, mask, cache)
         if cache is not None:
-            cache.length += T
+            cache.length += ids_BT.shape[1]
         x_BTE = self.ln_f(x_BTE)
         if targets_BT is not None:
             head = self.wte if self.config.tied else self.lm_head
@@ -289,19 +281,24 @@ class GPT(nn.Module):
         """What the last block is given, (B, T, E), where each row is one text."""
         x_BTE = self.embed(ids_BT)
         for block in self.h[:-1]:
-            x_BTE = block(x_BTE, None, None)
+            x_BTE = block(x_BTE)
         return x_BTE
 
-    def embed(self, ids_BT: Tensor) -> Tensor:
-        """What the first block is given, (B, T, E), where each row is one text."""
-        return self._embed(ids_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device), None)
-
-    def _embed(self, ids_BT: Tensor, positions_BT: Tensor, cache: KeyValueCache | None) -> Tensor:
+    def embed(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """What the first block is given, (B, T, E); arguments as those of `forward`."""
+        T = ids_BT.shape[1]
+        past = 0 if cache is None else cache.length
+        if positions_BT is None:
+            positions_BT = torch.arange(past, past + T, device=ids_BT.device)
         x_BTE = self.wte(ids_BT) + self.wpe(positions_BT)
         before_BP = None
         if cache is not None:
-            past = cache.length
-            cache.ids_BS[:, past : past + ids_BT.shape[1]] = ids_BT
+            cache.ids_BS[:, past : past + T] = ids_BT
             before_BP = cache.ids_BS[:, max(0, past - self.config.ngram_order + 1) : past]
         if self.ngrams is not None:
             x_BTE = x_BTE + self.ngrams(ids_BT, positions_BT, before_BP)
@@ -313,12 +310,14 @@ class GPT(nn.Module):
 
 
 def _attention_mask(
-    T: int, past: int, documents_BT: Tensor | None, device: torch.device, dtype: torch.dtype
+    x_BTE: Tensor, documents_BT: Tensor | None, cache: KeyValueCache | None
 ) -> Tensor | None:
     """What may be attended to: an additive mask (0 or -inf), or None for plain causal attention.
 
-    Made once a forward pass for all layers, in `dtype` or the precision of autocast.
+    Made once a forward pass for all layers, in the precision that attention is computed in.
     """
+    T, device = x_BTE.shape[1], x_BTE.device
+    past, dtype = (0, x_BTE.dtype) if cache is None else (cache.length, cache.dtype)
     if documents_BT is None and (past == 0 or T == 1):
         return None
     allowed = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)
