@@ -3,8 +3,8 @@
 import smallgpt
 bot = smallgpt.load("checkpoints/demo/cpt1200")
 bot.reply("早上好呀")
-for piece in bot.stream("昨晚睡得好吗？"):
-    print(piece, end="", flush=True)
+for chunk in bot.stream("昨晚睡得好吗？"):
+    print(chunk, end="", flush=True)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def load(path: str | Path, *arguments: Any, **settings: Any) -> Any:
     """Open a checkpoint directory: a Chatbot, or a Predictor where it holds a classifier.
 
     Args:
-        arguments, settings: see smallgpt.chatbot.load and smallgpt.sentiment.predictor.load.
+        arguments, settings: see smallgpt.chat.chatbot.load and smallgpt.sentiment.predictor.load.
 
     Raises:
         UserError: there is no usable checkpoint at `path`.

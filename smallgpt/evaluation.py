@@ -9,15 +9,13 @@ import torch
 from tqdm import tqdm
 
 from smallgpt import runtime
-from smallgpt.chat.chatbot import Chatbot
-from smallgpt.checkpoints import checkpoint, huggingface, run_folder
+from smallgpt.chat import chatbot
+from smallgpt.checkpoints import checkpoint, run_folder
 from smallgpt.config import Config, SentimentConfig
 from smallgpt.data.corpus import in_ids_of, open_corpus
 from smallgpt.data.packing import PackedRows
 from smallgpt.demo import smalltalk
 from smallgpt.demo.judge import Score, judge_all
-from smallgpt.model import inference
-from smallgpt.model.gpt import GPT
 from smallgpt.training.validation import validate
 
 
@@ -29,13 +27,13 @@ def on_text(path: Path, files: list[Path], device: str = "auto", dtype: str | No
     Args:
         dtype: measure the model as chat runs it in this precision; by default as training does.
     """
-    stored = checkpoint.load(path)
+    stored = checkpoint.load(path, verify_weights=dtype is None)
     config = stored.config
     here = runtime.start(Config(device=device))
     if dtype is None:
         model = stored.model().to(here.device)
     else:
-        model = _model_as_in_chat(stored, here.device, dtype)
+        model = chatbot.load(path, device=here.device, dtype=dtype).model
         here = runtime.Runtime(here.device, torch.float32, "the weights have the precision")
     corpus, id_map = in_ids_of(open_corpus(files), stored.tokenizer)
     rows = PackedRows(corpus, np.arange(len(corpus)), config.block_size, config.seed, id_map)
@@ -47,28 +45,17 @@ def on_smalltalk(
     path: Path, dialogues: int, seed: int, device: str = "auto", dtype: str | None = None
 ) -> str:
     """Play held-out small talk; the share of fitting replies, by situation and in all."""
-    stored = checkpoint.load(path)
-    model = _model_as_in_chat(stored, runtime.choose_device(device), dtype or "float32")
+    bot = chatbot.load(path, device=runtime.choose_device(device), dtype=dtype or "float32")
     plays = smalltalk.held_out(dialogues, seed)
     with tqdm(total=sum(len(p.user_turns) for p in plays), unit="reply", leave=False) as bar:
 
         def respond(history: list[str]) -> str:
             bar.update()
-            bot = Chatbot(model, stored.tokenizer, stored.config, seed)
-            for utterance in history[:-1]:
-                bot.conversation.add(utterance)
-            return bot.reply(history[-1])
+            chunks, _ = bot.respond(history, torch.Generator().manual_seed(seed))
+            return "".join(chunks)
 
         score = judge_all(plays, respond)
     return _table(score)
-
-
-def _model_as_in_chat(stored: checkpoint.Checkpoint, device: torch.device, dtype: str) -> GPT:
-    model = huggingface.hollow_model(stored.config).eval()
-    precision = runtime.choose_precision(dtype, device, model.parameter_count())
-    return inference.load_inference_weights(
-        model, stored.weights, precision.dtype, precision.int8, device
-    )
 
 
 def _table(score: Score) -> str:

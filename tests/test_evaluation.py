@@ -12,9 +12,10 @@ import torch
 from smallgpt import evaluation
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import checkpoint
+from smallgpt.config import Config
 from smallgpt.demo import smalltalk
 from smallgpt.utils.errors import UserError
-from tests.helpers.models import DIALOGUES
+from tests.helpers.models import DIALOGUES, random_model, vocabulary
 
 
 def plain_loss(path: Path, dialogues: list[str]) -> tuple[float, int]:
@@ -51,6 +52,19 @@ def test_loss_on_a_text(trained: Path, tmp_path: Path, text: str) -> None:
     assert int(figures[4]) == targets
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_loss_in_the_precision_of_chat(tmp_path: Path, tied: bool) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(DIALOGUES, encoding="utf-8")
+    model = random_model(tied=tied)
+    assert isinstance(model.config, Config)
+    path = checkpoint.save(tmp_path, 1, model.config, vocabulary(), model.state_dict(), {}, {})
+    expected, _ = plain_loss(path, DIALOGUES.strip().split("\n\n"))
+    for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 0.02), ("int8", 0.02)):
+        said = evaluation.on_text(path, [file], "cpu", dtype)
+        assert float(said.split()[2].rstrip(",")) == pytest.approx(expected, rel=tolerance), dtype
+
+
 def test_several_texts_are_one(trained: Path, tmp_path: Path) -> None:
     first, second, both = (tmp_path / name for name in ("1.txt", "2.txt", "both.txt"))
     parts = DIALOGUES.split("\n\n")
@@ -76,8 +90,7 @@ def test_a_bot_that_knows_the_answers_gets_full_marks(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The conversation so far reaches the bot: with it, the right reply can be looked up."""
-    plays = smalltalk.held_out(4, 7)
-    answers = {}
+    plays, answers = smalltalk.held_out(4, 7), {}
     for play in plays:
         said: list[str] = []
         for user, bot in zip(play.user_turns, play.reference, strict=True):
@@ -85,15 +98,10 @@ def test_a_bot_that_knows_the_answers_gets_full_marks(
             answers[tuple(said)] = bot
             said += [bot]
 
-    def reply(bot: Chatbot, text: str) -> str:
-        encode = bot.conversation.tokenizer.encode
-        for said, answer in answers.items():
-            turns = [encode(line + "\n") for line in said[:-1]]
-            if said[-1] == text and turns == bot.conversation._turns:
-                return answer
-        return "?"
+    def respond(bot: Chatbot, messages: list[str], generator: object) -> tuple[list[str], int]:
+        return [answers[tuple(messages)]], 0
 
-    monkeypatch.setattr(Chatbot, "reply", reply)
+    monkeypatch.setattr(Chatbot, "respond", respond)
     assert evaluation.on_smalltalk(trained, 4, 7, "cpu").endswith("100.0 %  fitting in all")
 
 

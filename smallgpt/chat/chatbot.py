@@ -1,25 +1,25 @@
-"""A trained model you talk to: checkpoint + generation + conversation."""
+"""A trained model to talk with: checkpoint + prompt + generation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from smallgpt.chat.conversation import Conversation
+from smallgpt.chat.prompt import prompt_ids
 from smallgpt.checkpoints import checkpoint, huggingface
 from smallgpt.config import SamplingConfig
 from smallgpt.model import inference
-from smallgpt.model.generate import generate
-from smallgpt.model.gpt import GPT
+from smallgpt.model.generate import generate, new_cache
+from smallgpt.model.gpt import GPT, KeyValueCache
 from smallgpt.runtime import choose_precision
 from smallgpt.tokenizer.characters import PAD, SEP, Tokenizer
 from smallgpt.utils import background
 
 
 class Chatbot:
-    """Replies to what is said, with what was said before in mind.
+    """Replies to messages. Several threads may use one, each with conversations of its own.
 
     Args:
         model: in evaluation mode.
@@ -38,45 +38,107 @@ class Chatbot:
         await_weights: Callable[[], object] = lambda: None,
     ) -> None:
         self.model = model
+        self.tokenizer = tokenizer
         self.sampling = sampling
-        self.conversation = Conversation(tokenizer, model.config.block_size)
-        self.left_out = 0
-        """Characters of the last prompt that did not fit the context."""
-        self._tokenizer = tokenizer
-        self._await_weights = await_weights
-        self._generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
+        self.await_weights = await_weights
         unused = range(len(tokenizer), model.config.vocab_size)
         self._banned = [*tokenizer.unspeakable(), *unused]
+        self._conversation = self.conversation()
+
+    def respond(
+        self,
+        messages: Sequence[str],
+        generator: torch.Generator,
+        sampling: SamplingConfig | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Generator[str, None, None], int]:
+        """Reply to a conversation, of which the chatbot keeps nothing.
+
+        Args:
+            messages: at least one, the speakers taking turns; the last is replied to.
+            generator: on the CPU; the same state and messages give the same reply.
+            sampling: by default the chatbot's own.
+            cache: of `generate.new_cache`; the part of the messages it has read is not read again.
+                It must not be used elsewhere until the chunks have ended.
+
+        Returns:
+            chunks of the reply, drawn as they are asked for; and how many characters at the
+            beginning of the last message did not fit the context.
+        """
+        self.await_weights()
+        drawn = sampling or self.sampling
+        context, left_out = prompt_ids(
+            messages, self.tokenizer, self.model.config.block_size, drawn.max_new_tokens
+        )
+        ids = generate(self.model, context, drawn, {SEP, PAD}, self._banned, generator, cache)
+        return _text_chunks(ids, self.tokenizer), left_out
+
+    def conversation(self) -> Conversation:
+        """A new conversation, to be used by one thread at a time."""
+        return Conversation(self, self.seed)
+
+    def reply(self, text: str) -> str:
+        """The whole reply in a conversation that the chatbot keeps for its user."""
+        return self._conversation.reply(text)
+
+    def stream(self, text: str) -> Generator[str, None, None]:
+        """The same, chunk by chunk (see Conversation.stream)."""
+        return self._conversation.stream(text)
+
+    def flush(self) -> None:
+        """Forget that conversation."""
+        self._conversation.flush()
+
+
+def _text_chunks(ids: Iterable[int], tokenizer: Tokenizer) -> Generator[str, None, None]:
+    """The text of ids, each character as soon as its bytes are whole."""
+    read, said = list[int](), ""
+    for token in ids:
+        read.append(token)
+        text = tokenizer.decode(read)
+        if not text.endswith("\ufffd"):
+            yield text[len(said) :]
+            said = text
+
+
+class Conversation:
+    """What the user and the chatbot have said so far: `messages`, the user's first."""
+
+    def __init__(self, bot: Chatbot, seed: int) -> None:
+        self.messages: list[str] = []
+        self.left_out = 0
+        """Characters of the last prompt that did not fit the context."""
+        self._bot = bot
+        self._generator = torch.Generator().manual_seed(seed)
+        self._cache: KeyValueCache | None = None
 
     def reply(self, text: str) -> str:
         """The whole reply; it and `text` join the conversation."""
         return "".join(self.stream(text))
 
     def stream(self, text: str) -> Generator[str, None, None]:
-        """The reply, character by character.
+        """The reply, chunk by chunk.
 
         The turn joins the conversation also where the iterator is closed early (Ctrl-C).
         """
-        self._await_weights()
-        self.conversation.add(text)
-        said, ids = "", list[int]()
+        self._bot.await_weights()
+        # Taken away while it is written, so that a second reply begun meanwhile gets its own.
+        cache, self._cache = self._cache or new_cache(self._bot.model), None
+        said = ""
+        self.messages.append(text)
         try:
-            context, self.left_out = self.conversation.context(self.sampling.max_new_tokens)
-            for token in generate(
-                self.model, context, self.sampling, {SEP, PAD}, self._banned, self._generator
-            ):
-                ids.append(token)
-                text = self._tokenizer.decode(ids)
-                if text.endswith("\ufffd"):  # the bytes so far are no whole character
-                    continue
-                more, said = text[len(said) :], text
-                yield more
+            chunks, self.left_out = self._bot.respond(self.messages, self._generator, cache=cache)
+            for chunk in chunks:
+                said += chunk
+                yield chunk
         finally:
-            self.conversation.add(said)
+            self.messages.append(said)
+            self._cache = cache
 
     def flush(self) -> None:
-        """Forget the conversation."""
-        self.conversation.flush()
+        """Forget everything that was said."""
+        self.messages.clear()
 
 
 def load(

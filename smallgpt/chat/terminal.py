@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-from smallgpt.chat.chatbot import Chatbot
+from smallgpt.chat.chatbot import Chatbot, Conversation
 from smallgpt.tokenizer.characters import as_utterance
 from smallgpt.utils.errors import note
 
@@ -24,6 +24,7 @@ Ctrl-C stops a reply; at the prompt it clears the line."""
 
 def chat(bot: Chatbot) -> None:
     """Talk until `exit` or the end of input."""
+    conversation = bot.conversation()
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     lines = _typed_lines() if on_terminal else _piped_lines()
     if on_terminal:
@@ -33,22 +34,22 @@ def chat(bot: Chatbot) -> None:
         if prompt == "exit":
             break
         if prompt == "flush":
-            bot.flush()
+            conversation.flush()
             note("(conversation forgotten)")
         elif prompt == "/help":
             note(HELP)
         elif not prompt:
             note("(nothing typed; /help explains)")
         else:
-            _answer(bot, prompt, on_terminal)
+            _answer(conversation, prompt, on_terminal)
 
 
-def _answer(bot: Chatbot, prompt: str, on_terminal: bool) -> None:
+def _answer(conversation: Conversation, prompt: str, on_terminal: bool) -> None:
     """Print the reply as it comes. On a terminal Ctrl-C ends the reply, else the program."""
-    reply = bot.stream(prompt)
+    reply = conversation.stream(prompt)
     try:
-        for character in reply:
-            sys.stdout.write(character)
+        for chunk in reply:
+            sys.stdout.write(chunk)
             sys.stdout.flush()
     except KeyboardInterrupt:
         reply.close()
@@ -56,8 +57,8 @@ def _answer(bot: Chatbot, prompt: str, on_terminal: bool) -> None:
             raise
     sys.stdout.write("\n")
     sys.stdout.flush()
-    if bot.left_out:
-        note(f"(too long for the model: the first {bot.left_out:,} characters were left out)")
+    if left_out := conversation.left_out:
+        note(f"(too long for the model: the first {left_out:,} characters were left out)")
 
 
 def _piped_lines() -> Iterator[str]:

@@ -61,7 +61,7 @@ class Classifier(nn.Module):
         x_RTE = gpt.below_last_block(ids_RT) if states_RTE is None else states_RTE
         if targets_RT is None and not self.with_mean:
             return self.score(gpt.ln_f(last.at(x_RTE, ends_R)))
-        x_RTE = gpt.ln_f(last(x_RTE, None, None))
+        x_RTE = gpt.ln_f(last(x_RTE))
         x_RE = x_RTE[torch.arange(len(x_RTE), device=x_RTE.device), ends_R]
         if self.with_mean:
             seen_RT = torch.arange(x_RTE.shape[1], device=x_RTE.device) <= ends_R[:, None]

@@ -11,6 +11,14 @@ from smallgpt.config import SamplingConfig
 from smallgpt.model.gpt import GPT, KeyValueCache
 
 
+def new_cache(model: GPT) -> KeyValueCache:
+    """An empty cache for one conversation with `model`, which has its weights."""
+    weight = model.wte.weight
+    # A CPU is quicker at attention in float32, in which it need not copy keys and values.
+    dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
+    return KeyValueCache(model.config, 1, weight.device, dtype)
+
+
 @torch.inference_mode()
 def generate(
     model: GPT,
@@ -19,6 +27,7 @@ def generate(
     stop: Collection[int],
     banned: Collection[int],
     generator: torch.Generator,
+    cache: KeyValueCache | None = None,
 ) -> Iterator[int]:
     """Continue `context`, one id at a time, until an id in `stop`, which is not yielded.
 
@@ -30,11 +39,10 @@ def generate(
         context: ids, 1 to block_size - 1 of them.
         banned: ids never drawn.
         generator: on the CPU; the same state gives the same ids.
+        cache: of `new_cache`; as far as it has read the beginning of `context`, that is not read
+            again. It must not be used elsewhere until the iterator has ended.
     """
-    device = model.wte.weight.device
-    # A CPU is quicker at attention in float32, in which it need not copy keys and values.
-    dtype = torch.float32 if device.type == "cpu" else model.wte.weight.dtype
-    cache = KeyValueCache(model.config, 1, device, dtype)
+    cache = cache or new_cache(model)
     never = torch.zeros(model.config.vocab_size, dtype=torch.bool)
     never[list(banned)] = True
     not_first = never.clone()
@@ -42,13 +50,11 @@ def generate(
     if not_first.all():
         return  # a vocabulary with nothing to say
     reply: list[int] = []
-    positions_BT = torch.arange(model.config.block_size, device=device)[None]
-    new = list(context)
+    new = list(context[cache.keep_prefix(context[:-1]) :])
     room = model.config.block_size - len(context)
     for _ in range(min(sampling.max_new_tokens, room)):
-        here_BT = positions_BT[:, cache.length : cache.length + len(new)]
-        logits_1TV = model(torch.tensor([new], device=device), here_BT, cache=cache)
-        logits_V = logits_1TV[0, -1].cpu().double()
+        new_1T = torch.tensor([new], device=cache.ids_BS.device)
+        logits_V = model(new_1T, cache=cache)[0, -1].cpu().double()
         logits_V = logits_V.masked_fill(never if reply else not_first, float("-inf"))
         token = draw(logits_V, reply, sampling, generator)
         if token in stop:

@@ -11,7 +11,9 @@ Shapes, used as suffixes of names:
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +24,12 @@ from smallgpt.model.loss import next_token_loss
 
 
 class KeyValueCache:
-    """Keys and values of the positions seen so far, for generation one character at a time.
+    """Keys and values of the positions read so far, for generation one id at a time.
 
     Args:
         config: the model's shape.
         rows: B, the number of rows generated side by side.
+        dtype: what attention is computed in.
     """
 
     def __init__(
@@ -36,9 +39,17 @@ class KeyValueCache:
         shape = (config.n_layer, 2, rows, config.n_head, config.block_size, width)
         memory = torch.empty(shape, device=device, dtype=dtype)
         self.keys_values = [tuple(layer) for layer in memory]
+        self.dtype = dtype
+        self.ids_BS = torch.zeros(rows, config.block_size, device=device, dtype=torch.long)
         self.length = 0
-        self.ids: Tensor | None = None
-        """The last ids seen, where the model needs them for its n-grams, (B, up to 3)."""
+        """How many positions were read; what `ids_BS` and `keys_values` hold behind is void."""
+
+    def keep_prefix(self, ids: Sequence[int]) -> int:
+        """Forget what follows the longest common prefix of the (only) row and `ids`; its length."""
+        read = self.ids_BS[0, : self.length].tolist()
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(read, ids, strict=False))
+        self.length = sum(1 for _ in same)
+        return self.length
 
     def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Append one layer's new keys and values; return all of them, (B, H, S, D) each.
@@ -79,11 +90,7 @@ class Attention(nn.Module):
         return self.resid_dropout(self.c_proj(y_BTE))
 
     def at(self, x_BTE: Tensor, ends_B: Tensor) -> Tensor:
-        """What `forward` gives at one position of each row, (B, E): a fraction of the work.
-
-        Args:
-            ends_B: that position; what is behind it does not count.
-        """
+        """What `forward` gives at position `ends_B` of each row, (B, E): a fraction of the work."""
         B, T, E = x_BTE.shape
         weight, bias = self.c_attn.weight, self.c_attn.bias
         biases = (None, None) if bias is None else bias.split((E, 2 * E))
@@ -95,10 +102,9 @@ class Attention(nn.Module):
             for part in (q_BE, k_BTE, v_BTE)
         )
         seen = torch.arange(T, device=x_BTE.device) <= ends_B[:, None]
+        mask = seen[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
-        y_BH1D = F.scaled_dot_product_attention(
-            q_BH1D, k_BHTD, v_BHTD, seen[:, None, None, :], dropout
-        )
+        y_BH1D = F.scaled_dot_product_attention(q_BH1D, k_BHTD, v_BHTD, mask, dropout)
         return self.resid_dropout(self.c_proj(y_BH1D.reshape(B, E)))
 
 
@@ -150,7 +156,9 @@ class Block(nn.Module):
         self.ln_2 = _norm(config)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BTE: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+    def forward(
+        self, x_BTE: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
         """Run the layer, (B, T, E)."""
         x_BTE = x_BTE + self.attn(self.ln_1(x_BTE), mask, cache)
         return x_BTE + self.mlp(self.ln_2(x_BTE))
@@ -257,16 +265,12 @@ class GPT(nn.Module):
             targets_BT: the next ids; the result is then their summed loss, a scalar in nats
                 (see loss.next_token_loss).
         """
-        T = ids_BT.shape[1]
-        past = cache.length if cache is not None else 0
-        if positions_BT is None:
-            positions_BT = torch.arange(past, past + T, device=ids_BT.device)
-        x_BTE = self._embed(ids_BT, positions_BT, cache)
-        mask = _attention_mask(T, past, documents_BT, x_BTE)
+        x_BTE = self.embed(ids_BT, positions_BT, cache)
+        mask = _attention_mask(x_BTE, documents_BT, cache)
         for block in self.h:
             x_BTE = block(x_BTE, mask, cache)
         if cache is not None:
-            cache.length += T
+            cache.length += ids_BT.shape[1]
         x_BTE = self.ln_f(x_BTE)
         if targets_BT is not None:
             head = self.wte if self.config.tied else self.lm_head
@@ -277,21 +281,27 @@ class GPT(nn.Module):
         """What the last block is given, (B, T, E), where each row is one text."""
         x_BTE = self.embed(ids_BT)
         for block in self.h[:-1]:
-            x_BTE = block(x_BTE, None, None)
+            x_BTE = block(x_BTE)
         return x_BTE
 
-    def embed(self, ids_BT: Tensor) -> Tensor:
-        """What the first block is given, (B, T, E), where each row is one text."""
-        return self._embed(ids_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device), None)
-
-    def _embed(self, ids_BT: Tensor, positions_BT: Tensor, cache: KeyValueCache | None) -> Tensor:
+    def embed(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """What the first block is given, (B, T, E); arguments as those of `forward`."""
+        T = ids_BT.shape[1]
+        past = 0 if cache is None else cache.length
+        if positions_BT is None:
+            positions_BT = torch.arange(past, past + T, device=ids_BT.device)
         x_BTE = self.wte(ids_BT) + self.wpe(positions_BT)
+        before_BP = None
+        if cache is not None:
+            cache.ids_BS[:, past : past + T] = ids_BT
+            before_BP = cache.ids_BS[:, max(0, past - self.config.ngram_order + 1) : past]
         if self.ngrams is not None:
-            before_BP = None if cache is None else cache.ids
             x_BTE = x_BTE + self.ngrams(ids_BT, positions_BT, before_BP)
-            if cache is not None:
-                seen = ids_BT if before_BP is None else torch.cat([before_BP, ids_BT], 1)
-                cache.ids = seen[:, -(self.config.ngram_order - 1) :]
         return self.drop(x_BTE)
 
     def parameter_count(self) -> int:
@@ -299,19 +309,21 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters()) - self.wpe.weight.numel()
 
 
-def _attention_mask(T: int, past: int, documents_BT: Tensor | None, x_BTE: Tensor) -> Tensor | None:
+def _attention_mask(
+    x_BTE: Tensor, documents_BT: Tensor | None, cache: KeyValueCache | None
+) -> Tensor | None:
     """What may be attended to: an additive mask (0 or -inf), or None for plain causal attention.
 
-    Made once a forward pass in the precision attention runs in, for all layers.
+    Made once a forward pass for all layers, in the precision that attention is computed in.
     """
+    T, device = x_BTE.shape[1], x_BTE.device
+    past, dtype = (0, x_BTE.dtype) if cache is None else (cache.length, cache.dtype)
     if documents_BT is None and (past == 0 or T == 1):
         return None
-    device = x_BTE.device
     allowed = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)
     if documents_BT is not None:
         allowed = allowed & (documents_BT[:, None, :, None] == documents_BT[:, None, None, :])
-    autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if autocast else x_BTE.dtype
-    return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(
-        ~allowed, float("-inf")
-    )
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(~allowed, float("-inf"))

@@ -1,6 +1,6 @@
-"""Weights for talking: a model's matrices in the form that is quickest to read.
+"""Inference weights: a model's matrices in the form that is quickest to read.
 
-A character takes little more than reading every weight once, so what counts is how many bytes
+Each new id takes little more than reading every weight once, so what counts is how many bytes
 they have and how near to the speed of memory they are read (docs/log.md).
 """
 
@@ -30,7 +30,7 @@ def load_inference_weights(
 ) -> GPT:
     """Give `model` these weights, ready for generation, and return it.
 
-    Its `nn.Linear` modules are replaced where others are quicker. The output head stays one with
+    Its `nn.Linear` modules are replaced where others are quicker. A tied output head stays one with
     the embedding, and so out of int8: it is 3 % of the large model's weights.
 
     Args:
@@ -83,6 +83,11 @@ class PackedLinear(nn.Module):
         self.bias = bias
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
 
+    @property
+    def weight(self) -> Tensor:
+        """The matrix, (out, in), unpacked."""
+        return self.packed.to_dense()
+
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
@@ -105,6 +110,11 @@ class Int8Linear(nn.Module):
         self.integers = integers.to(torch.int8).contiguous()
         # For other widths torch's kernel reads beyond the rows, and computes nonsense.
         self.has_kernel = _ON_X86 and weight.device.type == "cpu" and weight.shape[1] % 32 == 0
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix that the integers stand for, (out, in), float32."""
+        return self.integers.float() * self.scale.float()[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, in) to (B, T, out)."""

@@ -19,7 +19,8 @@ def next_token_loss(x_NE: Tensor, weight_VE: Tensor, targets_N: Tensor) -> Tenso
 
     The gradient is computed along with the loss, chunk by chunk, while a chunk's logits are at
     hand ("Cut Your Losses in Large-Vocabulary Language Models", arXiv:2411.09009, has the idea):
-    logits and their gradient, the largest tensors of a step, are never kept.
+    logits and their gradient, the largest tensors of a step, are never kept. Where gradients are
+    off, or nothing needs them, only the loss is computed.
 
     Args:
         x_NE: output of the last norm.
@@ -31,8 +32,10 @@ def next_token_loss(x_NE: Tensor, weight_VE: Tensor, targets_N: Tensor) -> Tenso
     """
     kind = x_NE.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NE.dtype
+    # Inside the function gradients are always off.
+    with_gradient = torch.is_grad_enabled() and (x_NE.requires_grad or weight_VE.requires_grad)
     loss: Tensor = _NextTokenLoss.apply(  # type: ignore[no-untyped-call]
-        x_NE, weight_VE, targets_N, dtype
+        x_NE, weight_VE, targets_N, dtype, with_gradient
     )
     return loss
 
@@ -40,9 +43,13 @@ def next_token_loss(x_NE: Tensor, weight_VE: Tensor, targets_N: Tensor) -> Tenso
 class _NextTokenLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, dtype: torch.dtype
+        ctx: Any,
+        x_NE: Tensor,
+        weight_VE: Tensor,
+        targets_N: Tensor,
+        dtype: torch.dtype,
+        with_gradient: bool,
     ) -> Tensor:
-        with_gradient = any(ctx.needs_input_grad)
         weight = weight_VE.to(dtype)
         loss = torch.zeros((), device=x_NE.device)
         dx_NE = torch.empty_like(x_NE, dtype=dtype) if with_gradient else None
@@ -67,7 +74,7 @@ class _NextTokenLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         dx_NE, dweight_VE = ctx.saved_tensors
         (scale,) = gradients
-        return (dx_NE * scale).to(ctx.dtype), dweight_VE * scale, None, None
+        return (dx_NE * scale).to(ctx.dtype), dweight_VE * scale, None, None, None

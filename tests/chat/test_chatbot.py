@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +17,11 @@ from hypothesis import strategies as st
 
 import smallgpt
 from smallgpt.chat.chatbot import Chatbot
+from smallgpt.checkpoints.huggingface import hollow_model
 from smallgpt.config import SamplingConfig
+from smallgpt.model.generate import generate, new_cache
+from smallgpt.model.inference import load_inference_weights
+from smallgpt.runtime import choose_precision
 from tests.helpers.models import TINY, ScriptedBot, random_model, vocabulary
 from tests.helpers.processes import Run
 
@@ -94,20 +103,134 @@ def test_control_c_in_the_model_keeps_the_speakers_in_turn(
 
 def test_long_talk_forgets_the_oldest_turns() -> None:
     bot = ScriptedBot(["好" * 8])
+    talk = bot.conversation()
     for _ in range(5):
-        bot.reply("你" * 7)
-        assert bot.left_out == 0
+        talk.reply("你" * 7)
+        assert talk.left_out == 0
     turn, answer = "你" * 7 + "\n", "好" * 8 + "\n"
     assert bot.heard() == [turn, *[s + turn for s in ["", answer][1:] * 4]]
+    assert talk.messages == ["你" * 7, "好" * 8] * 5
 
 
 def test_the_end_of_a_prompt_that_is_too_long_is_what_counts() -> None:
     bot = ScriptedBot(["好"])
-    bot.reply("早" * 99_990 + "晚安你好" * 5)
+    talk = bot.conversation()
+    talk.reply("早" * 99_990 + "晚安你好" * 5)
     assert bot.heard() == ["早" + "晚安你好" * 5 + "\n"]  # 22 ids; 10 are kept for the reply
-    assert bot.left_out == 99_989
-    bot.reply("早")
-    assert bot.left_out == 0
+    assert talk.left_out == 99_989
+    talk.reply("早")
+    assert talk.left_out == 0
+
+
+# the core: many conversations with one chatbot, and what they have read
+
+WARM = replace(TINY, temperature=1.0, top_p=1.0, max_new_tokens=10)
+PROMPTS = ["你好", "是的吗", "", "今早上好呀不错，你是我", "晚安", "天" * 40, "我", "气 a"]
+NGRAMS: dict[str, Any] = {"ngram_order": 4, "ngram_rows": 97, "ngram_embd": 8}
+
+
+def random_bot(dtype: str = "float32", **changes: Any) -> Chatbot:
+    """Its head is not tied, so that it ends some replies by itself."""
+    model = random_model(tied=False, block_size=48, **changes)
+    precision = choose_precision(dtype, torch.device("cpu"), 0)
+    hollow = hollow_model(model.config).eval()
+    ready = load_inference_weights(
+        hollow, model.state_dict(), precision.dtype, precision.int8, torch.device("cpu")
+    )
+    return Chatbot(ready, vocabulary(), WARM, seed=3)
+
+
+def talk_without_cache(bot: Chatbot, prompts: list[str], stop_after: int = 99) -> list[str]:
+    """All that is said; of every third reply only the first chunks are taken."""
+    messages, generator = list[str](), torch.Generator().manual_seed(bot.seed)
+    for number, prompt in enumerate(prompts):
+        chunks, _ = bot.respond([*messages, prompt], generator)
+        said = "".join(itertools.islice(chunks, stop_after if number % 3 == 1 else None))
+        messages += [prompt, said]
+    return messages
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 99])
+@pytest.mark.parametrize("changes", [{}, NGRAMS], ids=["plain", "n-grams"])
+def test_a_conversation_that_remembers_what_it_read_says_the_same(
+    changes: dict[str, Any], stop_after: int
+) -> None:
+    bot = random_bot(**changes)
+    talk = bot.conversation()
+    for number, prompt in enumerate(PROMPTS * 2):
+        stream = talk.stream(prompt)
+        for _ in itertools.islice(stream, stop_after if number % 3 == 1 else None):
+            pass
+        stream.close()
+    assert talk.messages == talk_without_cache(bot, PROMPTS * 2, stop_after)
+    assert len({len(said) for said in talk.messages[1::2]}) > 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_prompt_is_read_behind_what_was_read_before(dtype: str) -> None:
+    """The logits that the reply begins with are those of the whole context."""
+    bot = random_bot(dtype, **NGRAMS)
+    cache, ids = new_cache(bot.model), torch.randint(8, 28, (40,)).tolist()
+    for length in (10, 25, 18, 40):  # also back to something shorter
+        list(generate(bot.model, ids[:length], WARM, (), (), torch.Generator(), cache))
+        context = [*ids[: length - 2], 5, 6, 7]
+        cache.keep_prefix(context)
+        assert cache.length == length - 2
+        with torch.inference_mode():
+            ours = bot.model(torch.tensor([context[length - 2 :]]), cache=cache)[0, -1].float()
+            expected = bot.model(torch.tensor([context]))[0, -1].float()
+        tolerance = 1e-4 if dtype == "float32" else 0.03 * expected.std().item() + 0.05
+        assert (ours - expected).abs().max() <= tolerance
+
+
+def test_only_what_is_new_is_read() -> None:
+    bot = ScriptedBot(["你好", "好的" * 4])
+    talk = bot.conversation()
+    talk.reply("早上好")
+    assert bot.script.read == 4 + 2  # the prompt; then 你 and 好
+    talk.reply("晚安")
+    # What was drawn last, <sep>, and the new message; then the reply.
+    assert bot.script.read - 6 == 1 + 3 + 8 - 1 + 1
+    before = bot.script.read
+    talk.reply("天" * 12)  # now the first turns drop out: all is read again
+    assert bot.script.read - before == len(bot.script.contexts[-1]) + 2
+
+
+def test_threads_with_conversations_of_their_own_do_not_hear_each_other() -> None:
+    bot = random_bot(**NGRAMS)
+    talks = [[prompt * (1 + n % 2) for prompt in PROMPTS[n:] + PROMPTS[:n]] for n in range(6)]
+    expected = [talk_without_cache(bot, prompts) for prompts in talks]
+    begin = threading.Barrier(len(talks))
+
+    def one(prompts: list[str]) -> list[str]:
+        talk = bot.conversation()
+        begin.wait()
+        for prompt in prompts:
+            for _ in talk.stream(prompt):
+                time.sleep(0)  # let the others go on
+        return talk.messages
+
+    with ThreadPoolExecutor(len(talks)) as pool:
+        assert list(pool.map(one, talks)) == expected
+    # And in one thread, chunk by chunk.
+    both = [bot.conversation() for _ in talks]
+    for prompts in zip(*talks, strict=True):
+        streams = [talk.stream(prompt) for talk, prompt in zip(both, prompts, strict=True)]
+        for _ in itertools.zip_longest(*streams):
+            pass
+    assert [talk.messages for talk in both] == expected
+
+
+def test_a_second_reply_does_not_disturb_one_that_is_not_over() -> None:
+    warm = random_bot()
+    bot = Chatbot(warm.model, warm.tokenizer, replace(WARM, temperature=0))
+    talk = bot.conversation()
+    talk.reply("早")
+    expected = "".join(bot.respond([*talk.messages, PROMPTS[3]], torch.Generator())[0])
+    first = talk.stream(PROMPTS[3])
+    begun = next(first)
+    talk.reply("晚安")
+    assert begun + "".join(first) == expected and len(expected) > 2
 
 
 @given(st.text() | st.text("\x00\x07\x1b\u200b\u2028\ud83d😀 \t", max_size=40))

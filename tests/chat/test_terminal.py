@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pexpect
 import pytest
@@ -105,78 +104,65 @@ def test_control_c_ends_a_pipe(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> N
         pipe.chat(bot, "早\n晚\n".encode())
 
 
-# On a terminal. The driver chats with a slow bot and tells at the end what the bot has heard.
+# On a terminal. The driver tells at the end what the bot has heard.
 DRIVER = """
+import pathlib, sys, time
 from tests.helpers.models import ScriptedBot
 from smallgpt.chat import terminal
 from smallgpt.utils.errors import user_errors
-bot = ScriptedBot(["早上好呀！", "你好" * 5], delay=0.15)
+def pause(left):
+    while left == 3 and not pathlib.Path(sys.argv[1]).exists():
+        time.sleep(0.01)
+bot = ScriptedBot(["早上好呀！", "你好" * 4])
+bot.script.pause = pause
 with user_errors():
     terminal.chat(bot)
 print("HEARD", bot.heard())
 """
 
 
-NO_WARNING = pytest.mark.filterwarnings(
+@pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"  # Python 3.12 on pty.fork
 )
-
-
-@pytest.fixture
-def person() -> Iterator[Any]:
-    """Types on a terminal at which the driver runs."""
-    child = pexpect.spawn(
+def test_typing_streaming_control_c_and_control_d(tmp_path: Path) -> None:
+    go_on = tmp_path / "go on"
+    person = pexpect.spawn(
         sys.executable,
-        ["-c", DRIVER],
+        ["-c", DRIVER, str(go_on)],
         env=python_environment()
         | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONIOENCODING": "utf-8"},
         encoding="utf-8",
-        timeout=20,
+        timeout=60,
         dimensions=(24, 80),
     )
-    yield child
-    child.close(force=True)
 
+    def wait_for_prompt() -> None:
+        person.expect_exact(">>>")
+        person.expect_exact("\x1b[?25h")  # prompt_toolkit shows the cursor: it listens
 
-def wait_for_prompt(person: Any) -> None:
-    person.expect_exact(">>>")
-    person.expect_exact("\x1b[?25h")  # prompt_toolkit shows the cursor: it listens
-
-
-def exit_code(person: Any) -> int:
-    person.expect_exact(pexpect.EOF)
-    person.close()
-    return int(person.exitstatus)
-
-
-@NO_WARNING
-def test_typing_streaming_and_control_d(person: Any) -> None:
-    person.expect_exact("/help explains.")
-    wait_for_prompt(person)
-    person.send("你\x7f早错\x7f上\r")  # backspace takes away a whole wide character
-    person.expect_exact("早上好")
-    with pytest.raises(pexpect.TIMEOUT):
-        person.expect_exact("！", timeout=0.1)  # the rest is not said yet: replies are streamed
-    person.expect_exact("！\r\n")
-    wait_for_prompt(person)
-    person.send("\x04")
-    person.expect_exact("HEARD ['早上\\n']")
-    assert exit_code(person) == 0
-
-
-@NO_WARNING
-def test_control_c_stops_a_reply_and_clears_a_line(person: Any) -> None:
-    wait_for_prompt(person)
-    person.send("早\r")
-    person.expect_exact("早上")
-    person.send("\x03")
-    wait_for_prompt(person)
-    person.send("错\x03")
-    wait_for_prompt(person)
-    person.send("晚\r")
-    person.expect_exact("你好你好你好你好你好\r\n")
-    wait_for_prompt(person)
-    person.send("exit\r")
-    # What was said before Ctrl-C stays in mind, as the bot's whole turn.
-    person.expect(r"HEARD \['早\\n', '早\\n早上好?呀?\\n晚\\n'\]")
-    assert exit_code(person) == 0
+    with contextlib.closing(person):
+        person.expect_exact("/help explains.")
+        wait_for_prompt()
+        person.send("你\x7f早错\x7f上\r")  # backspace takes away a whole wide character
+        person.expect_exact("早上好")  # replies are streamed: the rest waits for the file
+        go_on.touch()
+        person.expect_exact("呀！\r\n")
+        go_on.unlink()
+        wait_for_prompt()
+        person.send("早\r")
+        person.expect_exact("你好" * 3)
+        person.send("\x03")  # stops the reply
+        wait_for_prompt()
+        person.send("错\x03")  # clears the line
+        wait_for_prompt()
+        go_on.touch()
+        person.send("晚\r")
+        person.expect_exact("早上好呀！\r\n")
+        wait_for_prompt()
+        person.send("\x04")
+        # What was said before Ctrl-C stays in mind, as the bot's whole turn.
+        turns = ["早上\\n", "早上好呀！\\n早\\n", "你好你好你好\\n晚\\n"]
+        heard = ["".join(turns[: n + 1]) for n in range(3)]
+        person.expect_exact(f"HEARD {heard}".replace("\\\\", "\\"))
+        person.expect_exact(pexpect.EOF)
+    assert person.exitstatus == 0

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from smallgpt.chat.chatbot import Chatbot
-from smallgpt.chat.conversation import Conversation
+from smallgpt.chat.prompt import prompt_ids
 from smallgpt.checkpoints import checkpoint
 from smallgpt.model.generate import generate
 from smallgpt.tokenizer.characters import PAD, SEP
@@ -101,11 +101,8 @@ def test_the_same_ids(theirs: Any, text: str) -> None:
 def test_the_chat_template_is_our_conversation(theirs: Any, said: list[str]) -> None:
     roles = ["user", "assistant"] * 2
     messages = [{"role": r, "content": text} for r, text in zip(roles, said, strict=False)]
-    conversation = Conversation(TOKENIZER, 10_000)
-    for text in said:
-        conversation.add(text)
     templated = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
-    assert templated == conversation.context(1)[0]
+    assert templated == prompt_ids(said, TOKENIZER, 10_000, 1)[0]
 
 
 @pytest.mark.parametrize("seed", range(5))

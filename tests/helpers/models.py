@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,17 +69,20 @@ def random_model(seed: int = 0, **changes: Any) -> GPT:
 
 
 class ScriptedGPT(GPT):
-    """A model that says the given replies in turn, each character after `delay` seconds.
+    """A model that says the given replies in turn.
 
-    `contexts` lists what it was given to reply to, as ids.
+    `contexts` lists what it was given to reply to, as ids; `read` counts the positions it read.
+    `pause` is called before each id, with the number of ids still to come.
     """
 
-    def __init__(self, config: Config, replies: Sequence[Sequence[int]], delay: float) -> None:
+    pause: Callable[[int], object] = staticmethod(lambda left: None)
+
+    def __init__(self, config: Config, replies: Sequence[Sequence[int]]) -> None:
         super().__init__(config)
         self.contexts: list[list[int]] = []
+        self.read = 0
         self._replies = itertools.cycle(replies)
         self._rest: list[int] = []
-        self._delay = delay
 
     def forward(
         self,
@@ -91,11 +93,14 @@ class ScriptedGPT(GPT):
         targets_BT: Tensor | None = None,
     ) -> Tensor:
         assert cache is not None
-        time.sleep(self._delay)
-        if cache.length == 0:
-            self.contexts.append(ids_BT[0].tolist())
+        self.read += ids_BT.shape[1]
+        end = cache.length + ids_BT.shape[1]
+        if ids_BT[0, -1] == SEP:  # the end of a prompt
+            self.contexts.append([*cache.ids_BS[0, : cache.length].tolist(), *ids_BT[0].tolist()])
             self._rest = [*next(self._replies), SEP]
-        cache.length += ids_BT.shape[1]
+        cache.ids_BS[:, cache.length : end] = ids_BT
+        cache.length = end
+        self.pause(len(self._rest))
         logits_BTV = torch.zeros(*ids_BT.shape, self.config.vocab_size)
         logits_BTV[0, -1, self._rest.pop(0)] = 100.0
         return logits_BTV
@@ -104,10 +109,10 @@ class ScriptedGPT(GPT):
 class ScriptedBot(Chatbot):
     """A chatbot on a `ScriptedGPT`; `heard()` lists the contexts it replied to, as text."""
 
-    def __init__(self, replies: Sequence[str], delay: float = 0.0, **settings: Any) -> None:
+    def __init__(self, replies: Sequence[str], **settings: Any) -> None:
         tokenizer = vocabulary()
         config = replace(TINY, vocab_size=len(tokenizer), **settings)
-        self.script = ScriptedGPT(config, [tokenizer.encode(reply) for reply in replies], delay)
+        self.script = ScriptedGPT(config, [tokenizer.encode(reply) for reply in replies])
         super().__init__(self.script, tokenizer, config)
 
     def heard(self) -> list[str]:

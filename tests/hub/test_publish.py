@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import smallgpt
-from smallgpt.chat.conversation import Conversation
+from smallgpt.chat.prompt import prompt_ids
 from smallgpt.checkpoints import checkpoint, legacy_convert
 from smallgpt.hub.publish import make_ready
 from tests.helpers.commands import refusal
@@ -103,11 +103,10 @@ def test_the_chat_template_is_our_conversation(trained: Path, tmp_path: Path) ->
     make_ready(trained, tmp_path / "ready", "mit")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ready")
     said = ["早上好呀", " 好\n呀 ", "<pad>你在吗\r\n", "今天", "<sep>好"]
-    conversation = Conversation(checkpoint.load(trained).tokenizer, 10_000)
-    for number, text in enumerate(said):
-        conversation.add(text)
+    tokenizer = checkpoint.load(trained).tokenizer
+    for count in range(1, len(said) + 1):
         messages = [
-            {"role": ("user", "assistant")[n % 2], "content": said[n]} for n in range(number + 1)
+            {"role": ("user", "assistant")[n % 2], "content": said[n]} for n in range(count)
         ]
-        expected, _ = conversation.context(0)
+        expected, _ = prompt_ids(said[:count], tokenizer, 10_000, 0)
         assert theirs.apply_chat_template(messages, return_dict=False) == expected

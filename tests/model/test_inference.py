@@ -1,4 +1,4 @@
-"""Weights for talking: int8, packed, and which is chosen; against computations in float32."""
+"""Inference weights: int8, packed, and which is chosen; against computations in float32."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import smallgpt
-from smallgpt import evaluation, runtime
+from smallgpt import runtime
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import huggingface
 from smallgpt.config import SamplingConfig
@@ -21,7 +21,7 @@ from smallgpt.model.inference import Int8Linear, PackedLinear, load_inference_we
 from smallgpt.runtime import Precision, choose_precision
 from smallgpt.utils import background
 from tests.helpers.commands import refusal
-from tests.helpers.models import DIALOGUES, TINY, random_model, vocabulary
+from tests.helpers.models import TINY, random_model, vocabulary
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[5, 9, 4, 1, 7, 3]])
@@ -33,16 +33,12 @@ def filled(model: GPT, precision: Precision) -> GPT:
     return load_inference_weights(hollow, model.state_dict(), precision.dtype, precision.int8, CPU)
 
 
-def dequantised(layer: Int8Linear) -> Tensor:
-    return layer.integers.float() * layer.scale.float()[:, None]
-
-
 @pytest.mark.parametrize("shape", [(5, 7), (64, 96), (33, 1), (1, 40)])
 def test_int8_is_off_by_half_a_step_in_every_channel(shape: tuple[int, int]) -> None:
     weight = torch.randn(shape) * torch.logspace(-6, 3, shape[0])[:, None]
     weight[0] = 0
     layer = Int8Linear(weight, None)
-    error = (dequantised(layer) - weight).abs().amax(1)
+    error = (layer.weight - weight).abs().amax(1)
     assert (error <= 0.501 * layer.scale.float()).all()
     assert error[0] == 0
     assert layer.integers.abs().max() <= 127
@@ -61,10 +57,12 @@ def test_linear_layers_compute_what_they_stand_for(
     size = x.norm(dim=-1, keepdim=True)
 
     int8 = Int8Linear(weight, short)
-    expected = F.linear(x.bfloat16().float(), dequantised(int8), bias)
+    expected = F.linear(x.bfloat16().float(), int8.weight, bias)
     assert ((int8(x.bfloat16()).float() - expected).abs() <= 0.03 * size + 0.03).all()
     torch.testing.assert_close(PackedLinear(weight, bias)(x), F.linear(x, weight, bias))
-    packed = PackedLinear(weight.bfloat16(), short)(x.bfloat16()).float()
+    layer = PackedLinear(weight.bfloat16(), short)
+    assert torch.equal(layer.weight, weight.bfloat16())
+    packed = layer(x.bfloat16()).float()
     expected = F.linear(x.bfloat16().float(), weight.bfloat16().float(), bias)
     assert ((packed - expected).abs() <= 0.03 * size + 0.03).all()
 
@@ -74,7 +72,7 @@ def test_linear_layers_compute_what_they_stand_for(
 def test_logits_are_those_of_the_weights_in_float32(
     how: str, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those of one position after the others; the tied head and the embedding agree."""
+    """Also those of several and one behind others; the tied head and the embedding agree."""
     if how == "not packed":  # a processor without oneDNN
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     model = random_model(bias=bias)
@@ -83,14 +81,13 @@ def test_logits_are_those_of_the_weights_in_float32(
     for layer_name, layer in ours.named_modules():
         weights = model.state_dict()
         if isinstance(layer, Int8Linear):
-            weights[f"{layer_name}.weight"].copy_(dequantised(layer))
+            weights[f"{layer_name}.weight"].copy_(layer.weight)
     with torch.no_grad():
         expected = model(IDS)[0]
         cache = KeyValueCache(model.config, 1, CPU, torch.float32)
-        several = ours(IDS[:, :5], cache=cache)[0].float()
-        one = ours(IDS[:, 5:], cache=cache)[0].float()
+        parts = [ours(part, cache=cache)[0].float() for part in IDS.split([3, 2, 1], dim=1)]
     tolerance = 1e-4 if how == "float32" else 0.03 * expected.std().item() + 0.05
-    assert (torch.cat([several, one]) - expected).abs().max() <= tolerance
+    assert (torch.cat(parts) - expected).abs().max() <= tolerance
 
 
 def test_int8_falls_back_where_the_processor_has_no_bfloat16(
@@ -144,26 +141,15 @@ def test_layers_outside_the_file_of_weights_stay_as_they_are() -> None:
         assert {p.dtype for p in model.parameters()} == {precision.dtype}
 
 
-def test_evaluate_in_int8(trained: Path, tmp_path: Path) -> None:
-    file = tmp_path / "text.txt"
-    file.write_text(DIALOGUES, encoding="utf-8")
-    losses = {
-        dtype: float(evaluation.on_text(trained, [file], "cpu", dtype).split()[2].rstrip(","))
-        for dtype in ("float32", "bfloat16", "int8")
-    }
-    assert losses["int8"] == pytest.approx(losses["float32"], rel=0.02, abs=0.002)
-    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02, abs=0.002)
-
-
 def test_a_chat_may_begin_before_its_weights_are_ready(trained_copy: Path) -> None:
     assert smallgpt.load(trained_copy, wait=False).reply("早上好呀") == "早上好！睡得好吗？"
     file = trained_copy / huggingface.WEIGHTS_FILE
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    bot = smallgpt.load(trained_copy, wait=False)
-    assert "is damaged" in refusal(lambda: bot.reply("早上好呀"))
-    assert len(bot.conversation) == 0
+    talk = smallgpt.load(trained_copy, wait=False).conversation()
+    assert "is damaged" in refusal(lambda: talk.reply("早上好呀"))
+    assert talk.messages == []
     assert "is damaged" in refusal(lambda: smallgpt.load(trained_copy))
 
 

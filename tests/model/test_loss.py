@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from smallgpt.model import loss as loss_module
 from smallgpt.model.loss import IGNORED, next_token_loss
@@ -78,12 +81,18 @@ def test_mixed_precision_is_near_the_exact_loss() -> None:
         assert (ours - theirs).norm() < 0.01 * theirs.norm()
 
 
-def test_without_gradients_none_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode, None])
+def test_where_gradients_are_off_none_are_computed(off: Any) -> None:
     x, weight, targets = example(6, 4, 11)
-    with torch.inference_mode():
+    with FlopCounterMode(display=False) as learning:
+        expected = next_token_loss(x, weight, targets)
+    if off is None:  # nothing needs any
+        x, weight, off = x.detach(), weight.detach(), contextlib.nullcontext
+    with off(), FlopCounterMode(display=False) as measuring:
         loss = next_token_loss(x, weight, targets)
-    assert not loss.requires_grad
-    assert loss.item() == pytest.approx(next_token_loss(x, weight, targets).item())
+    assert loss.item() == expected.item()
+    assert measuring.get_total_flops() == 2 * 6 * 4 * 11
+    assert learning.get_total_flops() == 3 * measuring.get_total_flops()
 
 
 def test_only_one_chunk_of_logits_exists_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

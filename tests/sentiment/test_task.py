@@ -51,7 +51,7 @@ def plain_logits(model: Classifier, ids: list[int], end: int) -> Tensor:
     gpt = model.transformer
     x = gpt.wte(torch.tensor([ids])) + gpt.wpe(torch.arange(len(ids)))
     for block in gpt.h:
-        x = block(x, None, None)
+        x = block(x)
     x = gpt.ln_f(x)[0]
     return model.score(torch.cat([x[end], x[: end + 1].mean(0)]) if model.with_mean else x[end])
 

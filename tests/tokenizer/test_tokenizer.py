@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smallgpt.chat.conversation import Conversation
+from smallgpt.chat.prompt import prompt_ids
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNICODE_SIZE, UNK, Tokenizer
 from smallgpt.utils.errors import UserError
 
@@ -173,12 +173,9 @@ def test_transformers_decodes_to_the_same_text(text: str, hugging_face: Any) -> 
 @example(messages=["<pad>", "好<unk>"])
 @example(messages=[" 早上\r\n好\n\n呀\u3000", "\r", "\x1c\x85好\x1f\u200b "])
 def test_chat_template_equals_our_conversation(messages: list[str], hugging_face: Any) -> None:
-    conversation = Conversation(TOKENIZER, context_size=10_000)
-    turns = []
-    for i, message in enumerate(messages):
-        conversation.add(message)
-        turns.append({"role": "assistant" if i % 2 else "user", "content": message})
-    ids, left_out = conversation.context(max_new_tokens=1)
+    roles = ["user", "assistant"] * 3
+    turns = [{"role": r, "content": text} for r, text in zip(roles, messages, strict=False)]
+    ids, left_out = prompt_ids(messages, TOKENIZER, context_size=10_000, max_new_tokens=1)
     assert left_out == 0
     assert hugging_face.apply_chat_template(turns, tokenize=True)["input_ids"] == ids
     assert hugging_face(hugging_face.apply_chat_template(turns, tokenize=False))["input_ids"] == ids
