@@ -256,7 +256,7 @@ def test_evaluate_refuses(trained: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing.txt"
     assert str(missing) in refused_command("evaluate", trained, "--data", missing)
     assert "not found" in refused_command("evaluate", tmp_path / "cpt1", "--smalltalk")
-    assert "'abacus' is no device" in refused_command(
+    assert "'abacus' is not a device" in refused_command(
         "evaluate", trained, "--smalltalk", "--device", "abacus"
     )
 
