@@ -372,8 +372,9 @@ def note_unused(command: str, given: Iterable[str], config: Config) -> None:
     """Say in one line which of the keys that the user gave `command` does not use."""
     if command == TRAIN and config.base_model:
         command = TRAIN_FROM_BASE
-    used = {f.name for f in dataclasses.fields(config) if command in f.metadata["used_by"]}
-    unused = [key for key in given if key not in used and key not in _EXEMPT]
+    given = set(given) - set(_EXEMPT)
+    fields = [field for field in dataclasses.fields(config) if field.name in given]
+    unused = [field.name for field in fields if command not in field.metadata["used_by"]]
     if unused and os.environ.get("RANK", "0") == "0":  # torchrun starts several processes
         note(f"{command} does not use {', '.join(unused)}")
 

@@ -90,7 +90,9 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"device: {name!r} is not a device we know", "use auto, cpu, cuda, cuda:N or mps")
+        raise UserError(
+            f"device: {name!r} is not a device we know", "use auto, cpu, cuda, cuda:N or mps"
+        )
     if device.type == "cuda" and not torch.cuda.is_available():
         note("device: no CUDA GPU here, using the CPU")
         return torch.device("cpu")

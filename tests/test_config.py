@@ -270,8 +270,8 @@ def test_a_key_with_one_letter_missing_suggests_a_key_that_fits(
     [
         (TRAIN, {"lr": 1, "ngram_order": 2, "temperature": 1, "ddp": 0, "world_size": 3}, []),
         (TRAIN, {"n_layer": 3, "base_model": "x", "dropout": 0.1, "lr": 1}, ["n_layer"]),
-        (CLASSIFY, {"n_embd": 24, "top_k": 3, "lr": 1, "local_rank": 1}, ["n_embd", "top_k"]),
-        (CHAT, {"top_k": 3, "lr": 1, "seed": 1, "block_size": 8}, ["lr", "block_size"]),
+        (CLASSIFY, {"n_embd": 24, "top_k": 3, "lr": 1, "local_rank": 1}, ["top_k", "n_embd"]),
+        (CHAT, {"top_k": 3, "lr": 1, "seed": 1, "block_size": 8}, ["block_size", "lr"]),
         (ABLATION, {"frozen": True, "seed": 1, "patience": 2}, ["frozen"]),
         (TEXT, {"text_column": "x", "split_seed": 1, "lr": 1}, ["lr"]),
     ],
