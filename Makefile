@@ -6,7 +6,7 @@ DEMO_TEXT := data/smalltalk.txt
 DEMO_ROOT := checkpoints/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed drill format pictures bench bench-time bench-scaling bench-sentiment bench-gpu sentiment-full clean
+.PHONY: help demo test test-slow test-distributed drill format docs pictures bench bench-time bench-scaling bench-sentiment bench-gpu sentiment-full clean
 
 # `##@ …` begins a group; `target: … ## …` is a line of it.
 ##@ First steps
@@ -81,6 +81,10 @@ drill: $(VENV)/.dev ## Kill training at 30 random moments and resume each time
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.run ## Write docs/configuration.md and config/schema.json from smallgpt/config.py
+	$(BIN)/python -m smallgpt config --markdown > docs/configuration.md
+	$(BIN)/python -m smallgpt config --schema > config/schema.json
 
 pictures: $(DEMO_ROOT)/.trained $(VENV)/.dev ## Draw the README's pictures from the demo run
 	$(BIN)/python -m tools.pictures $(DEMO_ROOT) docs/pictures

@@ -14,7 +14,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -129,7 +129,7 @@ class OurSide:
         return torch.cuda.max_memory_allocated(self.here.device) if cuda else 0
 
 
-def our_config(name: str, text: Path, device: str, optimizer: str, compile_step: bool) -> Config:
+def our_config(name: str, text: Path, device: str, optimizer: Any, compile_step: bool) -> Config:
     """Ours for a size: on a GPU as shipped, batch, dropout and compile included."""
     vocabulary = len(open_corpus([text]).tokenizer)
     if device != "cpu":

@@ -1,58 +1,98 @@
-"""One flat YAML file a run: every key, its default, its meaning and its limits."""
+"""Every key of a run once: type, default, limits, meaning, and the commands that use it.
+
+Pydantic reads the fields below to convert and check values. From the same fields come the keys that
+`smallgpt config` prints, docs/configuration.md, and config/schema.json for editors.
+"""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
-import math
-from collections.abc import Callable
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date
+from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_type_hints, overload
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from smallgpt.utils.errors import UserError
+from smallgpt.utils.errors import UserError, note
 
 Where = Callable[[str], str]
 """Names the place where a key's value stands, for messages."""
-POOLINGS = ("last", "last_mean")
-ACTIVATIONS = ("gelu", "gelu_new")
-LOSS_ON = ("all", "replies")
-OPTIMIZERS = ("adamw", "muon")
-DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Pooling = Literal["last", "last_mean"]
+DTYPES: tuple[str, ...] = get_args(Dtype)
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+
+TRAIN, CHAT, CLASSIFY = "train.py", "chat.py", "sentimentalTrain.py"
+TRAIN_FROM_BASE = "train.py with base_model"
+ABLATION, TEXT = "smallgpt sentiment ablation", "smallgpt sentiment text"
+_TRAINING = (TRAIN, TRAIN_FROM_BASE, CLASSIFY, ABLATION)
+_ANY = (*_TRAINING, CHAT)
+_EXEMPT = ("ddp", "local_rank", "world_size")
+"""Keys of old files that may stand anywhere, used or not."""
+
+
+def _key(default: Any, *, group: str, used_by: tuple[str, ...], **limits: Any) -> Any:
+    """A field of a config class; `limits` are arguments of pydantic's `Field`."""
+    if isinstance(default, float):
+        limits["allow_inf_nan"] = False
+    return dataclasses.field(
+        default=default, metadata={"group": group, "used_by": used_by, **limits}
+    )
+
+
+_network = partial(_key, group="network", used_by=(TRAIN,))
+_sampling = partial(_key, group="sampling", used_by=(TRAIN, TRAIN_FROM_BASE, CHAT))
+_dialogues = partial(_key, group="data", used_by=(TRAIN, TRAIN_FROM_BASE))
+_data = partial(_key, group="data", used_by=_TRAINING)
+_hardware = partial(_key, group="hardware", used_by=_TRAINING)
+_length = partial(_key, group="length", used_by=_TRAINING)
+_optimizer = partial(_key, group="optimizer", used_by=_TRAINING)
+_output = partial(_key, group="output", used_by=_TRAINING)
+_reviews = partial(_key, group="classifier", used_by=(CLASSIFY, ABLATION, TEXT))
+_classifier = partial(_key, group="classifier", used_by=(CLASSIFY, ABLATION))
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of the network. A checkpoint can only be resumed with the same one."""
 
-    block_size: int = 256
-    """Positions a row holds; the longest context of the model."""
-    vocab_size: int = 0
+    block_size: int = _network(256, ge=8)
+    """Positions in a row; the longest context of the model."""
+    vocab_size: int = _network(0, ge=0)
     """Rows of the embedding; 0 takes what the text needs, more than that is allowed."""
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768
+    n_layer: int = _network(12, ge=1)
+    """Layers."""
+    n_head: int = _network(12, ge=1)
+    """Attention heads in a layer."""
+    n_embd: int = _network(768, ge=1)
     """Width of the network; a multiple of `n_head`."""
-    dropout: float = 0.0
-    bias: bool = True
+    dropout: float = _network(0.0, used_by=_TRAINING, ge=0, lt=1)
+    """Share of the activations left out in training."""
+    bias: bool = _network(True)
     """Biases in linear layers and layer norms."""
-    activation: str = "gelu"
+    activation: Literal["gelu", "gelu_new"] = _network("gelu")
     """gelu (exact), or gelu_new, GPT-2's approximation of it."""
-    layer_norm_epsilon: float = 1e-5
-    tied: bool = True
+    layer_norm_epsilon: float = _network(1e-5, gt=0)
+    """Added to the variance in layer norms."""
+    tied: bool = _network(True)
     """The output head is the embedding; False gives it weights of its own."""
-    ngram_order: int = 1
-    """Up to so many characters in a row have an embedding of their own at the input, beside that of
-    the last of them; 1 is plain GPT-2. Such a model is Small GPT's own: transformers refuses it."""
-    ngram_rows: int = 65536
-    """Rows of the table of each length, shared by n-grams of the same hash."""
-    ngram_embd: int = 128
+    ngram_order: int = _network(1, ge=1, le=4)
+    """Up to this many characters in a row have an embedding of their own at the input, beside that
+    of the last of them; 1 is plain GPT-2, and transformers cannot load the others."""
+    ngram_rows: int = _network(65536, ge=1)
+    """Rows in the table of each length, shared by n-grams with the same hash."""
+    ngram_embd: int = _network(128, ge=1)
     """Width of these tables; a matrix brings it to `n_embd`."""
-    ngram_dropout: float = 0.0
+    ngram_dropout: float = _network(0.0, used_by=_TRAINING, ge=0, lt=1)
     """How often an n-gram's embedding is left out in training."""
 
 
@@ -60,104 +100,105 @@ class ModelConfig:
 class SamplingConfig:
     """How the next character is drawn from the logits."""
 
-    temperature: float = 0.5
-    """0 always takes the likeliest character."""
-    top_k: int = 0
-    """Draw from the k likeliest characters only; 0 is off."""
-    top_p: float = 0.9
-    """Draw from the likeliest characters that together reach this probability; 1 is off."""
-    repetition_penalty: float = 1.0
+    temperature: float = _sampling(0.5, ge=0)
+    """0 always takes the most likely character."""
+    top_k: int = _sampling(0, ge=0)
+    """Draw from the k most likely characters only; 0 is off."""
+    top_p: float = _sampling(0.9, gt=0, le=1)
+    """Draw from the most likely characters that together reach this probability; 1 is off."""
+    repetition_penalty: float = _sampling(1.0, ge=0.001, le=1000)
     """Above 1 makes characters already in the reply less likely (CTRL, arXiv:1909.05858)."""
-    max_new_tokens: int = 100
-    """Characters in a reply at most."""
+    max_new_tokens: int = _sampling(100, ge=1)
+    """Longest reply, in characters."""
 
 
 @dataclass(frozen=True)
 class Config(ModelConfig, SamplingConfig):
     """All keys of a run. `train.py` and `chat.py` read the same file format."""
 
-    # data
-    data_path: Any = "data/train.txt"
-    """One text file or a list of them; plain, .gz or .xz."""
-    train_percent: float = 0.8
-    """Share of the dialogues to train on; the rest is for validation."""
-    unk_rate: float = 0.1
+    data_path: str | list[str] = _data("data/train.txt", used_by=_ANY)
+    """A file of dialogues or a list of them: text, JSON, JSONL, CSV, TSV or Parquet; plain, .gz or
+    .xz."""
+    train_percent: float = _data(0.8, used_by=(*_TRAINING, TEXT), gt=0, lt=1)
+    """Share of the dialogues to train on, the rest is for validation; of reviews, the rest is for
+    the test."""
+    unk_rate: float = _dialogues(0.1, ge=0, le=1)
     """How often one of the rarest characters (1 % of the text) is shown as <unk>."""
-
-    base_model: str | None = None
-    """A model to begin with instead of fresh weights: a checkpoint directory, the folder of a run,
-    or a GPT-2 of another program. Characters it does not know are added to its vocabulary."""
-    loss_on: str = "all"
+    base_model: str | None = _data(None)
+    """A model to start from instead of fresh weights: a checkpoint directory, the folder of a run,
+    or a GPT-2 in Hugging Face's format. Characters it does not know are added to its vocabulary."""
+    loss_on: Literal["all", "replies"] = _dialogues("all")
     """all utterances, or replies: every second one."""
 
-    # where and how it runs
-    device: str = "auto"
+    device: str = _hardware("auto", used_by=_ANY)
     """auto, cpu, cuda, cuda:N or mps."""
-    dtype: str = "auto"
-    """auto, float32, bfloat16, float16 (on a GPU only) or int8 (for chat only: half the memory of
-    bfloat16, and the quickest on a CPU)."""
-    compile: bool = False
+    dtype: Dtype = _hardware("auto", used_by=_ANY)
+    """What matrix products are computed in. float16 needs a GPU; int8 is for chat only: half the
+    memory of bfloat16, and the fastest on a CPU."""
+    compile: bool = _hardware(False)
     """torch.compile the training step."""
-    ddp: bool = False
+    ddp: bool = _hardware(False)
     """Refuse to run without torchrun, which starts several processes for one run."""
-    ddp_timeout: float = 600.0
+    ddp_timeout: float = _hardware(600.0, gt=0)
     """Seconds a process waits for the others before it gives up."""
-    local_rank: int = 0
-    """Read for old files, and not used."""
-    world_size: int = 1
-    """Read for old files, and not used."""
-    seed: int = 114514
+    local_rank: int = _hardware(0, used_by=())
+    """Accepted for old files, and not used."""
+    world_size: int = _hardware(1, used_by=())
+    """Accepted for old files, and not used."""
+    seed: int = _hardware(114514, used_by=_ANY, ge=0, le=2**63 - 1)
+    """The same seed gives the same run."""
 
-    # how long and how much at a time
-    max_steps: int | None = None
+    max_steps: int | None = _length(None, ge=1)
     """Stop after this many steps (of the whole run, also when resumed)."""
-    max_epoch: int | None = None
-    """Stop after this many passes over the text. With neither limit, `decay_steps` is the end."""
-    train_batch: int = 32
-    """Rows of `block_size` a step, over all processes."""
-    accumulate: int = 1
+    max_epoch: int | None = _length(None, ge=1)
+    """Stop after this many passes over the data. With neither limit, `decay_steps` is the end."""
+    train_batch: int = _length(32, ge=1)
+    """Rows of `block_size` (or reviews) a step, over all processes."""
+    accumulate: int = _length(1, ge=1)
     """Split a step's rows into this many parts to save memory. The result is the same, to rounding
     and to where dropout falls."""
-    test_batch: int = 8
-    """Rows a validation batch."""
-    eval_freq: int = 500
+    test_batch: int = _length(8, ge=1)
+    """Rows in a validation batch."""
+    eval_freq: int = _length(500, ge=0)
     """Steps between validations; 0 validates only at the end."""
-    eval_steps: int = 1000
+    eval_steps: int = _length(1000, used_by=(TRAIN, TRAIN_FROM_BASE), ge=1)
     """Validation batches at most."""
 
-    # optimizer and schedule
-    optimizer: str = "adamw"
+    optimizer: Literal["adamw", "muon"] = _optimizer("adamw")
     """adamw, or muon: Muon for the matrices of the layers, AdamW for the rest."""
-    lr: float = 3e-4
-    min_lr: float = 6e-6
-    warmup_steps: int = 1000
-    decay_steps: int = 100_000
+    lr: float = _optimizer(3e-4, gt=0)
+    """Highest learning rate, after the warm-up."""
+    min_lr: float = _optimizer(6e-6, ge=0)
+    """Learning rate at the end; at most `lr`."""
+    warmup_steps: int = _optimizer(1000, ge=0)
+    """Steps in which the learning rate rises to `lr`; at most `decay_steps`."""
+    decay_steps: int = _optimizer(100_000, ge=1)
     """Step at which the cosine reaches `min_lr`."""
-    weight_decay: float = 0.1
+    weight_decay: float = _optimizer(0.1, ge=0)
     """For matrices; vectors (biases, norms) never decay."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    grad_clip: float = 1.0
+    beta1: float = _optimizer(0.9, ge=0, lt=1)
+    """AdamW's decay of the mean of the gradient."""
+    beta2: float = _optimizer(0.95, ge=0, lt=1)
+    """AdamW's decay of the mean of its square."""
+    grad_clip: float = _optimizer(1.0, ge=0)
     """Largest norm of the gradient; 0 is off."""
 
-    # what is kept
-    checkpoint_root: str = "checkpoints"
+    checkpoint_root: str = _output("checkpoints", used_by=_ANY)
     """Folder of the run: checkpoints `cpt{step}` and metrics.jsonl."""
-    save_freq: int = 4000
+    save_freq: int = _output(4000, ge=1)
     """Steps between checkpoints; one is always written at the end."""
-    keep_last: int = 3
+    keep_last: int = _output(3, used_by=(TRAIN, TRAIN_FROM_BASE, CLASSIFY), ge=0)
     """Newest checkpoints to keep; the best by validation loss stays too. 0 keeps all."""
-    tensorboard_path: str | None = None
+    tensorboard_path: str | None = _output(None)
     """Folder for TensorBoard; empty for none."""
-    resume_from: str | None = None
-    """A checkpoint directory, `latest` or `best` in `checkpoint_root`, or a `.pth` file of the
-    earlier implementation, whose text is `data_path`. Training goes on from the latest only, or
-    from any into another `checkpoint_root`. `auto` is the latest if there is one, else a new run.
-    """
+    resume_from: str | None = _output(None, used_by=(TRAIN, TRAIN_FROM_BASE, CLASSIFY, CHAT))
+    """A checkpoint directory, `latest` or `best` in `checkpoint_root`, or a legacy `.pth` file,
+    whose text is `data_path`. Training goes on from the latest only, or from any into another
+    `checkpoint_root`. `auto` is the latest if there is one, else a new run."""
 
     def data_paths(self) -> list[Path]:
         """The files of `data_path`, in order."""
-        paths = self.data_path if isinstance(self.data_path, (list, tuple)) else [self.data_path]
+        paths = [self.data_path] if isinstance(self.data_path, str) else self.data_path
         return [Path(path).expanduser() for path in paths]
 
     def last_step(self, steps_per_epoch: float) -> int:
@@ -171,141 +212,80 @@ class Config(ModelConfig, SamplingConfig):
 
     def check(self, where: Where) -> None:
         """Refuse values that cannot work, each with its reason."""
-        check_values(self, where)
+        _validated(dataclasses.asdict(self), where, type(self))
+        for holds, key, reason in self._relations():
+            if not holds:
+                raise UserError(f"{where(key)}: {key}: {getattr(self, key)!r} {reason}")
+        check_shares(self, processes=1, where=f"{where('train_batch')}: ")
+
+    def _relations(self) -> Iterator[tuple[bool, str, str]]:
+        """What must hold besides the limits of each key: (does it?, the key to blame, why)."""
+        yield bool(self.checkpoint_root), "checkpoint_root", "must name a folder"
+        yield bool(self.data_path) and all(self.data_path), "data_path", "must name a file"
+        yield (
+            self.n_embd % self.n_head == 0,
+            "n_embd",
+            f"is not divisible by n_head ({self.n_head}): every head needs the same width",
+        )
+        yield self.min_lr <= self.lr, "min_lr", f"must not exceed lr ({self.lr})"
+        limit = f"must not exceed decay_steps ({self.decay_steps})"
+        yield self.warmup_steps <= self.decay_steps, "warmup_steps", limit
 
 
 @dataclass(frozen=True)
 class SentimentConfig(Config):
     """All keys of training a classifier: those of a run, and what is below."""
 
-    sentimental_data_path: str = "data/ChnSentiCorp_htl_all.csv"
+    sentimental_data_path: str = _reviews("data/ChnSentiCorp_htl_all.csv")
     """Labelled texts: CSV, TSV or JSONL with a header; plain, .gz or .xz."""
-    text_column: str = "review"
-    label_column: str = "label"
+    text_column: str = _reviews("review")
+    """Name of the column that holds the text."""
+    label_column: str = _reviews("label")
     """Any number of classes; their names are kept in the checkpoint."""
-    base_model: str | None = "checkpoints/pretrained/cpt300M.pth"
-    """What the classifier begins with: a checkpoint directory of train.py, or of a classifier, or
-    a `.pth` file of the earlier implementation, whose text is `data_path`."""
-    use_mask: bool = True
-    """Read the verdict at <extract>, so that padding does not count; False reads it at the last
-    position of the row, which is padded to `block_size`."""
-    frozen: bool = False
+    base_model: str | None = _classifier("checkpoints/pretrained/cpt300M.pth")
+    """What a classifier starts from: a checkpoint directory of train.py or of a classifier, the
+    folder of a run, a GPT-2 in Hugging Face's format, or a legacy `.pth` file, whose text is
+    `data_path`."""
+    use_mask: bool = _classifier(True, used_by=(CLASSIFY,))
+    """Classify at <extract>, so that padding does not count; False classifies at the last position
+    of the row, which is padded to `block_size`."""
+    frozen: bool = _classifier(False, used_by=(CLASSIFY,))
     """Train only the head, the last block and the final norm."""
-    lm_weight: float = 0.0
+    lm_weight: float = _classifier(0.0, ge=0)
     """Weight of the language-model loss beside the label's (the lambda of GPT-1)."""
-    validation_percent: float = 0.1
+    validation_percent: float = _reviews(0.1, gt=0, lt=1)
     """Share of the training part (`train_percent`) that chooses the best model."""
-    split_seed: int = 0
+    split_seed: int = _reviews(0, ge=0, le=2**63 - 1)
     """Which reviews are in which part; `seed` changes only the training."""
-    pooling: str = "last"
-    """What the head reads: last, the state where the verdict is read; last_mean, beside it the mean
-    of the states up to there (such a classifier is Small GPT's own: transformers refuses it)."""
-    character_dropout: float = 0.0
+    pooling: Pooling = _classifier("last")
+    """What the head reads: last, the state at the position that classifies; last_mean, beside it
+    the mean of the states up to there (transformers cannot load such a classifier)."""
+    character_dropout: float = _classifier(0.0, ge=0, lt=1)
     """How often a character of a review is shown as <unk> in training."""
-    reference_weight: float = 0.0
-    """From 0 to 1: how much of the loss is taken against the classical reference's probabilities
-    instead of the labels; each review is judged by a reference that did not learn from it."""
-    patience: int = 0
-    """Stop after so many validations without a better one; 0 never."""
+    reference_weight: float = _classifier(0.0, ge=0, le=1)
+    """How much of the loss is taken against the probabilities of the TF-IDF baseline instead of the
+    labels; each review is judged by a baseline that did not learn from it."""
+    patience: int = _classifier(0, ge=0)
+    """Stop after this many validations without a better one; 0 never."""
 
-    def check(self, where: Where) -> None:
-        """Refuse values that cannot work, each with its reason."""
-        super().check(where)
-        _check_sentiment(self, where)
-
-
-def check_values(config: Config, where: Where) -> None:
-    """Refuse values of the keys of `Config` that cannot work, each with its reason."""
-    require = _requirement(config, where)
-    for key in [f.name for f in dataclasses.fields(config) if f.type == "float"]:
-        require(math.isfinite(getattr(config, key)), key, "must be a finite number")
-    for key in ("n_layer", "n_head", "n_embd", "train_batch", "test_batch", "accumulate"):
-        require(getattr(config, key) >= 1, key, "must be at least 1")
-    for key in ("eval_steps", "decay_steps", "save_freq", "max_new_tokens"):
-        require(getattr(config, key) >= 1, key, "must be at least 1")
-    for key in ("max_steps", "max_epoch"):
-        value = getattr(config, key)
-        require(value is None or value >= 1, key, "must be at least 1, or empty for no limit")
-    for key in ("warmup_steps", "eval_freq", "keep_last", "top_k", "weight_decay", "grad_clip"):
-        require(getattr(config, key) >= 0, key, "must not be negative")
-    for key in ("vocab_size", "seed", "min_lr", "temperature"):
-        require(getattr(config, key) >= 0, key, "must not be negative")
-    require(config.seed < 2**63, "seed", "must be less than 2**63")
-    require(bool(config.checkpoint_root), "checkpoint_root", "must name a folder")
-    require(config.block_size >= 8, "block_size", "must be at least 8 positions")
-    require(
-        config.n_embd % config.n_head == 0,
-        "n_embd",
-        f"is not divisible by n_head ({config.n_head}): every head needs the same width",
-    )
-    require(0 <= config.dropout < 1, "dropout", "must be from 0 up to but not 1")
-    require(
-        0 < config.train_percent < 1,
-        "train_percent",
-        "must be between 0 and 1: both training and validation need dialogues",
-    )
-    require(0 <= config.unk_rate <= 1, "unk_rate", "must be from 0 to 1")
-    require(config.lr > 0, "lr", "must be positive")
-    require(config.ddp_timeout > 0, "ddp_timeout", "must be positive")
-    require(config.min_lr <= config.lr, "min_lr", f"must not exceed lr ({config.lr})")
-    require(
-        config.warmup_steps <= config.decay_steps,
-        "warmup_steps",
-        f"must not exceed decay_steps ({config.decay_steps})",
-    )
-    for key in ("beta1", "beta2"):
-        require(0 <= getattr(config, key) < 1, key, "must be from 0 up to but not 1")
-    require(0 < config.top_p <= 1, "top_p", "must be above 0 and at most 1")
-    require(config.repetition_penalty > 0, "repetition_penalty", "must be positive")
-    require(config.dtype in DTYPES, "dtype", f"must be one of {', '.join(DTYPES)}")
-    require(
-        config.activation in ACTIVATIONS, "activation", f"must be one of {', '.join(ACTIVATIONS)}"
-    )
-    require(1 <= config.ngram_order <= 4, "ngram_order", "must be from 1 to 4")
-    for key in ("ngram_rows", "ngram_embd"):
-        require(getattr(config, key) >= 1, key, "must be at least 1")
-    require(0 <= config.ngram_dropout < 1, "ngram_dropout", "must be from 0 up to but not 1")
-    require(config.layer_norm_epsilon > 0, "layer_norm_epsilon", "must be positive")
-    require(config.loss_on in LOSS_ON, "loss_on", f"must be one of {', '.join(LOSS_ON)}")
-    require(config.optimizer in OPTIMIZERS, "optimizer", f"must be one of {', '.join(OPTIMIZERS)}")
-    check_shares(config, processes=1, where=f"{where('train_batch')}: ")
-
-
-def _check_sentiment(config: SentimentConfig, where: Where) -> None:
-    require = _requirement(config, where)
-    require(0 < config.validation_percent < 1, "validation_percent", "must be between 0 and 1")
-    require(bool(config.base_model), "base_model", "must name a model")
-    require(config.lm_weight >= 0, "lm_weight", "must not be negative")
-    require(config.patience >= 0, "patience", "must not be negative")
-    require(config.pooling in POOLINGS, "pooling", f"must be one of {', '.join(POOLINGS)}")
-    require(
-        0 <= config.character_dropout < 1, "character_dropout", "must be from 0 up to but not 1"
-    )
-    require(0 <= config.reference_weight <= 1, "reference_weight", "must be from 0 to 1")
-    require(0 <= config.split_seed < 2**63, "split_seed", "must be from 0 to 2**63 - 1")
-    require(
-        not (config.frozen and config.lm_weight),
-        "lm_weight",
-        "needs frozen: False, as the language model does not learn where it is frozen",
-    )
-    require(
-        not (config.frozen and config.character_dropout),
-        "character_dropout",
-        "needs frozen: False, as the states of the frozen blocks are computed once",
-    )
-    require(
-        config.use_mask or not config.lm_weight,
-        "lm_weight",
-        "needs use_mask: True, as nothing is to be learnt from padding",
-    )
-
-
-def _requirement(config: Config, where: Where) -> Callable[[bool, str, str], None]:
-    def require(condition: bool, key: str, reason: str) -> None:
-        if not condition:
-            raise UserError(f"{where(key)}: {key}: {getattr(config, key)} {reason}")
-
-    return require
+    def _relations(self) -> Iterator[tuple[bool, str, str]]:
+        yield from super()._relations()
+        yield bool(self.base_model), "base_model", "must name a model"
+        yield (
+            not (self.frozen and self.lm_weight),
+            "lm_weight",
+            "needs frozen: False, as a frozen language model does not learn",
+        )
+        yield (
+            not (self.frozen and self.character_dropout),
+            "character_dropout",
+            "needs frozen: False, as the states of the frozen blocks are computed once",
+        )
+        yield (
+            self.use_mask or not self.lm_weight,
+            "lm_weight",
+            "needs use_mask: True, as there is nothing to learn from padding",
+        )
 
 
 def check_shares(config: Config, processes: int, where: str = "") -> None:
@@ -328,23 +308,100 @@ def check_shares(config: Config, processes: int, where: str = "") -> None:
     )
 
 
+def allowed_values(schema: type[Config], key: str) -> str:
+    """What a value of this key must be, in words."""
+    kind, limits = get_type_hints(schema)[key], schema.__dataclass_fields__[key].metadata
+    optional = NoneType in get_args(kind)
+    if optional:
+        kind = get_args(kind)[0]
+    nouns: dict[Any, str] = {
+        bool: "True or False",
+        int: "a whole number",
+        float: "a finite number",
+        str: "text",
+        str | list[str]: "a file name or a list of them",
+    }
+    words = {"gt": "above", "ge": "of at least", "le": "at most", "lt": "below"}
+    noun = nouns.get(kind) or f"one of {', '.join(get_args(kind))}"
+    limited = " and ".join(f"{words[name]} {limits[name]}" for name in words if name in limits)
+    return f"{noun} {limited}".rstrip() + (", or empty" if optional else "")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a YAML file of any command, for editors."""
+    # `base_model` is in both; there the one of `Config` is the more general.
+    properties: dict[str, Any] = {}
+    for schema in (SentimentConfig, Config):
+        properties |= _adapter(schema).json_schema()["properties"]
+    meanings = docstrings(SentimentConfig) | docstrings(Config)
+    for key, known in properties.items():
+        del known["title"]
+        known["description"] = meanings[key]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def docstrings(schema: type[Config]) -> dict[str, str]:
+    """The meaning of each key: the text below its field, in this class or one above it."""
+    found = {}
+    for cls in reversed(schema.__mro__[:-1]):
+        (definition,) = ast.parse(inspect.getsource(cls)).body
+        assert isinstance(definition, ast.ClassDef)
+        for pair in pairwise(definition.body):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                    found[name] = " ".join(text.split())
+    return found
+
+
+def config_keys(schema: type[Config]) -> list[str]:
+    """The names of the keys of a config of this class."""
+    return [field.name for field in dataclasses.fields(schema)]
+
+
+def typed_keys(overrides: Iterable[str]) -> frozenset[str]:
+    """The keys that `key=value` arguments change."""
+    return frozenset(argument.partition("=")[0] for argument in overrides)
+
+
+def note_unused(command: str, given: Iterable[str], config: Config) -> None:
+    """Say in one line which of the keys that the user gave `command` does not use."""
+    if command == TRAIN and config.base_model:
+        command = TRAIN_FROM_BASE
+    given = set(given) - set(_EXEMPT)
+    fields = [field for field in dataclasses.fields(config) if field.name in given]
+    unused = [field.name for field in fields if command not in field.metadata["used_by"]]
+    if unused and os.environ.get("RANK", "0") == "0":  # torchrun starts several processes
+        note(f"{command} does not use {', '.join(unused)}")
+
+
 C = TypeVar("C", bound=Config)
 
 
 @overload
 def load_config(path: str | Path | None, overrides: list[str] | None = None) -> Config: ...
 @overload
-def load_config(path: str | Path | None, overrides: list[str] | None, schema: type[C]) -> C: ...
+def load_config(
+    path: str | Path | None, overrides: list[str] | None, schema: type[C], command: str = ""
+) -> C: ...
 
 
 def load_config(
-    path: str | Path | None, overrides: list[str] | None = None, schema: type[Config] = Config
+    path: str | Path | None,
+    overrides: list[str] | None = None,
+    schema: type[Config] = Config,
+    command: str = "",
 ) -> Config:
     """Read a YAML file, apply `key=value` overrides, and check everything.
 
     Args:
         path: None takes the defaults.
         schema: the class of the config, which says what keys there are.
+        command: the one that uses all keys of such a file; those it does not are named.
 
     Raises:
         UserError: the file cannot be read, is not a flat YAML mapping, has an unknown key, a value
@@ -353,9 +410,11 @@ def load_config(
     values = _read_yaml(Path(path)) if path is not None else {}
     _check_keys(values, str(path), schema)
     typed = _parse_overrides(overrides or [], schema)
-    return _build(
-        {**values, **typed}, lambda key: "command line" if key in typed else str(path), schema
-    )
+    merged = {**values, **typed}
+    config = _build(merged, lambda key: "command line" if key in typed else str(path), schema)
+    if command:
+        note_unused(command, merged, config)
+    return config
 
 
 def config_from_dict(values: dict[str, Any], where: str, schema: type[C]) -> C:
@@ -364,54 +423,43 @@ def config_from_dict(values: dict[str, Any], where: str, schema: type[C]) -> C:
     return _build(values, lambda key: where, schema)
 
 
-def config_keys(schema: type[Config]) -> list[str]:
-    """The keys that a config of this class has."""
-    return [field.name for field in dataclasses.fields(schema)]
-
-
-class _Quoted(str):
-    """A string that YAML writes in quotes: readers disagree on what else `0.` or `1e3` is."""
-
-
-class _Dumper(yaml.SafeDumper):
-    pass
-
-
-_Dumper.add_representer(
-    _Quoted, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
-)
-
-
 def config_to_yaml(config: Config) -> str:
     """The config as YAML that `load_config` reads back unchanged."""
-    values = dataclasses.asdict(config)
-    for key, value in values.items():
-        if isinstance(value, str):
-            values[key] = _Quoted(value)
-        elif isinstance(value, list):
-            values[key] = [_Quoted(item) for item in value]
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"duplicate key {name}")
+        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.is_dir():
             raise UserError(f"{path} is a directory, not a YAML file")
-        # Interpolations such as ${oc.env:HOME} are resolved later, by the schema.
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
+        loaded = yaml.load(path.read_text("utf-8"), _Loader)
     except FileNotFoundError:
         known = ", ".join(sorted(str(p) for p in Path("config").glob("*.yaml")))
         raise UserError(
             f"config file {path} not found", f"shipped configs: {known}" if known else ""
         ) from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} is not valid YAML: {_one_line(error)}", "write one `key: value` a line"
+            f"{path} is not valid YAML: {reason}", "write one `key: value` a line"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}", "save it as UTF-8") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    if loaded is None:
+        return {}
     if not isinstance(loaded, dict):
         raise UserError(f"{path} is not a mapping", "write one `key: value` a line")
     return {str(key): value for key, value in loaded.items()}
@@ -429,7 +477,7 @@ def _parse_overrides(overrides: list[str], schema: type[Config]) -> dict[str, An
             )
         _check_keys({key: text}, "command line", schema)
         values[key] = text
-        if key == "data_path" and text.startswith("["):
+        if key == "data_path" and text.startswith("[") and text.endswith("]"):
             try:
                 values[key] = yaml.load(text, Loader=yaml.BaseLoader)  # every element a string
             except yaml.YAMLError:
@@ -451,41 +499,36 @@ def _check_keys(values: dict[str, Any], where: str, schema: type[Config]) -> Non
 
 
 def _build(values: dict[str, Any], where: Where, schema: type[C]) -> C:
-    """Merge known keys into the schema, which checks and converts types, and check the values."""
-    merged = OmegaConf.structured(schema)
-    OmegaConf.set_readonly(merged, False)
-    may_be_empty = {f.name for f in dataclasses.fields(schema) if "None" in str(f.type)}
+    """The config of values as they stand in a file or were typed, checked."""
+    types, converted = get_type_hints(schema), dict[str, Any]()
     for key, value in values.items():
-        if value == "???":  # OmegaConf's sign for a value still to come; it would be passed over
-            raise UserError(f"{where(key)}: {key}: ??? must be replaced by a value")
-        empty = key in may_be_empty and value in ("", "None", "none", "null")
-        try:
-            OmegaConf.update(merged, key, None if empty else value)
-        except (OmegaConfBaseException, UnicodeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{where(key)}: {key}: {value!r} does not fit: {reason}") from None
-    try:
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:  # an interpolation ${...} that leads nowhere
-        key = error.full_key or "config"
-        raise UserError(f"{where(key)}: {key}: {_one_line(error)}") from None
-    assert isinstance(config, schema)
-    config = _with_plain_paths(config, where)
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and (text == "???" or "${" in text):
+                raise UserError(f"{where(key)}: {key}: {text} must be replaced by a value")
+        kinds = (types[key], *get_args(types[key]))
+        if isinstance(value, bool) or (str in kinds and isinstance(value, int | float | date)):
+            value = str(value)  # True is not the number 1, and a folder may be called 2026
+        empty = NoneType in kinds and value in ("", "None", "none", "null")
+        converted[key] = None if empty else value
+    config = _validated(converted, where, schema)
     config.check(where)
     return config
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _validated(values: dict[str, Any], where: Where, schema: type[C]) -> C:
+    # Not imported where a config is only passed on, as by the model: it takes as long as this file.
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(schema).validate_python(values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+    wanted = allowed_values(schema, key)
+    raise UserError(f"{where(key)}: {key}: {values[key]!r} must be {wanted}")
 
 
-def _with_plain_paths(config: C, where: Where) -> C:
-    """`data_path` is a string or a list of strings."""
-    paths = config.data_path
-    many = isinstance(paths, (list, tuple))
-    if not all(isinstance(p, str) and p for p in (paths if many else [paths])) or not paths:
-        raise UserError(
-            f"{where('data_path')}: data_path: {paths!r} is not a file name or a list of them",
-            "write data_path: a.txt or data_path: [a.txt, b.txt]; put numbers in quotes",
-        )
-    return dataclasses.replace(config, data_path=list(paths) if many else paths)
+@cache
+def _adapter(schema: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)

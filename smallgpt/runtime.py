@@ -18,8 +18,7 @@ from smallgpt.config import Config
 from smallgpt.utils.errors import UserError, note
 
 LARGE = 30_000_000
-"""Parameters from which on `auto` takes 16 bits; below, float32 is exact and takes some 5 ms a
-character at most."""
+"""Parameters from which on `auto` chats in 16 bits on a CPU; below, float32 is quick enough."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,12 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def __str__(self) -> str:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-        where = f"{self.device} ({name})" if name else str(self.device)
-        if self.device.type == "cpu":
-            where += f" ({torch.get_num_threads()} threads)"
-        return f"{where}, {str(self.dtype).removeprefix('torch.')}: {self.reason}"
+        detail = ""
+        if self.device.type == "cuda":
+            detail = f" ({torch.cuda.get_device_name(self.device)})"
+        elif self.device.type == "cpu":
+            detail = f" ({torch.get_num_threads()} threads)"
+        return f"{self.device}{detail}, {str(self.dtype).removeprefix('torch.')}: {self.reason}"
 
 
 def start(config: Config, local_rank: int | None = None) -> Runtime:
@@ -67,18 +67,16 @@ def start(config: Config, local_rank: int | None = None) -> Runtime:
 
 
 def reuse_freed_memory() -> None:
-    """Let the C library keep freed memory for the next step instead of returning it to the system.
+    """Let glibc keep freed memory for the next step instead of returning it to the system.
 
     By default every large tensor is fresh memory that the kernel must clear, page by page, at
-    every step: a third of the time of training on a CPU (docs/log.md). Does nothing where the C
-    library is not glibc.
+    every step: a third of the time of training on a CPU (docs/log.md).
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    trim_threshold, mmap_max = -1, -4  # from malloc.h
     libc = ctypes.CDLL(None)
-    libc.mallopt(trim_threshold, -1)  # never
-    libc.mallopt(mmap_max, 0)
+    libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+    libc.mallopt(-4, 0)  # M_MMAP_MAX
 
 
 def choose_device(name: str) -> torch.device:
@@ -90,21 +88,20 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
         raise UserError(
-            f"device: {name!r} is no device", "use auto, cpu, cuda, cuda:N or mps"
-        ) from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if not torch.cuda.is_available():
-            note("device: no CUDA GPU here, using the CPU")
-            return torch.device("cpu")
-        if device.index is not None and device.index >= count:
-            raise UserError(f"device: {name} does not exist", f"there are {count}, from cuda:0")
-    elif device.type == "mps" and not torch.backends.mps.is_available():
+            f"device: {name!r} is not a device we know", "use auto, cpu, cuda, cuda:N or mps"
+        )
+    if device.type == "cuda" and not torch.cuda.is_available():
+        note("device: no CUDA GPU here, using the CPU")
+        return torch.device("cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
         note("device: no Apple GPU here, using the CPU")
         return torch.device("cpu")
-    elif device.type not in ("cpu", "mps"):
-        raise UserError(f"device: {name} is not supported", "use auto, cpu, cuda, cuda:N or mps")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and device.index is not None and device.index >= count:
+        raise UserError(f"device: {name} does not exist", f"there are {count}, from cuda:0")
     return device
 
 
@@ -114,14 +111,13 @@ def device_of_process(device: torch.device, local_rank: int) -> torch.device:
     Raises:
         UserError: there is none left for this process, or the device cannot be shared.
     """
+    if device.type == "cpu":
+        return device
     if device.type == "mps":
         raise UserError("device: several processes cannot share an Apple GPU", "set device=cpu")
-    if device.type != "cuda":
-        return device
     if device.index is not None:
         raise UserError(
-            f"device: {device} is one GPU, and several processes need one each",
-            "set device: cuda",
+            f"device: {device} is one GPU; each process needs its own", "set device: cuda"
         )
     count = torch.cuda.device_count()
     if local_rank >= count:
@@ -140,14 +136,13 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """
     if name == "int8":
         raise UserError(
-            "dtype: int8 is for talking with a trained model, not for training",
+            "dtype: int8 is for chatting with a trained model, not for training",
             "train with dtype: auto; chat.py and smallgpt evaluate take int8",
         )
     if name == "float16" and device.type == "cpu":
         raise UserError("dtype: float16 needs a GPU", "use auto, float32 or bfloat16 on a CPU")
     if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype, "as configured"
+        return getattr(torch, name), "as configured"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 8:
@@ -192,13 +187,11 @@ def choose_precision(name: str, device: torch.device, parameters: int) -> Precis
 
 def python_command() -> str:
     """What a user types to run this Python: `python` where that is it, else its path."""
-    here = Path(sys.executable)
-    found = shutil.which("python")
+    here, found = Path(sys.executable), shutil.which("python")
     if found and Path(found).samefile(here) and Path(found).parent == here.parent:
         return "python"
-    return shlex.quote(
-        str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
-    )
+    inside = here.is_relative_to(Path.cwd())
+    return shlex.quote(str(here.relative_to(Path.cwd()) if inside else here))
 
 
 def seed_everything(*numbers: int) -> None:

@@ -32,7 +32,7 @@ from smallgpt.tokenizer.subwords import Pieces
 from smallgpt.utils.errors import UserError
 
 PICKLED_FILE = "pytorch_model.bin"
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Any] = {
     "gelu": "gelu",
     "gelu_new": "gelu_new",
     "gelu_pytorch_tanh": "gelu_new",

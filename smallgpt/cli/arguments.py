@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -23,6 +23,8 @@ Overrides = Annotated[
 CheckpointPath = Annotated[
     Path, typer.Argument(help="A checkpoint directory.", metavar="CHECKPOINT")
 ]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+F = TypeVar("F", bound=Callable[..., Any])
 
 TRAINING_SPINS, CHAT_SPINS = "1000", "10000"
 """How often threads that wait for each other look before they sleep; set before torch is imported.
@@ -30,6 +32,12 @@ TRAINING_SPINS, CHAT_SPINS = "1000", "10000"
 On a machine that is busy with something else as well, training is half as fast again where they
 soon sleep. The many short products of a reply need more patience (docs/log.md).
 """
+
+
+def command(app: typer.Typer, name: str | None = None) -> Callable[[F], F]:
+    """Make a function a command of `app` that shows a `UserError` without a traceback."""
+    # `main` is inside `user_errors` too, but typer has its own way with Ctrl-C.
+    return lambda function: app.command(name)(user_errors()(function))
 
 
 def typed(script: str, config: Path, overrides: list[str]) -> str:

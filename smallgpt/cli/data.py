@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from smallgpt.cli.arguments import command
 from smallgpt.data.prepare import Survey
-from smallgpt.utils.errors import UserError, user_errors
+from smallgpt.utils.errors import UserError
 
 data_app = typer.Typer(no_args_is_help=True, help="Make, convert and inspect dialogue texts.")
 
@@ -26,8 +27,7 @@ KeepDuplicates = Annotated[bool, typer.Option("--keep-duplicates", help="Keep wh
 Picture = Annotated[Path | None, typer.Option(help="Draw the histogram of lengths (PNG).")]
 
 
-@data_app.command()
-@user_errors()
+@command(data_app)
 def convert(
     files: Files,
     output: Annotated[Path, typer.Option(help="The text to write.")],
@@ -49,8 +49,7 @@ def convert(
     typer.echo(f"written: {output}")
 
 
-@data_app.command()
-@user_errors()
+@command(data_app)
 def stats(
     files: Files,
     kind: Format = None,
@@ -66,8 +65,7 @@ def stats(
     _report(survey, picture)
 
 
-@data_app.command()
-@user_errors()
+@command(data_app)
 def split(
     files: Files,
     output_dir: Annotated[Path, typer.Option(help="Folder for train.txt, validation.txt …")],
@@ -97,8 +95,7 @@ def split(
         typer.echo(f"written: {path}, {part.dialogues:,} dialogues")
 
 
-@data_app.command()
-@user_errors()
+@command(data_app)
 def smalltalk(
     dialogues: Annotated[int, typer.Option(min=1, help="How many, all distinct.")] = 60_000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 1,

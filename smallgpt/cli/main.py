@@ -14,13 +14,16 @@ from smallgpt.cli.arguments import (
     TRAINING_SPINS,
     CheckpointPath,
     ConfigFile,
+    Device,
     Overrides,
+    command,
     prepare_process,
     typed,
 )
+from smallgpt.cli.configuration import configuration
 from smallgpt.cli.data import data_app
 from smallgpt.cli.sentiment import sentiment_app
-from smallgpt.config import DTYPES, Config, load_config
+from smallgpt.config import CHAT, DTYPES, TRAIN, Config, load_config, note_unused, typed_keys
 from smallgpt.utils.errors import UserError, user_errors
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -34,17 +37,17 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(sentiment_app, name="sentiment")
+command(app, "config")(configuration)
 
 
 def main() -> None:
     """Entry point of the `smallgpt` command."""
     prepare_process()
-    with user_errors():  # the commands are inside one too: typer has its own way with Ctrl-C
+    with user_errors():
         app()
 
 
-@app.command()
-@user_errors()
+@command(app)
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train a GPT on dialogues.
 
@@ -53,16 +56,15 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     Ctrl-C stops after the step in hand and saves; resume_from=latest goes on.
     """
     overrides = overrides or []
-    settings = load_config(config, overrides)
+    settings = load_config(config, overrides, Config, TRAIN)
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     # Only now that the config is known to be good: torch takes a second to import.
     from smallgpt.training import pretrain
 
-    pretrain.run(settings, typed("train.py", config, overrides))
+    pretrain.run(settings, typed("train.py", config, overrides), typed_keys(overrides))
 
 
-@app.command()
-@user_errors()
+@command(app)
 def chat(config: ConfigFile, overrides: Overrides = None) -> None:
     """Chat with a trained model.
 
@@ -73,6 +75,7 @@ def chat(config: ConfigFile, overrides: Overrides = None) -> None:
     """
     os.environ.setdefault("GOMP_SPINCOUNT", CHAT_SPINS)
     settings, path = _chat_settings(config, overrides or [])
+    note_unused(CHAT, typed_keys(overrides or []), settings)  # a YAML is of a whole run
     from smallgpt import runtime
     from smallgpt.chat import chatbot, terminal
 
@@ -109,8 +112,7 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Path]:
     return settings, path
 
 
-@app.command()
-@user_errors()
+@command(app)
 def evaluate(
     path: CheckpointPath,
     data: Annotated[
@@ -122,7 +124,7 @@ def evaluate(
     ] = False,
     dialogues: Annotated[int, typer.Option(min=1, help="Dialogues to play.")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[
         str | None,
         typer.Option(help=f"Measure the model as chat runs it in {', '.join(DTYPES)}."),
@@ -132,7 +134,7 @@ def evaluate(
     if not data and not smalltalk:
         raise UserError("nothing to evaluate on", "give --data TEXT or --smalltalk (or both)")
     if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"--dtype: {dtype!r} is no precision", f"use {', '.join(DTYPES)}")
+        raise UserError(f"--dtype: {dtype!r} is not a precision", f"use {', '.join(DTYPES)}")
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     from smallgpt import evaluation
 
@@ -142,8 +144,7 @@ def evaluate(
         typer.echo(evaluation.on_smalltalk(path, dialogues, seed, device, dtype))
 
 
-@app.command()
-@user_errors()
+@command(app)
 def inspect(path: CheckpointPath) -> None:
     """Show what a checkpoint holds, and check that it is whole."""
     from smallgpt import evaluation
@@ -151,8 +152,7 @@ def inspect(path: CheckpointPath) -> None:
     typer.echo(evaluation.describe_checkpoint(path))
 
 
-@app.command()
-@user_errors()
+@command(app)
 def download(
     names: Annotated[
         list[str],
@@ -174,8 +174,7 @@ def download(
         typer.echo(f"{download.fetch(name, folder)}")
 
 
-@app.command("push-ready")
-@user_errors()
+@command(app, "push-ready")
 def push_ready(
     path: CheckpointPath,
     output: Annotated[Path, typer.Option(help="The directory to write.")],
@@ -193,8 +192,7 @@ def push_ready(
     typer.echo(f"written: {output}; read its {publish.CARD_FILE} before you upload it")
 
 
-@app.command()
-@user_errors()
+@command(app)
 def convert(
     source: Annotated[Path, typer.Argument(help="A .pth file, or a checkpoint directory.")],
     output: Annotated[Path, typer.Option(help="The directory or file to write.")],
@@ -211,7 +209,7 @@ def convert(
     Example: smallgpt convert cpt300M.pth --text data/train.txt --output checkpoints/cpt300M
     """
     if to not in ("checkpoint", "original"):
-        raise UserError(f"--to: {to!r} is no format", "use checkpoint or original")
+        raise UserError(f"--to: {to!r} is not a format", "use checkpoint or original")
     if output.exists():
         raise UserError(f"--output {output} is there already", "name another, or delete it")
     from smallgpt.checkpoints import legacy_convert

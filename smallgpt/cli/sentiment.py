@@ -10,15 +10,30 @@ from typing import Annotated
 
 import typer
 
-from smallgpt.cli.arguments import TRAINING_SPINS, CheckpointPath, ConfigFile, Overrides, typed
-from smallgpt.config import SentimentConfig, load_config
-from smallgpt.utils.errors import UserError, user_errors
+from smallgpt.cli.arguments import (
+    TRAINING_SPINS,
+    CheckpointPath,
+    ConfigFile,
+    Device,
+    Overrides,
+    command,
+    typed,
+)
+from smallgpt.config import (
+    ABLATION,
+    CLASSIFY,
+    TEXT,
+    SentimentConfig,
+    load_config,
+    note_unused,
+    typed_keys,
+)
+from smallgpt.utils.errors import UserError
 
 sentiment_app = typer.Typer(no_args_is_help=True, help="Train, use and compare classifiers.")
 
 
-@sentiment_app.command("train")
-@user_errors()
+@command(sentiment_app, "train")
 def sentiment_train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train a classifier on labelled reviews, and test it beside a classical reference.
 
@@ -27,15 +42,14 @@ def sentiment_train(config: ConfigFile, overrides: Overrides = None) -> None:
     Ctrl-C stops after the step in hand and saves; resume_from=latest goes on.
     """
     overrides = overrides or []
-    settings = load_config(config, overrides, SentimentConfig)
+    settings = load_config(config, overrides, SentimentConfig, CLASSIFY)
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     from smallgpt.sentiment import recipe
 
-    recipe.run(settings, typed("sentimentalTrain.py", config, overrides))
+    recipe.run(settings, typed("sentimentalTrain.py", config, overrides), typed_keys(overrides))
 
 
-@sentiment_app.command()
-@user_errors()
+@command(sentiment_app)
 def predict(
     path: CheckpointPath,
     texts: Annotated[
@@ -59,7 +73,7 @@ def predict(
     page: Annotated[
         Path | None, typer.Option("--html", help="Write the explanations as a page.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Judge reviews: label, probability and text, one a line.
 
@@ -82,8 +96,7 @@ def predict(
         bulk.judge_texts(loaded, texts or bulk.lines_of(sys.stdin))
 
 
-@sentiment_app.command()
-@user_errors()
+@command(sentiment_app)
 def ablation(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -99,16 +112,16 @@ def ablation(
     """
     overrides = overrides or []
     settings = load_config(config, overrides, SentimentConfig)
+    note_unused(ABLATION, typed_keys(overrides), settings)
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     from smallgpt.sentiment import ablation as comparison
 
-    command = ["-m", "smallgpt", "sentiment", "ablation", str(config), *overrides]
-    command += [f"--seeds={seeds}", *(f"--cell={name}" for name in cell or [])]
-    comparison.run(settings, seeds, shlex.join(command), cell)
+    again = ["-m", "smallgpt", "sentiment", "ablation", str(config), *overrides]
+    again += [f"--seeds={seeds}", *(f"--cell={name}" for name in cell or [])]
+    comparison.run(settings, seeds, shlex.join(again), cell)
 
 
-@sentiment_app.command()
-@user_errors()
+@command(sentiment_app)
 def text(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -127,7 +140,8 @@ def text(
 
     Example: smallgpt sentiment text config/sentimental_demo.yaml > data/reviews.txt
     """
-    settings = load_config(config, overrides or [], SentimentConfig)
+    settings = load_config(config, overrides, SentimentConfig)
+    note_unused(TEXT, typed_keys(overrides or []), settings)
     from smallgpt.data import reviews
 
     for review in reviews.to_learn_from(settings, also or []):

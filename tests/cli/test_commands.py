@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from smallgpt.config import Config
+from smallgpt.config import Config, SentimentConfig, config_keys
 from tests.helpers.commands import Evil, refused_command, smallgpt
 from tests.helpers.models import reseal
 from tests.helpers.processes import REPOSITORY, Run, python_environment, run_on_a_full_disk
@@ -27,25 +28,25 @@ DEMO = REPOSITORY / "config" / "demo.yaml"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([TRAIN, "--help"], ["CONFIG", "[key=value]", "resume_from=latest"]),
-        ([CHAT, "--help"], ["CONFIG", "[key=value]", "checkpoint directory"]),
-        (["-m", "smallgpt", "--help"], ["train", "chat", "evaluate", "inspect", "data"]),
-    ],
+    ("script", "words"),
+    [(TRAIN, "[key=value] resume_from=latest"), (CHAT, "[key=value] checkpoint directory")],
 )
-def test_help(run: Run, arguments: list[Any], words: list[str]) -> None:
-    done = run(*arguments, env={"COLUMNS": "100", "NO_COLOR": "1"})
+def test_help_of_the_scripts(run: Run, script: Path, words: str) -> None:
+    done = run(script, "--help", env={"COLUMNS": "100", "NO_COLOR": "1"})
     assert (done.returncode, done.stderr) == (0, b"")
-    for word in words:
+    for word in ("CONFIG", *words.split()):
         assert word in done.stdout.decode()
 
 
-@pytest.mark.parametrize("command", ["train", "chat", "evaluate", "inspect", "data smalltalk"])
+COMMANDS = ["train", "chat", "evaluate", "inspect", "config", "data smalltalk"]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_of_each_command(command: str) -> None:
     result = smallgpt(*command.split(), "--help")
     assert result.exit_code == 0
     assert "Usage: " in result.stdout
+    assert command or all(name.split()[0] in result.stdout for name in COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,50 @@ def test_help_of_each_command(command: str) -> None:
 )
 def test_wrong_usage(arguments: str) -> None:
     assert "Usage: " in refused_command(*arguments.split())
+
+
+# Keys.
+
+
+def test_all_keys_are_printed_with_default_limits_and_meaning() -> None:
+    printed = smallgpt("config").stdout
+    for key in config_keys(SentimentConfig):
+        assert f"\n  {key}: " in printed
+    assert re.search(r"^  top_p: 0.9 +# .* above 0 and at most 1\n      Draw from", printed, re.M)
+    assert printed.count("\n  base_model: ") == 2  # of a GPT, and of a classifier
+
+
+@pytest.mark.parametrize(
+    ("option", "file"),
+    [("--markdown", "docs/configuration.md"), ("--schema", "config/schema.json")],
+)
+def test_what_is_made_from_the_keys_is_fresh(option: str, file: str) -> None:
+    made = smallgpt("config", option).stdout_bytes
+    assert (REPOSITORY / file).read_bytes() == made, "run: make docs"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("train demo base_model=x", "train.py with base_model does not use block_size, n_layer, "),
+        ("chat run top_k=3 lr=1 eval_freq=5", "chat.py does not use eval_freq, lr"),
+        ("sentiment train sentimental_demo top_k=3", "sentimentalTrain.py does not use top_k"),
+        ("sentiment ablation sentimental_demo frozen=1", "smallgpt sentiment ablation does not "),
+        ("sentiment text sentimental_demo lr=1", "smallgpt sentiment text does not use lr"),
+    ],
+)
+def test_unused_keys_are_named(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no data: no command comes far
+    configs = {
+        name: REPOSITORY / "config" / f"{name}.yaml" for name in ("demo", "sentimental_demo")
+    }
+    configs["run"] = trained_run / "run.yaml"  # of a whole run, of which chat.py uses a part
+    arguments = [configs.get(word, word) for word in command.split()]
+    assert smallgpt(*arguments).stderr.startswith(said)
+    if command != "train demo base_model=x":
+        assert " does not use " not in smallgpt(*[a for a in arguments if "=" not in str(a)]).stderr
 
 
 def test_a_misspelt_key(run: Run) -> None:
@@ -143,9 +188,9 @@ def test_settings_of_the_chat(trained: Path, monkeypatch: pytest.MonkeyPatch) ->
     given, stored, from_yaml = (bot.sampling for bot in bots)
     assert (given.temperature, given.top_k, given.top_p) == (0.7, 5, 0.5)
     assert (given.repetition_penalty, given.max_new_tokens) == (1.2, 7)
-    assert bots[0]._generator.initial_seed() == 3
+    assert bots[0].seed == 3
     assert (stored.temperature, stored.top_k, stored.max_new_tokens) == (0.0, 0, 12)
-    assert bots[1]._generator.initial_seed() == Config().seed
+    assert bots[1].seed == Config().seed
     assert (from_yaml.top_k, from_yaml.max_new_tokens) == (2, 12)
 
 
@@ -256,7 +301,7 @@ def test_evaluate_refuses(trained: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing.txt"
     assert str(missing) in refused_command("evaluate", trained, "--data", missing)
     assert "not found" in refused_command("evaluate", tmp_path / "cpt1", "--smalltalk")
-    assert "'abacus' is no device" in refused_command(
+    assert "'abacus' is not a device" in refused_command(
         "evaluate", trained, "--smalltalk", "--device", "abacus"
     )
 

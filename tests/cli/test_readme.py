@@ -185,4 +185,4 @@ def test_python_of_the_readme(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_shipped_configs_are_the_table_of_the_readme() -> None:
     named = set(re.findall(r"config/\w+\.yaml", README.read_text("utf-8")))
-    assert named == {f"config/{path.name}" for path in (REPOSITORY / "config").iterdir()}
+    assert named == {f"config/{path.name}" for path in (REPOSITORY / "config").glob("*.yaml")}

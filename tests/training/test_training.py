@@ -120,7 +120,7 @@ def test_learning_rate_warms_up_then_falls_as_a_cosine() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_each_parameter_has_one_optimizer_and_only_matrices_decay(optimizer: str) -> None:
+def test_each_parameter_has_one_optimizer_and_only_matrices_decay(optimizer: Any) -> None:
     plan = Config(vocab_size=20, n_layer=2, n_head=2, n_embd=16, optimizer=optimizer)
     model = GPT(plan)
     groups = [g for o in make_optimizers(model, plan) for g in o.param_groups]
