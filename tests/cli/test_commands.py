@@ -81,7 +81,7 @@ def test_what_is_made_from_the_keys_is_fresh(option: str, file: str) -> None:
     ("command", "said"),
     [
         ("train demo base_model=x", "train.py with base_model does not use block_size, n_layer, "),
-        ("chat run top_k=3 lr=1 eval_freq=5", "chat.py does not use lr, eval_freq"),
+        ("chat run top_k=3 lr=1 eval_freq=5", "chat.py does not use eval_freq, lr"),
         ("sentiment train sentimental_demo top_k=3", "sentimentalTrain.py does not use top_k"),
         ("sentiment ablation sentimental_demo frozen=1", "smallgpt sentiment ablation does not "),
         ("sentiment text sentimental_demo lr=1", "smallgpt sentiment text does not use lr"),
