@@ -41,14 +41,10 @@ def test_impossible_devices_are_refused(name: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("bf16", "amx", "expected"),
-    [
-        (True, False, torch.bfloat16),
-        (False, True, torch.bfloat16),
-        (False, False, torch.float32),
-    ],
+    [(1, 0, torch.bfloat16), (0, 1, torch.bfloat16), (0, 0, torch.float32)],
 )
 def test_cpu_precision_is_what_the_cpu_does_fast(
-    monkeypatch: pytest.MonkeyPatch, bf16: bool, amx: bool, expected: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, bf16: int, amx: int, expected: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
