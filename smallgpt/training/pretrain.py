@@ -61,7 +61,7 @@ def _recipe(config: Config, command: str, world: World) -> Path:
     here = runtime.start(config, world.local_rank if world.size > 1 else None)
 
     # 2. Data: text -> dialogues -> ids -> packed rows.
-    corpus = world.in_turn(lambda: open_corpus(config.data_paths()))
+    corpus = world.first_process_first(lambda: open_corpus(config.data_paths()))
     world.agree("the text", corpus.fingerprint, "give every machine the same data_path files")
     base = open.load(config) if config.base_model and not resumed else None
     tokenizer = corpus.tokenizer
