@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing.util
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,17 @@ def saved(root: Path) -> Path:
 def _one_thread() -> None:
     """Tiny models are slower on many threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """All temporary files, of programs that tests start too, go to a folder that pytest removes."""
+    multiprocessing.util.get_temp_dir()  # elsewhere: it is removed later than pytest's
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", None)
+        yield folder
 
 
 @pytest.fixture(scope="session")

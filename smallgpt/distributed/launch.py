@@ -1,6 +1,6 @@
 """How the processes that torchrun starts meet and part: the way in and out of a distributed run.
 
-torchrun tells each process who it is through environment variables.
+torchrun tells each process which one it is through environment variables.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
 from smallgpt.config import Config
-from smallgpt.distributed.world import Peer, World
+from smallgpt.distributed.world import World
 from smallgpt.runtime import python_command
 from smallgpt.utils import errors
 from smallgpt.utils.errors import UserError
@@ -48,13 +48,13 @@ def join(config: Config, command: str) -> Iterator[World]:
     """Take a place among the processes that torchrun started; alone where there is no torchrun.
 
     Args:
-        command: what the user typed behind `python`, for messages.
+        command: what the user typed after `python`, for messages.
 
     Raises:
         UserError: `ddp: True` without torchrun; processes that do not fit together; or, from within
             the block, lost contact with another process.
     """
-    world = _place(config)
+    world = _place()
     if world.size == 1:
         if config.ddp and "RANK" not in os.environ:
             processes = max(2, torch.cuda.device_count())
@@ -73,27 +73,30 @@ def join(config: Config, command: str) -> Iterator[World]:
         dist.destroy_process_group()
         raise
     except (UserError, RuntimeError) as error:
-        shown = _shown(world, error)
-        _tell_torchrun(shown)
-        raise shown from None if shown is not error else error.__cause__
+        shown = _as_user_error(world, error)
+        _tell_torchrun(shown or error)
+        raise shown or error from (None if shown else error.__cause__)
     dist.destroy_process_group()
 
 
 def launcher() -> str:
-    """What the user typed before `train.py`: python, or torchrun with its parameters."""
+    """What the user typed before `train.py`: python, or torchrun with its options."""
     variables = os.environ
     if "TORCHELASTIC_RUN_ID" not in variables:
         return python_command()
-    words = ["torchrun", f"--nproc_per_node={variables.get('LOCAL_WORLD_SIZE', '1')}"]
+    options = [f"--nproc_per_node={variables.get('LOCAL_WORLD_SIZE', '1')}"]
     if variables.get("GROUP_WORLD_SIZE", "1") != "1":
-        words.insert(1, f"--nnodes={variables['GROUP_WORLD_SIZE']}")
-        words.insert(2, f"--node_rank={variables['GROUP_RANK']}")
-        words.append(f"--master_addr={variables['MASTER_ADDR']}")
-        words.append(f"--master_port={variables['MASTER_PORT']}")
-    return " ".join(words)
+        options = [
+            f"--nnodes={variables['GROUP_WORLD_SIZE']}",
+            f"--node_rank={variables['GROUP_RANK']}",
+            *options,
+            f"--master_addr={variables['MASTER_ADDR']}",
+            f"--master_port={variables['MASTER_PORT']}",
+        ]
+    return " ".join(["torchrun", *options])
 
 
-def _place(config: Config) -> World:
+def _place() -> World:
     """From the variables that torchrun sets."""
     if "RANK" not in os.environ:
         return World()
@@ -101,7 +104,6 @@ def _place(config: Config) -> World:
         rank=_number("RANK"),
         local_rank=_number("LOCAL_RANK"),
         size=_number("WORLD_SIZE"),
-        timeout=config.ddp_timeout,
         restarted=os.environ.get(_RESTARTS, "0") != "0",
     )
 
@@ -117,7 +119,7 @@ def _number(variable: str) -> int:
 
 
 def _connect(world: World, config: Config) -> World:
-    """Meet the others, and see that they are of one kind."""
+    """Meet the others, and check that their devices and configs are the same."""
     address = _own_address()
     _choose_interface(address)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -130,27 +132,22 @@ def _connect(world: World, config: Config) -> World:
         store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     atexit.register(_end_threads, [dist.group.WORLD])
-    shared = {k: v for k, v in asdict(config).items() if k not in OWN_KEYS}
-    me = Peer(
-        host=socket.gethostname(),
-        address=address,
-        device="a GPU" if torch.cuda.is_available() else "the CPU",
-        config=shared,
-    )
     met = replace(
         world,
         # torchrun counts its own machine's failures only; the processes of all are new.
         restarted=world.max(world.restarted) > 0,
-        peers=tuple(world.gather(me)),
+        places=tuple(world.gather(f"{socket.gethostname()} ({address})")),
         roll_call=dist.new_group(backend="gloo", timeout=timeout),
     )
-    met.agree_on_config()
-    met.agree("the device", me.device, "set device=cpu everywhere, or use machines with GPUs")
+    shared = {k: v for k, v in asdict(config).items() if k not in OWN_KEYS}
+    met.agree("the config", shared, "give every machine the same YAML file and key=value")
+    device = "a GPU" if torch.cuda.is_available() else "the CPU"
+    met.agree("the device", device, "set device=cpu everywhere, or use machines with GPUs")
     return met
 
 
 def _end_threads(groups: list[Any]) -> None:
-    """Wait for the threads of gloo, before Python ends.
+    """Wait for gloo's threads, before Python ends.
 
     One that has just sent a tensor lets go of it a moment later. Where Python has ended meanwhile,
     that aborts the process (SIGABRT); where the group goes with DDP's C++ part, which waits for the
@@ -177,14 +174,10 @@ def _choose_interface(address: str) -> None:
     By itself it takes the address this machine's name stands for, which often is 127.0.1.1 or of
     another network.
     """
-    if sys.platform != "linux" or os.environ.get("WORLD_SIZE") == os.environ.get(
-        "LOCAL_WORLD_SIZE"
-    ):
-        default = "lo" if sys.platform == "linux" else ""
-    else:
-        default = _interface_of(address)
-    if default:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", default)
+    if sys.platform == "linux":
+        one_machine = os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE")
+        if interface := "lo" if one_machine else _interface_of(address):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def _interface_of(address: str) -> str:
@@ -205,19 +198,20 @@ def _interface_of(address: str) -> str:
     return ""
 
 
-def _shown(world: World, error: UserError | RuntimeError) -> UserError | RuntimeError:
-    """The error as the user is to see it: lost contact is told in words."""
-    about_peers = isinstance(error, dist.DistError) or "gloo" in str(error)
-    if isinstance(error, UserError) or not about_peers:
+def _as_user_error(world: World, error: UserError | RuntimeError) -> UserError | None:
+    """What to tell the user; None for an error of ours, which keeps its traceback."""
+    if isinstance(error, UserError):
         return error
-    if not world.peers:
-        cause = _SOURCE_LINE.sub("", str(error).splitlines()[0])
-        return UserError(
-            f"rank {world.rank} cannot reach the other processes: {cause}",
-            "is torchrun started on every machine, with the same --master_addr and --master_port,"
-            "\n     and can they connect to each other? See docs/distributed.md",
-        )
-    return world.lost_contact(error)
+    if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        return None
+    if world.places:
+        return world.lost_contact()
+    cause = _SOURCE_LINE.sub("", str(error).splitlines()[0])
+    return UserError(
+        f"rank {world.rank} cannot reach the other processes: {cause}",
+        "is torchrun started on every machine, with the same --master_addr and --master_port,"
+        "\n     and can they connect to each other? See docs/distributed.md",
+    )
 
 
 def _tell_torchrun(error: UserError | RuntimeError) -> None:

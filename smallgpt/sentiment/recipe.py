@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from smallgpt import runtime
-from smallgpt.checkpoints import checkpoint, huggingface, open, run_folder
+from smallgpt.checkpoints import checkpoint, huggingface, run_folder
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.config import ModelConfig, SentimentConfig
 from smallgpt.data.reviews import Reviews, Split, read_and_split
@@ -61,7 +61,8 @@ def run(
     command: str = "sentimentalTrain.py …",
     typed: frozenset[str] = frozenset(),
 ) -> Path:
-    """Train as configured, test once, and return the best checkpoint.
+    """Train as configured, test once, and return the best checkpoint (of several processes, the
+    first does; the others return its folder).
 
     Args:
         command: what the user typed behind `python` or `torchrun`, to say how to go on.
@@ -81,9 +82,10 @@ def run(
             if not trainer.is_finished:
                 trainer.train(command)
         # The first process goes on alone: the others need not wait for the test.
+        if not world.is_first:
+            return root
         best = run_folder.best(run_folder.checkpoints(root))
-        if world.is_first:
-            _test(best, data, trainer)
+        _test(best, data, trainer)
         return best
 
 
@@ -96,7 +98,7 @@ def _prepare(config: SentimentConfig, typed: Set[str], world: World) -> tuple[_D
 
     # 2. Model: the base's body with a fresh head, or what a run goes on from.
     here = runtime.start(config, world.local_rank if world.size > 1 else None)
-    source = resumed.stored if resumed else world.in_turn(lambda: open.load(config, None))
+    source = resumed.stored if resumed else resume.open_base(config, world, None)
     tokenizer = source.tokenizer.with_marks()
     config = _with_shape_of(source.config, config, len(tokenizer), typed)
     runtime.seed_everything(config.seed)
@@ -108,7 +110,8 @@ def _prepare(config: SentimentConfig, typed: Set[str], world: World) -> tuple[_D
     soft_labels = None
     if config.reference_weight:
         note("asking the classical reference about the reviews to learn from ...")
-        soft_labels = out_of_fold(reviews, split.train, config.split_seed)
+        asked = world.only_first(lambda: out_of_fold(reviews, split.train, config.split_seed))
+        soft_labels = world.share(asked)
     task = ReviewTask(
         config,
         here,

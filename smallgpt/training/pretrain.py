@@ -58,9 +58,9 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     here = runtime.start(config, world.local_rank if world.size > 1 else None)
 
     # 2. Data: text -> dialogues -> ids -> packed rows.
-    corpus = world.in_turn(lambda: open_corpus(config.data_paths()))
+    corpus = world.first_process_first(lambda: open_corpus(config.data_paths()))
     world.agree("the text", corpus.fingerprint, "give every machine the same data_path files")
-    base = open.load(config) if config.base_model and not resumed else None
+    base = resume.open_base(config, world, False) if config.base_model and not resumed else None
     tokenizer = corpus.tokenizer
     if resumed:
         note(f"going on from {resumed.stored.path}")
@@ -78,7 +78,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     runtime.seed_everything(config.seed)
     model = resumed.model(config) if resumed else GPT(config)
     if base:
-        model.load_state_dict(open.widened(base, tokenizer))
+        if base.weights:
+            model.load_state_dict(open.widened(base, tokenizer))
         new = len(tokenizer) - len(base.tokenizer)
         note(f"base: {base.path}; {new:,} characters are new to it, and added to its vocabulary")
     model.to(here.device).train()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from smallgpt.checkpoints import checkpoint, legacy_convert, run_folder
+from smallgpt.checkpoints import checkpoint, legacy_convert, open, run_folder
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.run_folder import DamagedError
 from smallgpt.config import Config, ModelConfig
@@ -81,10 +81,25 @@ def find(config: Config, world: World, classifier: bool = False) -> Resumed | No
     Raises:
         UserError: there is nothing to go on from, or what is there must not be mixed with it.
     """
-    found = _find(config, world.restarted, classifier) if world.is_first else None
-    without_weights = found and replace(found, stored=replace(found.stored, weights={}))
-    shared = world.share(without_weights)
-    return found if world.is_first else shared
+    found = world.only_first(lambda: _find(config, world.restarted, classifier))
+    shared = world.share(found and replace(found, stored=replace(found.stored, weights={})))
+    return found or shared
+
+
+def open_base(config: Config, world: World, classifier: bool | None) -> Checkpoint:
+    """The model that `base_model` names; weights are with the first process only, as in `Resumed`.
+
+    Args:
+        classifier: whether it may be a classifier too (None), or not (False).
+
+    Raises:
+        UserError: there is none, or it is of the other kind.
+    """
+    base = world.only_first(lambda: open.load(config, classifier))
+    shared = world.share(base and replace(base, weights={}))
+    base = base or shared
+    assert base is not None  # the first process has raised otherwise
+    return base
 
 
 def _find(config: Config, restarted: bool, classifier: bool) -> Resumed | None:

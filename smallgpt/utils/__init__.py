@@ -1,1 +1,1 @@
-"""What every part uses: errors told in words, atomic files, background work."""
+"""What every part uses: errors for the user, atomic files, background work."""

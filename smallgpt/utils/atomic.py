@@ -1,7 +1,9 @@
-"""Directories and files that are complete or not there, and locks.
+"""Directories and files that appear complete or not at all, and locks.
 
-Each is written beside its place, under a name with the number of the writing process, and
-renamed. What a killed process left behind is removed by the next writer.
+Each is written in a work folder beside its place and then renamed. The writer holds a lock in that
+folder until it ends, however it ends. So the next writer, on whichever machine or in whichever
+container, can tell the leftovers of a killed one from the work of a living one, and removes them.
+Where the file system cannot lock, leftovers stay.
 """
 
 from __future__ import annotations
@@ -10,61 +12,58 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from filelock import FileLock, Timeout
 
 LOCK_FILE = ".lock"
-_LEFTOVER = re.compile(r"\.(writing|replaced|removed)-(.+)-(\d{1,9})")
+_WORK_FOLDER = re.compile(r"\.writing-(.+)-[a-z0-9_]{8}")
+_WORK_LOCK = "smallgpt.lock"  # by this name in it a work folder is known to be ours
+_CANNOT_LOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 
 
 @contextmanager
 def directory(target: Path) -> Iterator[Path]:
     """A new, empty directory to write files into, which becomes `target` at the end of the block.
 
-    One that is there already is replaced. Where the block or the renaming fails, all is as before.
+    An existing one is replaced. If the block or the renaming fails, everything is as before.
 
     Raises:
         OSError: it cannot be written.
     """
-    work = _beside(target, "writing")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _clean_up(target.parent)
-        work.mkdir()
-        yield work
-        for path in (*work.iterdir(), work):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _work_folder(target) as work:
+        new = work / "new"
+        new.mkdir()
+        yield new
+        for path in (*new.iterdir(), new):
             _to_disk(path)
-        _put_in_place(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if target.exists():
+            target.rename(work / "old")
+        new.rename(target)  # where this fails, `_discard` puts the old one back
+        _to_disk(target.parent)
 
 
 @contextmanager
 def file(target: Path) -> Iterator[Path]:
     """The path of a file to write, which becomes `target` at the end of the block.
 
-    One that is there already is replaced. Where the block or the renaming fails, all is as before.
+    An existing one is replaced. If the block or the renaming fails, everything is as before.
 
     Raises:
         OSError: it cannot be written.
     """
-    work = _beside(target, "writing")
-    try:
-        _clean_up(target.parent, own=False)  # several may be written side by side
-        yield work
-        put(work, target)
-    finally:
-        work.unlink(missing_ok=True)
+    with _work_folder(target) as work:
+        yield work / "new"
+        put(work / "new", target)
 
 
 def put(work: Path, target: Path) -> None:
-    """Make a finished file, on the same disk, `target`; one that is there already is replaced.
+    """Make a finished file, on the same disk, `target`; an existing one is replaced.
 
     Raises:
         OSError: it cannot be renamed.
@@ -73,89 +72,101 @@ def put(work: Path, target: Path) -> None:
     work.replace(target)
 
 
+def remove(path: Path) -> None:
+    """Delete a directory; at no time is there half of it.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    with _work_folder(path) as work:
+        path.rename(work / "removed")
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Keep other processes out of `folder`, which is made where it is missing.
+    """Keep other processes out of `folder`, which is made if it is missing.
 
-    The system drops the lock when the process ends, however it ends. Where the system (Windows) or
-    the file system cannot lock there is no lock.
+    The system drops the lock when the process ends, however it ends. Where the file system cannot
+    lock, there is no lock.
 
     Raises:
         BlockingIOError: another process is at work in it.
         OSError: it cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("a") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.ENOSYS):
-                raise
+    try:
+        lock = _acquired(FileLock(folder / LOCK_FILE))
+    except Timeout:
+        raise BlockingIOError(errno.EWOULDBLOCK, "locked by another process", folder) from None
+    try:
         yield
-
-
-def remove(path: Path) -> None:
-    """Delete a directory; at no time is there half of it."""
-    gone = path.rename(_beside(path, "removed"))
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-def _beside(target: Path, state: str) -> Path:
-    return target.with_name(f".{state}-{target.name}-{os.getpid()}")
-
-
-def _put_in_place(work: Path, target: Path) -> None:
-    old = _beside(target, "replaced")
-    replaces = target.exists()
-    if replaces:
-        target.rename(old)
-    try:
-        work.rename(target)
-    except BaseException:  # Ctrl-C too
-        if replaces:
-            old.rename(target)
-        raise
-    try:
-        _to_disk(target.parent)
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        lock.release()
 
 
-def _clean_up(folder: Path, own: bool = True) -> None:
-    """Remove what processes that were killed left here; put back what they had moved away.
+def _acquired(lock: FileLock) -> FileLock:
+    """The lock, which this process now holds unless the file system cannot lock.
 
-    Args:
-        own: also what has this process's number, which another one had before.
+    Raises:
+        Timeout: another process holds it.
+        OSError: its file cannot be written.
     """
-    for path in list(folder.iterdir()):
-        leftover = _LEFTOVER.fullmatch(path.name)
-        if leftover is None or _belongs_to_another(int(leftover[3])):
-            continue
-        if not own and int(leftover[3]) == os.getpid():
-            continue
-        place = folder / leftover[2]
-        if leftover[1] == "replaced" and not place.exists():
-            path.rename(place)
-        elif path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _belongs_to_another(process: int) -> bool:
-    """Whether another process of this number runs."""
-    if process == os.getpid():
-        return False
-    if os.name != "posix":
-        return True  # unknown: there, os.kill would not ask but kill
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        lock.acquire(blocking=False)
+    except OSError as error:
+        if error.errno not in _CANNOT_LOCK:
+            raise
+    return lock
+
+
+@contextmanager
+def _work_folder(target: Path) -> Iterator[Path]:
+    """A locked folder beside `target`, which is gone at the end of the block."""
+    _remove_leftovers(target.parent)
+    while True:
+        work = Path(tempfile.mkdtemp(prefix=f".writing-{target.name}-", dir=target.parent))
+        try:
+            lock = _acquired(_lock_of(work))
+            break
+        except (Timeout, FileNotFoundError):
+            continue  # not locked yet, it looked like a leftover to another writer
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    try:
+        yield work
+    finally:
+        _discard(work, target, lock)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left in `folder`; put back what they had moved away."""
+    for work in folder.glob(".writing-*"):
+        name = _WORK_FOLDER.fullmatch(work.name)
+        if name and (work / _WORK_LOCK).is_file():
+            with suppress(OSError):  # Timeout too: its writer lives
+                lock = _lock_of(work)
+                lock.acquire(blocking=False)
+                _discard(work, folder / name[1], lock)
+
+
+def _lock_of(work: Path) -> FileLock:
+    return FileLock(work / _WORK_LOCK, mode=0o600)
+
+
+def _discard(work: Path, target: Path, lock: FileLock) -> None:
+    """Remove a work folder, its lock last; put `target` back if it was moved away for nothing."""
+    try:
+        if (work / "old").exists() and not target.exists():
+            (work / "old").rename(target)
+        for path in work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != _WORK_LOCK:
+                path.unlink(missing_ok=True)
+    finally:
+        lock.release()
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _to_disk(path: Path) -> None:
@@ -166,7 +177,7 @@ def _to_disk(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can
+        if error.errno not in _CANNOT_SYNC:
             raise
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What a user can put right is told in words, without a traceback."""
+"""Errors that the user can fix: a message that says how, and no traceback."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from contextlib import contextmanager
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # as the shell counts a program that SIGPIPE ends
-SECONDS_FOR_THE_FIRST = 3.0
-"""Where torchrun started several processes and all find the same error, the first of the machine
-tells it; the others wait so long before they do, and torchrun ends them meanwhile."""
+SECONDS_FOR_FIRST_PROCESS = 3.0
+"""When all processes of a machine find the same error, its first one reports it; the others wait
+this long before they would, and torchrun ends them meanwhile."""
 
 _quiet = False
 
 
 class UserError(Exception):
-    """Something the user can put right.
+    """Something the user can fix.
 
     Args:
         problem: what is wrong and where (file, line, key, value).
-        advice: what to do about it; may be empty.
+        advice: how to fix it; may be empty.
     """
 
     def __init__(self, problem: str, advice: str = "") -> None:
@@ -37,13 +37,13 @@ class UserError(Exception):
 
 
 def note(message: str = "") -> None:
-    """Tell the user something. Everything but replies and results goes to standard error."""
+    """Print a message to standard error, as everything but replies and results."""
     if not _quiet:
         print(message, file=sys.stderr, flush=True)
 
 
 def be_quiet() -> None:
-    """From now on `note` says nothing: another process of this run speaks for all."""
+    """Silence `note`: another process of this run speaks for all."""
     global _quiet
     _quiet = True
 
@@ -52,14 +52,14 @@ def be_quiet() -> None:
 def user_errors() -> Iterator[None]:
     """Turn `UserError` and Ctrl-C into one message and an exit code, with no traceback.
 
-    Every command runs inside this; it serves as a decorator too.
+    Every command runs inside this; it can also be used as a decorator.
     """
     try:
         yield
-        sys.stdout.flush()  # here, where an error is told in words, not at exit
+        sys.stdout.flush()  # here, not at exit, where an error would be a traceback
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(SECONDS_FOR_THE_FIRST)
+            time.sleep(SECONDS_FOR_FIRST_PROCESS)
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:

@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -185,7 +184,7 @@ def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 STAGES = {
-    "kill-weights": (1, lambda: setattr(gpt2, "write_tensors", half_written)),
+    "kill-weights": (1, lambda: setattr(huggingface, "write_tensors", half_written)),
     "kill-state": (2, lambda: setattr(torch, "save", die)),
     "kill-sync": (2, lambda: setattr(os, "fsync", die)),
     "kill-rename": (2, lambda: setattr(Path, "rename", die)),
@@ -237,26 +236,6 @@ def test_processes_that_die_while_saving(tmp_path: Path, run: Run) -> None:
         assert f"{stage} ended" in said
         assert sorted(p.name for p in root.iterdir()) == ["cpt1"]
         assert is_model(root / "cpt1", 1)
-
-
-def test_only_what_dead_processes_left_is_removed(root: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        pass
-    dead, alive = process.pid, os.getppid()
-    save_tiny(root, 1)
-    (root / "cpt1").rename(root / f".replaced-cpt1-{dead}")
-    names = [f".writing-cpt4-{dead}", f".writing-cpt4-{alive}", f".removed-cpt0-{dead}", ".mine"]
-    for name in names:
-        (root / name).mkdir()
-        (root / name / "manifest.json").touch()
-    save_tiny(root, 2)
-    assert sorted(p.name for p in root.iterdir()) == [
-        ".mine",
-        f".writing-cpt4-{alive}",
-        "cpt1",
-        "cpt2",
-    ]
-    assert is_model(root / "cpt1", 1)
 
 
 # Which checkpoint is meant, and which are kept.

@@ -135,10 +135,12 @@ def assert_no_thread_of_gloo_is_left(folder: Path, processes: int) -> None:
 
 def test_gradients_are_averaged_once_a_step(tmp_path: Path) -> None:
     body = """
-        corpus = world.in_turn(lambda: open_corpus(plan.data_paths()))
+        corpus = world.first_process_first(lambda: open_corpus(plan.data_paths()))
         plan = load_config("run.yaml", [*sys.argv[1:], f"vocab_size={len(corpus.tokenizer)}"])
-        rows, _ = pretrain.pack_corpus(plan, corpus, corpus.tokenizer)
-        run = Trainer(plan, runtime.start(plan, world.local_rank), GPT(plan).train(), rows, world)
+        rows = pretrain.pack_corpus(plan, corpus, corpus.tokenizer)
+        here, model = runtime.start(plan, world.local_rank), GPT(plan).train()
+        task = pretrain.DialogueTask(plan, here, model, corpus.tokenizer, *rows, world)
+        run = Trainer(plan, here, task, world)
         sent = []
         def count(state, bucket):
             sent.append(bucket.buffer().numel())
@@ -176,7 +178,7 @@ def test_processes_talk_and_take_turns(tmp_path: Path) -> None:
                 file.write(str(world.rank))
             return world.rank
         said = world.sum(world.rank, 0.5), world.max(world.rank), world.share([world.rank])
-        text = f"{said} {world.in_turn(work) == world.rank}"
+        text = f"{said} {world.first_process_first(work) == world.rank}"
         Path(f"said{world.rank}").write_text(text)
         world.agree("the weather", "good" if world.rank < 2 else "bad", "wait")
     """
@@ -196,6 +198,7 @@ def test_compiled_training_in_two_processes(alone: Path, tmp_path: Path) -> None
     command = torchrun_command(2, "run.yaml", *LONG, "compile=true", "accumulate=2")
     done = finished(command, write_run(tmp_path), timeout=280)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"compile: compiled in \d+ s, [1-9]\d* graphs", done.stderr), done.stderr
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-4)
 
 
