@@ -37,7 +37,7 @@ ABLATION, TEXT = "smallgpt sentiment ablation", "smallgpt sentiment text"
 _TRAINING = (TRAIN, TRAIN_FROM_BASE, CLASSIFY, ABLATION)
 _ANY = (*_TRAINING, CHAT)
 _EXEMPT = ("ddp", "local_rank", "world_size")
-"""Keys of old files that may stand anywhere, used or not."""
+"""Keys that old files hold, used or not."""
 
 
 def _key(default: Any, *, group: str, used_by: tuple[str, ...], **limits: Any) -> Any:
@@ -401,7 +401,7 @@ def load_config(
     Args:
         path: None takes the defaults.
         schema: the class of the config, which says what keys there are.
-        command: the one that uses all keys of such a file; those it does not are named.
+        command: the one that reads this; see `note_unused`.
 
     Raises:
         UserError: the file cannot be read, is not a flat YAML mapping, has an unknown key, a value
@@ -412,8 +412,8 @@ def load_config(
     typed = _parse_overrides(overrides or [], schema)
     merged = {**values, **typed}
     config = _build(merged, lambda key: "command line" if key in typed else str(path), schema)
-    if command:
-        note_unused(command, merged, config)
+    if command:  # for those that are not about a whole run a file holds more than they use
+        note_unused(command, merged if command in (TRAIN, CLASSIFY) else typed, config)
     return config
 
 
@@ -516,7 +516,7 @@ def _build(values: dict[str, Any], where: Where, schema: type[C]) -> C:
 
 
 def _validated(values: dict[str, Any], where: Where, schema: type[C]) -> C:
-    # Not imported where a config is only passed on, as by the model: it takes as long as this file.
+    # Imported here: where a config is only passed on, as in the model, nothing is validated.
     from pydantic import ValidationError
 
     try:

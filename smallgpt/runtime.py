@@ -136,7 +136,7 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """
     if name == "int8":
         raise UserError(
-            "dtype: int8 is for chatting with a trained model, not for training",
+            "dtype: int8 is for talking with a trained model, not for training",
             "train with dtype: auto; chat.py and smallgpt evaluate take int8",
         )
     if name == "float16" and device.type == "cpu":

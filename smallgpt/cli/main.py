@@ -75,7 +75,7 @@ def chat(config: ConfigFile, overrides: Overrides = None) -> None:
     """
     os.environ.setdefault("GOMP_SPINCOUNT", CHAT_SPINS)
     settings, path = _chat_settings(config, overrides or [])
-    note_unused(CHAT, typed_keys(overrides or []), settings)  # a YAML is of a whole run
+    note_unused(CHAT, typed_keys(overrides or []), settings)
     from smallgpt import runtime
     from smallgpt.chat import chatbot, terminal
 
@@ -169,7 +169,7 @@ def download(
     from smallgpt.hub import download
 
     for name in names:
-        download.named(name)  # a misspelt one is told before hours of fetching
+        download.named(name)  # refuses a misspelt one before hours of fetching
     for name in names:
         typer.echo(f"{download.fetch(name, folder)}")
 
@@ -204,7 +204,7 @@ def convert(
         str, typer.Option(help="checkpoint, or original for a .pth file.")
     ] = "checkpoint",
 ) -> None:
-    """Make a checkpoint directory of a .pth file of the earlier implementation, or the reverse.
+    """Make a checkpoint directory of a legacy .pth file, or the reverse.
 
     Example: smallgpt convert cpt300M.pth --text data/train.txt --output checkpoints/cpt300M
     """

@@ -19,15 +19,7 @@ from smallgpt.cli.arguments import (
     command,
     typed,
 )
-from smallgpt.config import (
-    ABLATION,
-    CLASSIFY,
-    TEXT,
-    SentimentConfig,
-    load_config,
-    note_unused,
-    typed_keys,
-)
+from smallgpt.config import ABLATION, CLASSIFY, TEXT, SentimentConfig, load_config
 from smallgpt.utils.errors import UserError
 
 sentiment_app = typer.Typer(no_args_is_help=True, help="Train, use and compare classifiers.")
@@ -35,7 +27,7 @@ sentiment_app = typer.Typer(no_args_is_help=True, help="Train, use and compare c
 
 @command(sentiment_app, "train")
 def sentiment_train(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Train a classifier on labelled reviews, and test it beside a classical reference.
+    """Train a classifier on labelled reviews, and test it beside a TF-IDF baseline.
 
     Example: python sentimentalTrain.py config/sentimental_demo.yaml sentimental_data_path=my.csv
 
@@ -111,8 +103,7 @@ def ablation(
     What is finished is not done again: the same command goes on where it was stopped.
     """
     overrides = overrides or []
-    settings = load_config(config, overrides, SentimentConfig)
-    note_unused(ABLATION, typed_keys(overrides), settings)
+    settings = load_config(config, overrides, SentimentConfig, ABLATION)
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     from smallgpt.sentiment import ablation as comparison
 
@@ -140,8 +131,7 @@ def text(
 
     Example: smallgpt sentiment text config/sentimental_demo.yaml > data/reviews.txt
     """
-    settings = load_config(config, overrides, SentimentConfig)
-    note_unused(TEXT, typed_keys(overrides or []), settings)
+    settings = load_config(config, overrides, SentimentConfig, TEXT)
     from smallgpt.data import reviews
 
     for review in reviews.to_learn_from(settings, also or []):

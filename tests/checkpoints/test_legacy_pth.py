@@ -386,6 +386,7 @@ def test_memory_of_the_first_chat_stays_near_the_file(tmp_path: Path, run: Run) 
     (tmp_path / "train.txt").write_text(TEXT, "utf-8")
     program = """
 import re, sys
+from pydantic import TypeAdapter
 from pathlib import Path
 from smallgpt.checkpoints import legacy_convert
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
