@@ -21,7 +21,8 @@ Overrides = Annotated[
     typer.Argument(help="Keys of the YAML to change for this run.", metavar="[key=value]..."),
 ]
 CheckpointPath = Annotated[
-    Path, typer.Argument(help="A checkpoint directory.", metavar="CHECKPOINT")
+    Path,
+    typer.Argument(help="A checkpoint directory, or the folder of a run.", metavar="CHECKPOINT"),
 ]
 
 TRAINING_SPINS, CHAT_SPINS = "1000", "10000"

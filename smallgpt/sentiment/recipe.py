@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from smallgpt import runtime
-from smallgpt.checkpoints import huggingface, open
-from smallgpt.checkpoints.checkpoint import Checkpoint
+from smallgpt.checkpoints import huggingface
+from smallgpt.checkpoints.checkpoint import Checkpoint, with_shape_of
+from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import ModelConfig, SentimentConfig
 from smallgpt.data.reviews import read_and_split
 from smallgpt.distributed.world import World
@@ -44,7 +45,7 @@ def run(config: SentimentConfig, command: str = "sentimentalTrain.py …") -> Pa
 
         # 2. Model: the base's body with a fresh head, or what a run goes on from.
         here = runtime.start(config)
-        source = resumed.stored if resumed else open.load(config, classifier=None)
+        source = resumed.stored if resumed else _open_base(config)
         tokenizer = source.tokenizer.with_marks()
         config = _with_shape_of(source.config, config, len(tokenizer))
         runtime.seed_everything(config.seed)
@@ -65,6 +66,11 @@ def run(config: SentimentConfig, command: str = "sentimentalTrain.py …") -> Pa
         return session.test()
 
 
+def _open_base(config: SentimentConfig) -> Checkpoint:
+    texts = config.data_paths()  # of a `.pth`
+    return open_checkpoint(config.base_model or "", texts=texts, classifier=None, key="base_model")
+
+
 def _with_shape_of(
     stored: ModelConfig, config: SentimentConfig, vocab_size: int
 ) -> SentimentConfig:
@@ -79,7 +85,7 @@ def _with_shape_of(
             "lm_weight: the output head of base_model has weights of its own, and is not kept",
             "set lm_weight: 0",
         )
-    shaped = open.with_shape_of(stored, config, vocab_size)
+    shaped = with_shape_of(stored, config, vocab_size)
     return dataclasses.replace(shaped, tied=True)
 
 

@@ -15,8 +15,9 @@ import torch
 
 from smallgpt import runtime
 from smallgpt.chat.chatbot import Chatbot
-from smallgpt.checkpoints import checkpoint, open, run_folder
+from smallgpt.checkpoints import checkpoint, run_folder
 from smallgpt.checkpoints.checkpoint import Checkpoint
+from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import Config, check_shares
 from smallgpt.data.corpus import Corpus, describe, in_ids_of, open_corpus, split
 from smallgpt.data.packing import PackedRows
@@ -63,15 +64,17 @@ def _recipe(config: Config, command: str, world: World) -> Path:
     # 2. Data: text -> dialogues -> ids -> packed rows.
     corpus = world.in_turn(lambda: open_corpus(config.data_paths()))
     world.agree("the text", corpus.fingerprint, "give every machine the same data_path files")
-    base = open.load(config) if config.base_model and not resumed else None
+    base = None
+    if config.base_model and not resumed:
+        base = open_checkpoint(config.base_model, key="base_model")
     tokenizer = corpus.tokenizer
     if resumed:
         tokenizer = resumed.stored.tokenizer
         if config.base_model:  # which said what the network is
-            config = open.with_shape_of(resumed.stored.config, config, len(tokenizer))
+            config = checkpoint.with_shape_of(resumed.stored.config, config, len(tokenizer))
     elif base:
         tokenizer = base.tokenizer.extended(corpus.tokenizer)
-        config = open.with_shape_of(base.config, config, len(tokenizer))
+        config = checkpoint.with_shape_of(base.config, config, len(tokenizer))
     train_rows, validation_rows = pack_corpus(config, corpus, tokenizer)
     last_step = config.last_step(len(train_rows) / config.train_batch)
 
@@ -225,7 +228,7 @@ class _Session:
 
 
 def _begin_with(base: Checkpoint, model: GPT, tokenizer: Tokenizer) -> None:
-    model.load_state_dict(open.widened(base, tokenizer))
+    model.load_state_dict(checkpoint.weights_for_vocabulary(base, tokenizer))
     new = len(tokenizer) - len(base.tokenizer)
     note(f"base: {base.path}; {new:,} characters are new to it, and added to its vocabulary")
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smallgpt.checkpoints import checkpoint, legacy_convert, run_folder
-from smallgpt.checkpoints.checkpoint import Checkpoint
-from smallgpt.checkpoints.run_folder import DamagedError
+from smallgpt.checkpoints import checkpoint, run_folder
+from smallgpt.checkpoints.checkpoint import Checkpoint, DamagedError
+from smallgpt.checkpoints.open import open_for_training
 from smallgpt.config import Config
 from smallgpt.distributed.world import World
 from smallgpt.model.gpt import GPT
@@ -80,11 +80,10 @@ def _find(config: Config, restarted: bool, classifier: bool) -> Resumed | None:
                 "or delete that folder",
             )
         return None
-    path = run_folder.resolve(resume_from, root)
-    if legacy_convert.is_published(path) and not classifier:
-        resumed = Resumed(*legacy_convert.load(path, config.data_paths()))
-    else:
-        resumed = _read(path, classifier)
+    texts = config.data_paths()
+    resumed = Resumed(
+        *open_for_training(resume_from, root=root, texts=texts, classifier=classifier)
+    )
     if found and resumed.stored.path.resolve() != found[-1].resolve():
         raise UserError(
             f"{root} holds {found[-1].name}, which would mix with what follows "

@@ -136,7 +136,7 @@ def test_a_published_file_gives_its_own_logits_and_vocabulary(
     if compiled:
         stored["state_dict"] = {f"_orig_mod.{n}": t for n, t in stored["state_dict"].items()}
     torch.save(stored, tmp_path / "cpt3.pth")
-    legacy_convert.from_original(tmp_path / "cpt3.pth", [text], tmp_path / "cpt3")
+    legacy_convert.to_checkpoint(tmp_path / "cpt3.pth", [text], tmp_path / "cpt3")
 
     loaded = checkpoint.load(tmp_path / "cpt3")
     assert loaded.tokenizer.characters == vocabulary()
@@ -164,8 +164,8 @@ def test_there_and_back_is_bit_equal(tmp_path: Path, text: Path, compiled: bool)
     if compiled:
         stored["state_dict"] = {f"_orig_mod.{n}": t for n, t in stored["state_dict"].items()}
     torch.save(stored, tmp_path / "a.pth")
-    legacy_convert.from_original(tmp_path / "a.pth", [text], tmp_path / "a")
-    legacy_convert.to_original(tmp_path / "a", tmp_path / "b.pth")
+    legacy_convert.to_checkpoint(tmp_path / "a.pth", [text], tmp_path / "a")
+    legacy_convert.to_pth(checkpoint.load(tmp_path / "a"), tmp_path / "b.pth")
     back = torch.load(tmp_path / "b.pth", weights_only=True)
     for key in stored:
         assert equal(stored[key], back[key]), key
@@ -194,8 +194,8 @@ def small_run(text: Path, root: Path, **changes: Any) -> Config:
 
 def test_our_checkpoint_survives_the_old_format(tmp_path: Path, text: Path) -> None:
     mine = pretrain.run(small_run(text, tmp_path / "run"))
-    legacy_convert.to_original(mine, tmp_path / "mine.pth")
-    legacy_convert.from_original(tmp_path / "mine.pth", [text], tmp_path / "back")
+    legacy_convert.to_pth(checkpoint.load(mine), tmp_path / "mine.pth")
+    legacy_convert.to_checkpoint(tmp_path / "mine.pth", [text], tmp_path / "back")
     before, after = checkpoint.load(mine), checkpoint.load(tmp_path / "back")
     assert equal(before.weights, after.weights)
     assert before.tokenizer.characters == after.tokenizer.characters
@@ -211,7 +211,7 @@ def test_training_goes_on_from_a_published_file_with_its_optimizer(
 ) -> None:
     """Through the old format at step 3, training takes the very steps it would have taken."""
     halfway = pretrain.run(small_run(text, tmp_path / "half", max_steps=3))
-    legacy_convert.to_original(halfway, tmp_path / "half.pth")
+    legacy_convert.to_pth(checkpoint.load(halfway), tmp_path / "half.pth")
 
     def goes_on_from(path: Path, name: str) -> dict[str, Tensor]:
         config = small_run(text, tmp_path / name, resume_from=str(path))
@@ -238,21 +238,21 @@ def test_the_first_chat_converts_beside_the_file_and_the_next_does_not(
     tmp_path: Path, text: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(contents(), tmp_path / "cpt3.pth")
-    made = legacy_convert.beside(tmp_path / "cpt3.pth", [text])
+    made = legacy_convert.directory_beside(tmp_path / "cpt3.pth", [text])
     assert made == tmp_path / "cpt3"
     assert "once" in capfd.readouterr().err
     assert isinstance(smallgpt.load(made).reply("早上好"), str)
     text.unlink()
-    assert legacy_convert.beside(tmp_path / "cpt3.pth", [text]) == made
+    assert legacy_convert.directory_beside(tmp_path / "cpt3.pth", [text]) == made
     assert capfd.readouterr().err == ""
     (tmp_path / "cpt3.pth").unlink()  # the directory needs neither text nor file
-    assert legacy_convert.beside(tmp_path / "cpt3.pth", [text]) == made
+    assert legacy_convert.directory_beside(tmp_path / "cpt3.pth", [text]) == made
 
 
 def test_another_file_of_the_name_is_converted_anew(tmp_path: Path, text: Path) -> None:
     for seed in (0, 1):
         torch.save(contents(seed), tmp_path / "cpt3.pth")
-        made = legacy_convert.beside(tmp_path / "cpt3.pth", [text])
+        made = legacy_convert.directory_beside(tmp_path / "cpt3.pth", [text])
         expected = contents(seed)["state_dict"]["transformer.wte.weight"]
         assert torch.equal(checkpoint.load(made).weights["wte.weight"], expected)
 
@@ -262,7 +262,7 @@ def test_what_else_stands_beside_the_file_is_left_alone(tmp_path: Path, text: Pa
     (tmp_path / "cpt3").mkdir()
     (tmp_path / "cpt3" / "mine.txt").write_text("mine")
     with pytest.raises(UserError):
-        legacy_convert.beside(tmp_path / "cpt3.pth", [text])
+        legacy_convert.directory_beside(tmp_path / "cpt3.pth", [text])
     assert (tmp_path / "cpt3" / "mine.txt").read_text() == "mine"
 
 
@@ -270,7 +270,7 @@ def test_a_text_of_another_vocabulary_is_refused(tmp_path: Path, text: Path) -> 
     torch.save(contents(), tmp_path / "cpt3.pth")
     text.write_text(TEXT + "新", "utf-8")
     with pytest.raises(UserError, match="the very text the weights were trained on"):
-        legacy_convert.from_original(tmp_path / "cpt3.pth", [text], tmp_path / "out")
+        legacy_convert.to_checkpoint(tmp_path / "cpt3.pth", [text], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -390,7 +390,7 @@ from pathlib import Path
 from smallgpt.checkpoints import legacy_convert
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 before = peak()
-legacy_convert.beside(Path(sys.argv[1]), [Path(sys.argv[2])])
+legacy_convert.directory_beside(Path(sys.argv[1]), [Path(sys.argv[2])])
 print(peak() - before)
 """
     done = run("-c", program, tmp_path / "cpt1.pth", tmp_path / "train.txt")

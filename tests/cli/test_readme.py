@@ -124,7 +124,7 @@ def published_ones(folder: Path) -> None:
     here = [*TINY, f"data_path={folder / 'my.txt'}", f"checkpoint_root={folder / 'tiny'}"]
     tiny = pretrain.run(load_config(folder / "config" / "train300M.yaml", here))
     for name in ("cpt90M.pth", "cpt300M.pth"):
-        legacy_convert.to_original(tiny, pretrained / name)
+        legacy_convert.to_pth(checkpoint.load(tiny), pretrained / name)
 
 
 @pytest.mark.parametrize("command", RUN_HERE)

@@ -85,10 +85,10 @@ def test_from_models_of_other_programs(tmp_path: Path, kind: str) -> None:
 
 
 def test_from_a_published_file(trained: Path, tmp_path: Path) -> None:
-    legacy_convert.to_original(trained, tmp_path / "x.pth")
+    legacy_convert.to_pth(checkpoint.load(trained), tmp_path / "x.pth")
     with pytest.raises(UserError, match="smallgpt convert"):
         finetune(tmp_path, tmp_path / "x.pth")
-    legacy_convert.from_original(
+    legacy_convert.to_checkpoint(
         tmp_path / "x.pth", [trained.parents[1] / "text.txt"], tmp_path / "x"
     )
     assert finetune(tmp_path, tmp_path / "x").exists()
