@@ -15,6 +15,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +24,11 @@ from typing import Any, TypeVar
 
 import safetensors
 import torch
-import yaml
 from torch import Tensor
 
 from smallgpt.checkpoints import huggingface
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, checkpoints, place
-from smallgpt.config import Config, ModelConfig, SentimentConfig, config_from_dict, config_to_yaml
+from smallgpt.config import Config, ModelConfig, SentimentConfig, config_to_yaml, load_config
 from smallgpt.model.gpt import GPT
 from smallgpt.tokenizer import subwords
 from smallgpt.tokenizer.characters import TOKENIZER_FILE, Tokenizer
@@ -50,7 +51,16 @@ C = TypeVar("C", bound=Config)
 
 
 class DamagedError(UserError):
-    """A checkpoint is not what was written; another one may be whole."""
+    """A checkpoint is not what was written; the advice says which other one there is."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        others = [other for other in checkpoints(path.parent) if other != path]
+        super().__init__(
+            problem,
+            f"another one is {others[-1]}; to go on training from it, delete {path} first"
+            if others
+            else "there is no other checkpoint beside it",
+        )
 
 
 @dataclass(frozen=True)
@@ -101,16 +111,7 @@ class Checkpoint:
         if not path.exists():
             raise UserError(f"{path} is missing: this checkpoint can chat, not resume")
         verify(self.path, self.manifest, STATE_FILE)
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # a forged file makes torch stumble in many ways
-            state = None
-        if not isinstance(state, dict):
-            raise UserError(
-                f"{path} is refused: it is not a file of tensors and plain values only",
-                "reading it could run a stranger's code; resume from a checkpoint you made",
-            )
-        return state
+        return load_pickle(path, "resume from a checkpoint you made")
 
 
 def save(
@@ -119,56 +120,40 @@ def save(
     config: Config,
     tokenizer: Tokenizer,
     weights: Mapping[str, Tensor],
-    training_state: dict[str, Any],
-    scores: Mapping[str, Any],
-    labels: list[str] | None = None,
-) -> Path:
-    """Write `root/cpt{step}` atomically and return it; see `write`.
-
-    Raises:
-        UserError: it cannot be written. Earlier checkpoints are untouched.
-    """
-    target = place(root, step)
-    try:
-        write(target, step, config, tokenizer, weights, training_state, scores, labels)
-    except WRITE_ERRORS as error:
-        kept = checkpoints(root)
-        raise UserError(
-            f"checkpoint {target} cannot be written: {first_line(error)}",
-            "make room or choose another checkpoint_root"
-            + (f"; {kept[-1]} is intact" if kept else ""),
-        ) from None
-    return target
-
-
-def write(
-    target: Path,
-    step: int,
-    config: Config,
-    tokenizer: Tokenizer,
-    weights: Mapping[str, Tensor],
     training_state: dict[str, Any] | None,
     facts: Mapping[str, Any],
     labels: list[str] | None = None,
-) -> None:
-    """Write a checkpoint directory, complete or not at all; one that is there is replaced.
+    name: str | None = None,
+) -> Path:
+    """Write `root/cpt{step}`, complete or not at all, and return it; one that is there is replaced.
 
     Args:
         training_state: None for a checkpoint that can chat, not resume.
         facts: scores and whatever else the manifest is to say.
         labels: names of the classes, where the model is a classifier.
+        name: of the directory, instead of `cpt{step}`.
 
     Raises:
-        one of WRITE_ERRORS.
+        UserError: it cannot be written. Earlier checkpoints are untouched.
     """
-    with atomic.directory(target) as work:
-        huggingface.write(work, config, tokenizer, weights, labels)
-        tokenizer.save(work, **_tokenizer_settings(config))
-        (work / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
-        if training_state is not None:
-            with (work / STATE_FILE).open("wb") as file:
-                torch.save(training_state, file)
-        write_manifest(work, {"step": step, **facts})
+    target = root / name if name else place(root, step)
+    try:
+        with atomic.directory(target) as work:
+            huggingface.write(work, config, tokenizer, weights, labels)
+            tokenizer.save(work, **_tokenizer_settings(config))
+            (work / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
+            if training_state is not None:
+                with (work / STATE_FILE).open("wb") as file:
+                    torch.save(training_state, file)
+            write_manifest(work, {"step": step, **facts})
+    except WRITE_ERRORS as error:
+        kept = checkpoints(root)
+        raise UserError(
+            f"checkpoint {target} cannot be written: {first_line(error)}",
+            f"make room or choose another {'place' if name else 'checkpoint_root'}"
+            + (f"; {kept[-1]} is intact" if kept else ""),
+        ) from None
+    return target
 
 
 def _tokenizer_settings(config: Config) -> dict[str, Any]:
@@ -198,11 +183,11 @@ def load(path: Path, verify_weights: bool = True, classifier: bool | None = Fals
     labels = huggingface.read_labels(path)
     if classifier is not None and classifier != (labels is not None):
         raise other_kind(path, labels)
-    config = _read_config(path / CONFIG_FILE, Config if labels is None else SentimentConfig)
-    weights = huggingface.read(path, config, labels)
-    return Checkpoint(
-        path, manifest["step"], config, subwords.load(path), weights, manifest, labels
-    )
+    config = load_config(path / CONFIG_FILE, [], Config if labels is None else SentimentConfig)
+    tensors = huggingface.read_files(path)
+    weights = huggingface.from_tensors(path / huggingface.WEIGHTS_FILE, tensors, config, labels)
+    tokenizer = subwords.load(path)
+    return Checkpoint(path, manifest["step"], config, tokenizer, weights, manifest, labels)
 
 
 def is_classifier(path: Path) -> bool:
@@ -233,16 +218,6 @@ def _weights_files(manifest: dict[str, Any]) -> set[str]:
     return parts or {huggingface.WEIGHTS_FILE}
 
 
-def _read_config(file: Path, schema: type[Config]) -> Config:
-    try:
-        values = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read: {first_line(error)}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file} is damaged: it holds no keys", _other_checkpoint(file.parent))
-    return config_from_dict(values, str(file), schema)
-
-
 # The manifest, and the checksums in it.
 
 
@@ -259,30 +234,24 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         UserError: `path` is not a checkpoint directory, or the manifest is damaged.
     """
-    if not path.exists():
-        raise UserError(
-            f"checkpoint {path} not found",
-            "train one: python train.py config/demo.yaml (or config/train90M.yaml with your text), "
-            "then give its folder, such as checkpoints/demo",
-        )
-    if not path.is_dir():
-        raise UserError(
-            f"{path} is a file, not a checkpoint directory",
-            "give the directory that train.py wrote, such as checkpoints/demo/cpt1200",
-        )
     file = path / MANIFEST_FILE
-    if not file.is_file():
-        raise UserError(
-            f"{path} is not a checkpoint: it has no {MANIFEST_FILE}",
-            "give the directory that train.py wrote",
+    advice = "give the directory that train.py wrote, such as checkpoints/demo/cpt1200"
+    if not path.exists():
+        advice = (
+            "train one: python train.py config/demo.yaml (or config/train90M.yaml), or " + advice
         )
+        raise UserError(f"checkpoint {path} not found", advice)
+    if not path.is_dir():
+        raise UserError(f"{path} is a file, not a checkpoint directory", advice)
+    if not file.is_file():
+        raise UserError(f"{path} is not a checkpoint: it has no {MANIFEST_FILE}", advice)
     try:
         manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
         if not isinstance(manifest["step"], int) or not isinstance(manifest["sha256"], dict):
             raise TypeError("step or sha256 is not what it should be")
         return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{file} is damaged: {error!r}", _other_checkpoint(path)) from None
+        raise DamagedError(path, f"{file} is damaged: {error!r}") from None
 
 
 def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
@@ -293,24 +262,14 @@ def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
     """
     file = path / name
     if not file.is_file():
-        raise DamagedError(f"{file} is missing: the checkpoint is damaged", _other_checkpoint(path))
+        raise DamagedError(path, f"{file} is missing: the checkpoint is damaged")
     try:
         checksum = sha256(file)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}") from None
     if checksum != manifest["sha256"].get(name):
-        raise DamagedError(
-            f"{file} is damaged: its checksum is not the one it was saved with",
-            _other_checkpoint(path),
-        )
-
-
-def _other_checkpoint(path: Path) -> str:
-    """Advice where a checkpoint is damaged: which other one there is."""
-    others = [p for p in checkpoints(path.parent) if p != path]
-    if not others:
-        return "there is no other checkpoint beside it"
-    return f"another one is {others[-1]}; to go on training from it, delete {path} first"
+        problem = f"{file} is damaged: its checksum is not the one it was saved with"
+        raise DamagedError(path, problem)
 
 
 def sha256(path: Path) -> str:
@@ -330,6 +289,32 @@ def first_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def load_pickle(path: Path, advice: str, mmap: bool = False) -> dict[str, Any]:
+    """What `torch.save` wrote, on the CPU; nothing in it runs.
+
+    Raises:
+        UserError: it is damaged, or holds anything but a dict of tensors and plain values.
+    """
+    reason = ""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type for entry in archive.infolist()):
+                    # torch stores entries as they are; what is packed could unpack to any size.
+                    raise ValueError("its entries are compressed")
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # a forged file makes torch stumble in many ways
+        stored = None
+        if called := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            reason = f" (it would run {called[1]})"
+    if not isinstance(stored, dict):
+        raise UserError(
+            f"{path} is refused: it is not a file of tensors and plain values only{reason}",
+            f"reading it could run a stranger's code; {advice}",
+        )
+    return stored
 
 
 # A checkpoint's network, for a config or a vocabulary that differs from its own.

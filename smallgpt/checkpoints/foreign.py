@@ -18,7 +18,7 @@ from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from torch import Tensor
 
 from smallgpt.checkpoints import huggingface
-from smallgpt.checkpoints.checkpoint import Checkpoint, other_kind
+from smallgpt.checkpoints.checkpoint import Checkpoint, load_pickle, other_kind
 from smallgpt.config import Config
 from smallgpt.tokenizer.characters import (
     PAD,
@@ -68,7 +68,7 @@ def load(directory: Path, classifier: bool | None = False) -> Checkpoint:
         )
     values = _json(directory / huggingface.CONFIG_FILE)
     config = _config(directory / huggingface.CONFIG_FILE, values)
-    weights = huggingface.from_tensors(directory, _tensors(directory, config.tied), config)
+    weights = huggingface.from_tensors(directory, _tensors(directory), config)
     huggingface.check_finite(directory, weights)
     settings = _json(directory / "special_tokens_map.json", needed=False)
     settings |= _json(directory / TOKENIZER_CONFIG_FILE, needed=False)
@@ -137,38 +137,24 @@ def _config(file: Path, values: dict[str, Any]) -> Config:
     return config
 
 
-def _tensors(directory: Path, tied: bool) -> dict[str, Tensor]:
+def _tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors under the names of GPT2LMHeadModel, without masks and other heads."""
     pickled = directory / PICKLED_FILE
     safe = (directory / huggingface.WEIGHTS_FILE, directory / huggingface.INDEX_FILE)
     only_pickled = pickled.exists() and not any(file.exists() for file in safe)
-    stored = _unpickled(pickled) if only_pickled else huggingface.read_files(directory)
+    if only_pickled:
+        stored = load_pickle(pickled, "get the model as safetensors")
+    else:
+        stored = huggingface.read_files(directory)
     tensors = {}
     for name, tensor in stored.items():
-        name = name.removeprefix("transformer.")
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{pickled} is refused: {name} is not a tensor")
+        name = str(name).removeprefix("transformer.")
         if not _NOT_LEARNT.search(name) and name != huggingface.HEAD:
             tensors[huggingface.their_name(name)] = tensor
-    if tied:
-        head = tensors.pop(huggingface.LM_HEAD, None)
-        embedding = tensors.get(huggingface.their_name("wte.weight"))
-        if head is not None and embedding is not None and not torch.equal(head, embedding):
-            raise UserError(
-                f"{directory}: lm_head.weight is not the embedding, but config.json says it is",
-                "set tie_word_embeddings to false in config.json",
-            )
-    return tensors
-
-
-def _unpickled(file: Path) -> dict[str, Tensor]:
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:  # a forged file makes torch stumble in many ways
-        tensors = None
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise UserError(
-            f"{file} is refused: it is damaged, or holds more than tensors",
-            "reading it could run a stranger's code; get the model as safetensors",
-        )
+    if only_pickled:
+        huggingface.check_size(pickled, tensors)
     return tensors
 
 

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from smallgpt.checkpoints import checkpoint, foreign, huggingface, legacy_convert, legacy_pth
+from smallgpt.checkpoints import checkpoint, foreign, huggingface, legacy_pth
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, best, checkpoints, validation_loss
 from smallgpt.utils.errors import UserError, note
@@ -79,7 +79,7 @@ def find_checkpoint(
         return best(found) if str(named) == "best" else found[-1]
     path = Path(named).expanduser()
     if legacy_pth.is_legacy(path):
-        return legacy_convert.directory_beside(path, texts)
+        return legacy_pth.directory_beside(path, texts)
     found = checkpoints(path)
     if found and not (path / MANIFEST_FILE).exists():
         chosen = best(found)
@@ -103,7 +103,7 @@ def open_for_training(
     """
     path = Path(named).expanduser()
     if legacy_pth.is_legacy(path) and not classifier:
-        return legacy_convert.load(path, texts)
+        return legacy_pth.load_with_state(path, texts)
     stored = open_checkpoint(named, root=root, texts=texts, classifier=classifier)
     return stored, stored.training_state()
 

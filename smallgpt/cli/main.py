@@ -68,7 +68,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 def chat(config: ConfigFile, overrides: Overrides = None) -> None:
     """Chat with a trained model.
 
-    CONFIG is a YAML file or a model: a checkpoint directory, the folder of a run (its best), a GPT-2
+    CONFIG is a YAML file or a model: a checkpoint directory, the folder of a run, a GPT-2
     directory or a .pth file. From a YAML file the model is `resume_from`, by default the latest
     checkpoint in `checkpoint_root`.
 
@@ -212,11 +212,11 @@ def convert(
         raise UserError(f"--to: {to!r} is no format", "use checkpoint or original")
     if output.exists():
         raise UserError(f"--output {output} is there already", "name another, or delete it")
-    from smallgpt.checkpoints import legacy_convert
+    from smallgpt.checkpoints import legacy_pth
     from smallgpt.checkpoints.open import open_checkpoint
 
     if to == "original":
-        legacy_convert.to_pth(open_checkpoint(source, texts=text), output)
+        legacy_pth.write(open_checkpoint(source, texts=text), output)
     else:
-        legacy_convert.to_checkpoint(source, text or Config().data_paths(), output)
+        legacy_pth.to_checkpoint(source, text or Config().data_paths(), output)
     typer.echo(f"written: {output}")

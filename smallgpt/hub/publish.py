@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, save_torch_state_dict
 

@@ -19,7 +19,8 @@ import torch
 
 from smallgpt.checkpoints import checkpoint, huggingface
 from smallgpt.checkpoints.checkpoint import load, save
-from smallgpt.checkpoints.run_folder import best, checkpoints, prune, resolve
+from smallgpt.checkpoints.open import find_checkpoint
+from smallgpt.checkpoints.run_folder import best, checkpoints, prune
 from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refusal
 from tests.helpers.models import (
@@ -185,7 +186,7 @@ def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 STAGES = {
-    "kill-weights": (1, lambda: setattr(gpt2, "write_tensors", half_written)),
+    "kill-weights": (1, lambda: setattr(huggingface, "write_tensors", half_written)),
     "kill-state": (2, lambda: setattr(torch, "save", die)),
     "kill-sync": (2, lambda: setattr(os, "fsync", die)),
     "kill-rename": (2, lambda: setattr(Path, "rename", die)),
@@ -224,7 +225,7 @@ def test_processes_that_die_while_saving(tmp_path: Path, run: Run) -> None:
         assert f"{stage} killed" in said
         assert any(p.name.startswith(".writing-") for p in root.iterdir())
         if stage != "kill-replace":
-            assert resolve("latest", root) == root / "cpt1"
+            assert find_checkpoint("latest", root=root) == root / "cpt1"
             assert is_model(root / "cpt1", 1)
         save_tiny(root, 3)  # puts in order what the dead process left
         assert sorted(p.name for p in root.iterdir()) == ["cpt1", "cpt3"]
@@ -270,10 +271,10 @@ def test_latest_and_best(root: Path) -> None:
     (root / "cpt300").touch()
     (root / "notes").mkdir()
     assert [p.name for p in checkpoints(root)] == ["cpt2", "cpt9", "cpt10", "cpt100"]
-    assert resolve("latest", root) == root / "cpt100"
-    assert resolve("best", root) == root / "cpt10"
-    assert resolve("some/where", root) == Path("some/where")
-    assert resolve("~/x", root) == Path.home() / "x"
+    assert find_checkpoint("latest", root=root) == root / "cpt100"
+    assert find_checkpoint("best", root=root) == root / "cpt10"
+    assert find_checkpoint("some/where", root=root) == Path("some/where")
+    assert find_checkpoint("~/x", root=root) == Path.home() / "x"
 
 
 def test_best_passes_over_losses_that_are_none(root: Path) -> None:
@@ -288,7 +289,7 @@ def test_best_passes_over_losses_that_are_none(root: Path) -> None:
 
 def test_no_checkpoint_yet(root: Path) -> None:
     for word in ("latest", "best"):
-        message = refusal(lambda word=word: resolve(word, root))  # type: ignore[misc]
+        message = refusal(lambda word=word: find_checkpoint(word, root=root))  # type: ignore[misc]
         assert f"no checkpoint in {root}" in message
         assert "train one first: python train.py" in message
 

@@ -138,7 +138,7 @@ def test_no_forged_file_makes_load_stumble(saved: Path, data: st.DataObject) -> 
     [
         ("config.json", '{"model_type": "llama"}', "a model of type 'llama', not gpt2"),
         ("config.json", "[]", "a model of type None, not gpt2"),
-        ("config.yaml", "[1, 2]", "config.yaml is damaged: it holds no keys"),
+        ("config.yaml", "[1, 2]", "config.yaml is not a mapping"),
         ("config.yaml", "n_layers: 2", "did you mean `n_layer`?"),
         ("tokenizer.json", "{}", "tokenizer.json is not a character vocabulary"),
         ("manifest.json", "[]", "manifest.json is damaged"),

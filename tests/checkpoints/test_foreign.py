@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 import smallgpt
-from smallgpt.checkpoints import checkpoint
+from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.sentiment import recipe
 from smallgpt.sentiment.explain import explain
 from smallgpt.tokenizer.characters import PAD, SEP, UNK
@@ -49,7 +49,7 @@ def test_logits_are_those_of_transformers(
 ) -> None:
     changes = {"activation_function": activation, "tie_word_embeddings": tied}
     theirs = make_foreign(tmp_path, kind, spare=3, layer_norm_epsilon=1e-4, **changes)
-    ours = checkpoint.load(tmp_path)
+    ours = open_checkpoint(tmp_path)
     model = ours.model()
     seen: dict[int, int] = {}
     for text in TEXTS:
@@ -70,7 +70,7 @@ def test_logits_are_those_of_transformers(
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_come_back_and_control_tokens_cannot_be_typed(tmp_path: Path, kind: str) -> None:
     make_foreign(tmp_path, kind)
-    tokenizer = checkpoint.load(tmp_path).tokenizer
+    tokenizer = open_checkpoint(tmp_path).tokenizer
     for text in ("今天天气很好", "你好，吗？\n房间"):
         ids = tokenizer.encode(text)
         assert (
@@ -110,7 +110,7 @@ def test_classifiers_of_other_programs_are_bases_only(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="classifier of another program"):
         smallgpt.load(tmp_path)
-    assert checkpoint.load(tmp_path, classifier=None).labels is None
+    assert open_checkpoint(tmp_path, classifier=None).labels is None
 
 
 @pytest.mark.parametrize("kind", ["characters", "vocab.txt", "bytes"])
@@ -136,7 +136,7 @@ def test_a_classifier_from_any_of_them(tmp_path: Path, kind: str, tied: bool) ->
 @pytest.mark.parametrize("form", ["sharded", "bin", "old names"])
 def test_weights_in_other_forms(tmp_path: Path, form: str) -> None:
     theirs = make_foreign(tmp_path, "characters")
-    expected = checkpoint.load(tmp_path).weights
+    expected = open_checkpoint(tmp_path).weights
     (tmp_path / "model.safetensors").unlink()
     state = theirs.state_dict()
     if form == "sharded":
@@ -148,7 +148,7 @@ def test_weights_in_other_forms(tmp_path: Path, form: str) -> None:
         old = {n.removeprefix("transformer."): t for n, t in state.items() if "lm_head" not in n}
         old |= {f"h.{i}.attn.bias": torch.ones(1, 1, 32, 32) for i in range(2)}
         torch.save(old, tmp_path / "pytorch_model.bin")
-    found = checkpoint.load(tmp_path).weights
+    found = open_checkpoint(tmp_path).weights
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import smallgpt
-from smallgpt.checkpoints import checkpoint, huggingface, legacy_convert, legacy_pth
+from smallgpt.checkpoints import checkpoint, huggingface, legacy_pth
 from smallgpt.config import Config, config_from_dict
 from smallgpt.training import pretrain
 from smallgpt.utils.errors import UserError
@@ -136,7 +136,7 @@ def test_a_published_file_gives_its_own_logits_and_vocabulary(
     if compiled:
         stored["state_dict"] = {f"_orig_mod.{n}": t for n, t in stored["state_dict"].items()}
     torch.save(stored, tmp_path / "cpt3.pth")
-    legacy_convert.to_checkpoint(tmp_path / "cpt3.pth", [text], tmp_path / "cpt3")
+    legacy_pth.to_checkpoint(tmp_path / "cpt3.pth", [text], tmp_path / "cpt3")
 
     loaded = checkpoint.load(tmp_path / "cpt3")
     assert loaded.tokenizer.characters == vocabulary()
@@ -152,7 +152,7 @@ def test_the_reference_files_give_the_expected_logits(tmp_path: Path, name: str)
         pytest.skip("needs ../shared/golden/original_tiny")
     expected = json.loads((GOLDEN / "expected.json").read_text("utf-8"))
     text = shutil.copy(GOLDEN / "train.txt", tmp_path)  # its cache is written beside it
-    stored, _ = legacy_convert.load(GOLDEN / name, [Path(text)])
+    stored, _ = legacy_pth.load_with_state(GOLDEN / name, [Path(text)])
     assert ["<unk>", "<sep>", "<pad>", *stored.tokenizer.characters] == expected["vocab"]
     logits = stored.model()(torch.tensor(expected["input_ids"]))
     torch.testing.assert_close(logits, torch.tensor(expected["logits"]), rtol=1e-4, atol=1e-5)
@@ -164,8 +164,8 @@ def test_there_and_back_is_bit_equal(tmp_path: Path, text: Path, compiled: bool)
     if compiled:
         stored["state_dict"] = {f"_orig_mod.{n}": t for n, t in stored["state_dict"].items()}
     torch.save(stored, tmp_path / "a.pth")
-    legacy_convert.to_checkpoint(tmp_path / "a.pth", [text], tmp_path / "a")
-    legacy_convert.to_pth(checkpoint.load(tmp_path / "a"), tmp_path / "b.pth")
+    legacy_pth.to_checkpoint(tmp_path / "a.pth", [text], tmp_path / "a")
+    legacy_pth.write(checkpoint.load(tmp_path / "a"), tmp_path / "b.pth")
     back = torch.load(tmp_path / "b.pth", weights_only=True)
     for key in stored:
         assert equal(stored[key], back[key]), key
@@ -194,12 +194,12 @@ def small_run(text: Path, root: Path, **changes: Any) -> Config:
 
 def test_our_checkpoint_survives_the_old_format(tmp_path: Path, text: Path) -> None:
     mine = pretrain.run(small_run(text, tmp_path / "run"))
-    legacy_convert.to_pth(checkpoint.load(mine), tmp_path / "mine.pth")
-    legacy_convert.to_checkpoint(tmp_path / "mine.pth", [text], tmp_path / "back")
+    legacy_pth.write(checkpoint.load(mine), tmp_path / "mine.pth")
+    legacy_pth.to_checkpoint(tmp_path / "mine.pth", [text], tmp_path / "back")
     before, after = checkpoint.load(mine), checkpoint.load(tmp_path / "back")
     assert equal(before.weights, after.weights)
     assert before.tokenizer.characters == after.tokenizer.characters
-    by_name = legacy_convert._moments(before)
+    by_name = legacy_pth._moments(before)
     assert by_name is not None
     moments = after.training_state()["moments"]
     assert len(moments) == len(by_name)
@@ -211,7 +211,7 @@ def test_training_goes_on_from_a_published_file_with_its_optimizer(
 ) -> None:
     """Through the old format at step 3, training takes the very steps it would have taken."""
     halfway = pretrain.run(small_run(text, tmp_path / "half", max_steps=3))
-    legacy_convert.to_pth(checkpoint.load(halfway), tmp_path / "half.pth")
+    legacy_pth.write(checkpoint.load(halfway), tmp_path / "half.pth")
 
     def goes_on_from(path: Path, name: str) -> dict[str, Tensor]:
         config = small_run(text, tmp_path / name, resume_from=str(path))
@@ -222,14 +222,15 @@ def test_training_goes_on_from_a_published_file_with_its_optimizer(
     state = torch.load(halfway / "training_state.pt", weights_only=True)
     assert state["completed"] == 3
     whole = checkpoint.load(halfway)
-    checkpoint.write(
-        tmp_path / "same",
+    checkpoint.save(
+        tmp_path,
         3,
         whole.config,
         whole.tokenizer,
         whole.weights,
         state | {"text": None},
         {},
+        name="same",
     )
     assert equal(weights, goes_on_from(tmp_path / "same", "directory"))
 
@@ -238,21 +239,21 @@ def test_the_first_chat_converts_beside_the_file_and_the_next_does_not(
     tmp_path: Path, text: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(contents(), tmp_path / "cpt3.pth")
-    made = legacy_convert.directory_beside(tmp_path / "cpt3.pth", [text])
+    made = legacy_pth.directory_beside(tmp_path / "cpt3.pth", [text])
     assert made == tmp_path / "cpt3"
     assert "once" in capfd.readouterr().err
     assert isinstance(smallgpt.load(made).reply("早上好"), str)
     text.unlink()
-    assert legacy_convert.directory_beside(tmp_path / "cpt3.pth", [text]) == made
+    assert legacy_pth.directory_beside(tmp_path / "cpt3.pth", [text]) == made
     assert capfd.readouterr().err == ""
     (tmp_path / "cpt3.pth").unlink()  # the directory needs neither text nor file
-    assert legacy_convert.directory_beside(tmp_path / "cpt3.pth", [text]) == made
+    assert legacy_pth.directory_beside(tmp_path / "cpt3.pth", [text]) == made
 
 
 def test_another_file_of_the_name_is_converted_anew(tmp_path: Path, text: Path) -> None:
     for seed in (0, 1):
         torch.save(contents(seed), tmp_path / "cpt3.pth")
-        made = legacy_convert.directory_beside(tmp_path / "cpt3.pth", [text])
+        made = legacy_pth.directory_beside(tmp_path / "cpt3.pth", [text])
         expected = contents(seed)["state_dict"]["transformer.wte.weight"]
         assert torch.equal(checkpoint.load(made).weights["wte.weight"], expected)
 
@@ -262,7 +263,7 @@ def test_what_else_stands_beside_the_file_is_left_alone(tmp_path: Path, text: Pa
     (tmp_path / "cpt3").mkdir()
     (tmp_path / "cpt3" / "mine.txt").write_text("mine")
     with pytest.raises(UserError):
-        legacy_convert.directory_beside(tmp_path / "cpt3.pth", [text])
+        legacy_pth.directory_beside(tmp_path / "cpt3.pth", [text])
     assert (tmp_path / "cpt3" / "mine.txt").read_text() == "mine"
 
 
@@ -270,7 +271,7 @@ def test_a_text_of_another_vocabulary_is_refused(tmp_path: Path, text: Path) -> 
     torch.save(contents(), tmp_path / "cpt3.pth")
     text.write_text(TEXT + "新", "utf-8")
     with pytest.raises(UserError, match="the very text the weights were trained on"):
-        legacy_convert.to_checkpoint(tmp_path / "cpt3.pth", [text], tmp_path / "out")
+        legacy_pth.to_checkpoint(tmp_path / "cpt3.pth", [text], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -279,12 +280,12 @@ def test_ids_that_were_never_used_need_no_character(tmp_path: Path, text: Path) 
     used = len(vocabulary()) + 3
     text.write_text(f"{TEXT}\n\n{TEXT}", "utf-8")  # each dialogue is among those trained on
     config = small_run(text, tmp_path / "run", vocab_size=used + 5, train_percent=0.75)
-    legacy_convert.to_original(pretrain.run(config), tmp_path / "x.pth")
-    stored, _ = legacy_convert.load(tmp_path / "x.pth", [text])
+    legacy_pth.write(checkpoint.load(pretrain.run(config)), tmp_path / "x.pth")
+    stored, _ = legacy_pth.load_with_state(tmp_path / "x.pth", [text])
     assert len(stored.tokenizer) == used
     text.write_text(TEXT.replace("辛苦", ""), "utf-8")
     with pytest.raises(UserError, match="the very text"):
-        legacy_convert.load(tmp_path / "x.pth", [text])
+        legacy_pth.load_with_state(tmp_path / "x.pth", [text])
 
 
 class _Runs:
@@ -311,7 +312,7 @@ W_Q = "transformer.h.0.attention.W_q.weight"
     ("stored", "reason"),
     [
         (contents() | {"dataset": _Runs()}, "refused"),
-        ([1, 2], "no state_dict"),
+        ([1, 2], "refused"),
         (contents() | {"state_dict": {}}, "fewer tensors"),
         (contents() | {"state_dict": 3}, "state_dict"),
         (contents() | {"n_embd": "8"}, "n_embd is '8'"),
@@ -351,7 +352,7 @@ def test_a_small_file_that_claims_terabytes_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "x.pth").mkdir()
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="is refused"):
         legacy_pth.read(tmp_path / "x.pth")
 
 
@@ -387,10 +388,10 @@ def test_memory_of_the_first_chat_stays_near_the_file(tmp_path: Path, run: Run) 
     program = """
 import re, sys
 from pathlib import Path
-from smallgpt.checkpoints import legacy_convert
+from smallgpt.checkpoints import legacy_pth
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 before = peak()
-legacy_convert.directory_beside(Path(sys.argv[1]), [Path(sys.argv[2])])
+legacy_pth.directory_beside(Path(sys.argv[1]), [Path(sys.argv[2])])
 print(peak() - before)
 """
     done = run("-c", program, tmp_path / "cpt1.pth", tmp_path / "train.txt")

@@ -318,7 +318,7 @@ def test_checkpoints_kept_are_the_newest_and_the_best(
     losses = {m["step"]: m["validation_loss"] for m in metrics(kept[0].parent) if "perplexity" in m}
     best = min(losses, key=losses.__getitem__)
     assert {p.name for p in kept} == {f"cpt{best}", "cpt5", "cpt6"}
-    assert run_folder.resolve("best", tmp_path / "run").name == f"cpt{best}"
+    assert run_folder.best(run_folder.checkpoints(tmp_path / "run")).name == f"cpt{best}"
 
 
 # -- what stops a run -------------------------------------------------------------------------
