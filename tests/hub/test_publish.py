@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import smallgpt
-from smallgpt.chat.conversation import Conversation
 from smallgpt.checkpoints import checkpoint, legacy_pth
 from smallgpt.hub.publish import make_ready
 from tests.helpers.commands import refusal
@@ -96,18 +95,3 @@ def test_what_is_there_stays(trained: Path, tmp_path: Path) -> None:
     assert "is there already" in refusal(lambda: make_ready(trained, tmp_path / "mine", "mit"))
     assert "not found" in refusal(lambda: make_ready(tmp_path / "x", tmp_path / "y", "mit"))
     assert not (tmp_path / "y").exists()
-
-
-def test_the_chat_template_is_our_conversation(trained: Path, tmp_path: Path) -> None:
-    """Turn for turn, white space and newlines within an utterance included."""
-    make_ready(trained, tmp_path / "ready", "mit")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ready")
-    said = ["早上好呀", " 好\n呀 ", "<pad>你在吗\r\n", "今天", "<sep>好"]
-    conversation = Conversation(checkpoint.load(trained).tokenizer, 10_000)
-    for number, text in enumerate(said):
-        conversation.add(text)
-        messages = [
-            {"role": ("user", "assistant")[n % 2], "content": said[n]} for n in range(number + 1)
-        ]
-        expected, _ = conversation.context(0)
-        assert theirs.apply_chat_template(messages, return_dict=False) == expected
