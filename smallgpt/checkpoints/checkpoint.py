@@ -92,11 +92,7 @@ class Checkpoint:
         return model
 
     def verify_weights(self) -> None:
-        """Check the weights against the manifest, where `load` was told not to.
-
-        Raises:
-            UserError: they are damaged.
-        """
+        """Refuse damaged weights, where `load` was told not to look at them."""
         if self.has_checksums:
             for name in _weights_files(self.manifest):
                 verify(self.path, self.manifest, name)
@@ -255,11 +251,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
-    """Check one file of the checkpoint against its checksum.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """Refuse a file of the checkpoint that is missing, or not what its checksum says."""
     file = path / name
     if not file.is_file():
         raise DamagedError(path, f"{file} is missing: the checkpoint is damaged")

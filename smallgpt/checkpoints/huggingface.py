@@ -165,22 +165,14 @@ def from_tensors(
 
 
 def check_size(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a stranger's pickled tensors that would fill the memory.
-
-    Raises:
-        UserError: they are larger than the file: views of a small storage.
-    """
+    """Refuse pickled tensors that are larger than their file: views of a small storage."""
     size = sum(tensor.nbytes for name, tensor in tensors.items() if name != LM_HEAD)
     if size > file.stat().st_size:
         raise UserError(f"{file} is refused: its tensors are larger than the file")
 
 
 def check_finite(file: Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuse a stranger's weights that no text could come out of.
-
-    Raises:
-        UserError: a tensor holds infinity or not-a-number.
-    """
+    """Refuse a stranger's weights with infinity or not-a-number: no text could come out of them."""
     for name, tensor in weights.items():
         if not all(torch.isfinite(extreme) for extreme in tensor.aminmax()):
             raise UserError(

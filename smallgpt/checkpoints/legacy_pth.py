@@ -74,7 +74,7 @@ class LegacyModel:
 
 
 def is_legacy(path: Path) -> bool:
-    """Whether a path is meant to be such a file."""
+    """Whether a path is meant to be a legacy file."""
     return path.suffix in SUFFIXES and not path.is_dir()
 
 
@@ -150,9 +150,9 @@ def _read_moments(state: Any, config: Config, weights: Mapping[str, Tensor]) -> 
         parts = [by_name[part] for part in _parts(name)]
         moments[name] = {"step": torch.as_tensor(parts[0]["step"], dtype=torch.float32)}
         for key in ("exp_avg", "exp_avg_sq"):
-            moments[name][key] = _join([part[key] for part in parts])
-            if moments[name][key].shape != weight.shape:
+            if any(part[key].shape != weight.chunk(len(parts))[0].shape for part in parts):
                 raise ValueError(f"{key} of {name} has another shape")
+            moments[name][key] = _join([part[key] for part in parts])
     return moments
 
 

@@ -133,7 +133,9 @@ def evaluate(
         raise UserError(f"--dtype: {dtype!r} is no precision", f"use {', '.join(DTYPES)}")
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     from smallgpt import evaluation
+    from smallgpt.checkpoints.open import find_checkpoint
 
+    path = find_checkpoint(path)
     if data:
         typer.echo(evaluation.on_text(path, data, device, dtype))
     if smalltalk:

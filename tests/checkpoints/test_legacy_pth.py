@@ -275,6 +275,14 @@ def _with(name: str, tensor: Tensor | None) -> dict[str, Any]:
     return stored | {"state_dict": {n: t for n, t in state.items() if t is not None}}
 
 
+def _with_huge_moments() -> dict[str, Any]:
+    """Terabytes, which a small storage is a view of."""
+    stored = contents()
+    for moments in stored["optimizer"]["state"].values():
+        moments["exp_avg"] = torch.zeros(1).expand(2**20, 2**20)
+    return stored
+
+
 W_Q = "transformer.h.0.attention.W_q.weight"
 
 
@@ -297,6 +305,7 @@ W_Q = "transformer.h.0.attention.W_q.weight"
         (_with("lm_head.weight", torch.zeros(3, 8)), "output head"),
         (contents() | {"optimizer": {"state": {0: {}}, "param_groups": []}}, "optimizer"),
         (contents() | {"optimizer": {"state": {0: {}}}}, "optimizer"),
+        (_with_huge_moments(), "exp_avg of wte.weight has another shape"),
     ],
 )
 def test_other_files_are_refused_with_the_reason(tmp_path: Path, stored: Any, reason: str) -> None:
