@@ -233,10 +233,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST_FILE
     advice = "give the directory that train.py wrote, such as checkpoints/demo/cpt1200"
     if not path.exists():
-        advice = (
-            "train one: python train.py config/demo.yaml (or config/train90M.yaml), or " + advice
-        )
-        raise UserError(f"checkpoint {path} not found", advice)
+        train = "train one: python train.py config/demo.yaml (make demo writes its text too)"
+        raise UserError(f"checkpoint {path} not found", f"{train}, or {advice}")
     if not path.is_dir():
         raise UserError(f"{path} is a file, not a checkpoint directory", advice)
     if not file.is_file():

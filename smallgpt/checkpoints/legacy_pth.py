@@ -28,7 +28,6 @@ from smallgpt.checkpoints.huggingface import (
 )
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE
 from smallgpt.config import Config
-from smallgpt.data.corpus import open_corpus
 from smallgpt.model.parameters import parameter_groups
 from smallgpt.tokenizer.characters import UNK, Tokenizer
 from smallgpt.utils import atomic
@@ -179,6 +178,8 @@ def load_with_state(path: Path, texts: list[Path]) -> tuple[Checkpoint, dict[str
 
 
 def _vocabulary(path: Path, stored: LegacyModel, texts: list[Path]) -> Tokenizer:
+    from smallgpt.data.corpus import open_corpus  # only here: other models need not wait for it
+
     advice = "set data_path (or --text) to the very text the weights were trained on"
     names, wanted = ", ".join(map(str, texts)), stored.config.vocab_size
     try:

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from smallgpt.checkpoints import checkpoint, foreign, huggingface, legacy_pth
+from smallgpt.checkpoints import checkpoint, huggingface, legacy_pth
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, best, checkpoints, validation_loss
 from smallgpt.utils.errors import UserError, note
@@ -45,6 +45,8 @@ def open_checkpoint(
             raise checkpoint.other_kind(path, None)
         path = find_checkpoint(named, root=root, texts=texts)
         if _is_foreign(path):
+            from smallgpt.checkpoints import foreign  # only here: ours need not wait for it
+
             return foreign.load(path, classifier)
         return checkpoint.load(path, verify_weights, classifier)
     except UserError as error:
