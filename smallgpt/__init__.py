@@ -1,7 +1,7 @@
 """Small GPT: train a small GPT on dialogues, and talk with it.
 
 import smallgpt
-bot = smallgpt.load("checkpoints/demo/cpt1200")
+bot = smallgpt.load("checkpoints/demo")
 bot.reply("早上好呀")
 for chunk in bot.stream("昨晚睡得好吗？"):
     print(chunk, end="", flush=True)
@@ -21,18 +21,21 @@ __all__ = ["Chatbot", "Predictor", "UserError", "load"]
 
 
 def load(path: str | Path, *arguments: Any, **settings: Any) -> Any:
-    """Open a checkpoint directory: a Chatbot, or a Predictor where it holds a classifier.
+    """Open a model: a Chatbot, or a Predictor where it is a classifier.
 
     Args:
+        path: a checkpoint directory, the folder of a run (its best checkpoint, else its newest), a
+            GPT-2 directory of another program, or a converted `.pth`.
         arguments, settings: see smallgpt.chat.chatbot.load and smallgpt.sentiment.predictor.load.
 
     Raises:
         UserError: there is no usable checkpoint at `path`.
     """
     from smallgpt.chat import chatbot
-    from smallgpt.checkpoints import checkpoint
+    from smallgpt.checkpoints import checkpoint, open
 
-    if checkpoint.is_classifier(Path(path).expanduser()):
+    path = open.find_checkpoint(path)
+    if checkpoint.is_classifier(path):
         from smallgpt.sentiment import predictor
 
         return predictor.load(path, *arguments, **settings)

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from smallgpt import runtime
 from smallgpt.chat import chatbot
-from smallgpt.checkpoints import checkpoint, run_folder
+from smallgpt.checkpoints import checkpoint
+from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import Config, SentimentConfig
 from smallgpt.data.corpus import in_ids_of, open_corpus
 from smallgpt.data.packing import PackedRows
@@ -27,7 +28,7 @@ def on_text(path: Path, files: list[Path], device: str = "auto", dtype: str | No
     Args:
         dtype: measure the model as chat runs it in this precision; by default as training does.
     """
-    stored = checkpoint.load(path, verify_weights=dtype is None)
+    stored = open_checkpoint(path, verify_weights=dtype is None)
     config = stored.config
     here = runtime.start(Config(device=device))
     if dtype is None:
@@ -72,24 +73,28 @@ def _table(score: Score) -> str:
 
 
 def describe_checkpoint(path: Path) -> str:
-    """Step, shape, scores, vocabulary and files of a checkpoint whose checksums are right."""
-    stored = checkpoint.load(path, classifier=None)
-    resumable = (path / checkpoint.STATE_FILE).exists()
-    if resumable:
-        run_folder.verify(path, stored.manifest, checkpoint.STATE_FILE)
+    """Step, shape, scores, vocabulary and files of a checkpoint that is whole."""
+    stored = open_checkpoint(path, classifier=None)
+    path = stored.path
     config = stored.config
+    trained_on = ", ".join(map(str, config.data_paths()))
+    if isinstance(config, SentimentConfig):
+        trained_on = f"{config.sentimental_data_path}, from {config.base_model}"
+    if not stored.has_checksums:
+        verdict = "a model of another program, which has no checksums to check"
+        trained_on = "unknown"
+    elif (path / checkpoint.STATE_FILE).exists():
+        checkpoint.verify(path, stored.manifest, checkpoint.STATE_FILE)
+        verdict = "whole, all checksums right"
+    else:
+        verdict = "all checksums right; but it has no training state to resume"
     hidden = ("sha256", "format", "history")
     manifest = {k: v for k, v in stored.manifest.items() if k not in hidden}
     positions = config.block_size * config.n_embd
     parameters = sum(tensor.numel() for tensor in stored.weights.values()) - positions
-    trained_on = ", ".join(map(str, config.data_paths()))
-    if isinstance(config, SentimentConfig):
-        trained_on = f"{config.sentimental_data_path}, from {config.base_model}"
     characters = [c for c in stored.tokenizer.characters if c.isprintable()]
     lines = [
-        f"{path}: whole, all checksums right"
-        if resumable
-        else f"{path}: all checksums right; but it has no training state to resume",
+        f"{path}: {verdict}",
         *(f"  {name}: {value}" for name, value in manifest.items()),
         f"  parameters: {parameters:,} (and {positions:,} for positions)",
         f"  shape: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from smallgpt.chat.prompt import prompt_ids
-from smallgpt.checkpoints import checkpoint, huggingface
+from smallgpt.checkpoints import huggingface
+from smallgpt.checkpoints.checkpoint import Checkpoint
+from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import SamplingConfig
 from smallgpt.model import inference
 from smallgpt.model.generate import generate, new_cache
@@ -142,16 +144,18 @@ class Conversation:
 
 
 def load(
-    path: str | Path,
+    path: str | Path | Checkpoint,
     sampling: SamplingConfig | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
     dtype: str = "auto",
     wait: bool = True,
 ) -> Chatbot:
-    """A chatbot from a checkpoint directory; nothing else is needed.
+    """A chatbot from a checkpoint; nothing else is needed.
 
     Args:
+        path: whatever names a model, see `open_checkpoint`; or one opened without a look at its
+            weights.
         sampling: by default as the checkpoint was configured.
         dtype: precision of the weights: auto, float32, bfloat16, float16 or int8.
         wait: False returns while the weights are still made ready. The first reply waits for them,
@@ -160,7 +164,7 @@ def load(
     Raises:
         UserError: there is no usable checkpoint at `path`, or the device cannot compute in `dtype`.
     """
-    stored = checkpoint.load(Path(path).expanduser(), verify_weights=False)
+    stored = path if isinstance(path, Checkpoint) else open_checkpoint(path, verify_weights=False)
     device = torch.device(device)
     model = huggingface.hollow_model(stored.config).eval()
     precision = choose_precision(dtype, device, model.parameter_count())

@@ -13,33 +13,26 @@ code when it is loaded.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import torch
-import yaml
 from torch import Tensor
 
 from smallgpt.checkpoints import huggingface
-from smallgpt.checkpoints.run_folder import (
-    MANIFEST_FILE,
-    checkpoints,
-    first_line,
-    other_checkpoint,
-    place,
-    read_manifest,
-    sha256,
-    verify,
-)
-from smallgpt.config import Config, ModelConfig, SentimentConfig, config_from_dict, config_to_yaml
+from smallgpt.checkpoints.run_folder import MANIFEST_FILE, checkpoints, place
+from smallgpt.config import Config, ModelConfig, SentimentConfig, config_to_yaml, load_config
 from smallgpt.model.gpt import GPT
 from smallgpt.tokenizer import subwords
 from smallgpt.tokenizer.characters import TOKENIZER_FILE, Tokenizer
-from smallgpt.utils import atomic
+from smallgpt.utils import atomic, background
 from smallgpt.utils.errors import UserError
 
 CONFIG_FILE = "config.yaml"
@@ -52,12 +45,29 @@ SHAPE_KEYS = tuple(
 """What makes two networks the same, but for the vocabulary and the dropout."""
 WRITE_ERRORS = (OSError, RuntimeError, safetensors.SafetensorError)
 _NEEDED = (CONFIG_FILE, huggingface.CONFIG_FILE, TOKENIZER_FILE)
+_PART = 1 << 22
+"""Bytes read at a time: large parts, as each waits for the interpreter's other threads."""
+C = TypeVar("C", bound=Config)
+
+
+class DamagedError(UserError):
+    """A checkpoint is not what was written; the advice says which other one there is."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        others = [other for other in checkpoints(path.parent) if other != path]
+        super().__init__(
+            problem,
+            f"another one is {others[-1]}; to go on training from it, delete {path} first"
+            if others
+            else "there is no other checkpoint beside it",
+        )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds. `training_state` is whatever the training loop gave to `save`.
+    """What a checkpoint holds.
 
+    path: the directory that was opened.
     labels: names of the classes, where the model is a classifier.
     """
 
@@ -69,6 +79,11 @@ class Checkpoint:
     manifest: dict[str, Any]
     labels: list[str] | None = None
 
+    @property
+    def has_checksums(self) -> bool:
+        """Whether Small GPT wrote it; nothing vouches for the files of other programs."""
+        return bool(self.manifest["sha256"])
+
     def model(self, config: ModelConfig | None = None) -> GPT:
         """The network with these weights, in evaluation mode; `config` may change the dropout."""
         model = huggingface.hollow_model(config or self.config).eval()
@@ -77,17 +92,13 @@ class Checkpoint:
         return model
 
     def verify_weights(self) -> None:
-        """Check the weights against the manifest, where `load` was told not to.
-
-        Raises:
-            UserError: they are damaged.
-        """
-        if self.manifest["sha256"]:  # of another program's model nothing is known
+        """Refuse damaged weights, where `load` was told not to look at them."""
+        if self.has_checksums:
             for name in _weights_files(self.manifest):
                 verify(self.path, self.manifest, name)
 
     def training_state(self) -> dict[str, Any]:
-        """Optimizer state and position, on the CPU.
+        """What the training loop gave to `save`, on the CPU.
 
         Raises:
             UserError: the file is missing, damaged, or holds anything but tensors and plain values.
@@ -96,16 +107,7 @@ class Checkpoint:
         if not path.exists():
             raise UserError(f"{path} is missing: this checkpoint can chat, not resume")
         verify(self.path, self.manifest, STATE_FILE)
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # a forged file makes torch stumble in many ways
-            state = None
-        if not isinstance(state, dict):
-            raise UserError(
-                f"{path} is refused: it is not a file of tensors and plain values only",
-                "reading it could run a stranger's code; resume from a checkpoint you made",
-            )
-        return state
+        return load_pickle(path, "resume from a checkpoint you made")
 
 
 def save(
@@ -114,82 +116,40 @@ def save(
     config: Config,
     tokenizer: Tokenizer,
     weights: Mapping[str, Tensor],
-    training_state: dict[str, Any],
-    scores: Mapping[str, Any],
+    training_state: dict[str, Any] | None,
+    facts: Mapping[str, Any],
     labels: list[str] | None = None,
+    name: str | None = None,
 ) -> Path:
-    """Write `root/cpt{step}` atomically and return it; one that is there already is replaced.
+    """Write `root/cpt{step}`, complete or not at all, and return it; one that is there is replaced.
 
     Args:
+        training_state: None for a checkpoint that can chat, not resume.
+        facts: scores and whatever else the manifest is to say.
         labels: names of the classes, where the model is a classifier.
+        name: of the directory, instead of `cpt{step}`.
 
     Raises:
         UserError: it cannot be written. Earlier checkpoints are untouched.
     """
-    target = place(root, step)
+    target = root / name if name else place(root, step)
     try:
-        write(target, step, config, tokenizer, weights, training_state, scores, labels)
+        with atomic.directory(target) as work:
+            huggingface.write(work, config, tokenizer, weights, labels)
+            tokenizer.save(work, **_tokenizer_settings(config))
+            (work / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
+            if training_state is not None:
+                with (work / STATE_FILE).open("wb") as file:
+                    torch.save(training_state, file)
+            write_manifest(work, {"step": step, **facts})
     except WRITE_ERRORS as error:
         kept = checkpoints(root)
         raise UserError(
             f"checkpoint {target} cannot be written: {first_line(error)}",
-            "make room or choose another checkpoint_root"
+            f"make room or choose another {'place' if name else 'checkpoint_root'}"
             + (f"; {kept[-1]} is intact" if kept else ""),
         ) from None
     return target
-
-
-def write(
-    target: Path,
-    step: int,
-    config: Config,
-    tokenizer: Tokenizer,
-    weights: Mapping[str, Tensor],
-    training_state: dict[str, Any] | None,
-    more: Mapping[str, Any],
-    labels: list[str] | None = None,
-) -> None:
-    """Write a checkpoint directory, complete or not at all.
-
-    Args:
-        training_state: None for a checkpoint that can chat, not resume.
-        more: scores and other facts for the manifest.
-        labels: names of the classes, where the model is a classifier.
-
-    Raises:
-        one of WRITE_ERRORS.
-    """
-    with atomic.directory(target) as work:
-        huggingface.write(work, config, tokenizer, weights, labels)
-        tokenizer.save(work, **_tokenizer_settings(config))
-        (work / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
-        if training_state is not None:
-            with (work / STATE_FILE).open("wb") as file:
-                torch.save(training_state, file)
-        files = {p.name: sha256(p) for p in sorted(work.iterdir())}
-        manifest = {"format": 1, "step": step, **more, "sha256": files}
-        (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-
-
-def is_classifier(path: Path) -> bool:
-    """Whether a checkpoint directory of ours holds a classifier; False where it is none."""
-    try:
-        return not is_foreign(path) and huggingface.read_labels(path) is not None
-    except UserError:
-        return False
-
-
-def _other_kind(path: Path, labels: list[str] | None) -> UserError:
-    if labels is None:
-        return UserError(
-            f"{path} is a language model, not a classifier",
-            "make one of it: python sentimentalTrain.py config/sentimental_demo.yaml "
-            f"base_model={path}",
-        )
-    return UserError(
-        f"{path} is a classifier ({', '.join(labels)}), not a model to talk with",
-        f'use it with: python -m smallgpt sentiment predict {path} "…"',
-    )
 
 
 def _tokenizer_settings(config: Config) -> dict[str, Any]:
@@ -211,8 +171,6 @@ def load(path: Path, verify_weights: bool = True, classifier: bool | None = Fals
     Raises:
         UserError: it is missing, incomplete, damaged, of another architecture or the other kind.
     """
-    if is_foreign(path):
-        return _foreign(path, classifier)
     manifest = read_manifest(path)
     weights_files = _weights_files(manifest)
     later = set() if verify_weights else weights_files
@@ -220,11 +178,33 @@ def load(path: Path, verify_weights: bool = True, classifier: bool | None = Fals
         verify(path, manifest, name)
     labels = huggingface.read_labels(path)
     if classifier is not None and classifier != (labels is not None):
-        raise _other_kind(path, labels)
-    config = _read_config(path / CONFIG_FILE, Config if labels is None else SentimentConfig)
-    weights = huggingface.read(path, config, labels)
-    return Checkpoint(
-        path, manifest["step"], config, subwords.load(path), weights, manifest, labels
+        raise other_kind(path, labels)
+    config = load_config(path / CONFIG_FILE, [], Config if labels is None else SentimentConfig)
+    tensors = huggingface.read_files(path)
+    weights = huggingface.from_tensors(path / huggingface.WEIGHTS_FILE, tensors, config, labels)
+    tokenizer = subwords.load(path)
+    return Checkpoint(path, manifest["step"], config, tokenizer, weights, manifest, labels)
+
+
+def is_classifier(path: Path) -> bool:
+    """Whether a checkpoint directory of ours holds a classifier; False where it is none."""
+    try:
+        return (path / MANIFEST_FILE).is_file() and huggingface.read_labels(path) is not None
+    except UserError:
+        return False
+
+
+def other_kind(path: Path, labels: list[str] | None) -> UserError:
+    """The error where a classifier is wanted and the model has no labels, or the reverse."""
+    if labels is None:
+        return UserError(
+            f"{path} is a language model, not a classifier",
+            "make one of it: python sentimentalTrain.py config/sentimental_demo.yaml "
+            f"base_model={path}",
+        )
+    return UserError(
+        f"{path} is a classifier ({', '.join(labels)}), not a model to talk with",
+        f'use it with: python -m smallgpt sentiment predict {path} "…"',
     )
 
 
@@ -234,49 +214,109 @@ def _weights_files(manifest: dict[str, Any]) -> set[str]:
     return parts or {huggingface.WEIGHTS_FILE}
 
 
-def is_foreign(path: Path) -> bool:
-    """Whether a directory holds a model of another program, in Hugging Face's form."""
-    ours = any((path / name).exists() for name in (MANIFEST_FILE, CONFIG_FILE))
-    return not ours and (path / huggingface.CONFIG_FILE).is_file()
+# The manifest, and the checksums in it.
 
 
-def _foreign(path: Path, classifier: bool | None) -> Checkpoint:
-    """A GPT-2 of another program; of a classifier, what is below its head."""
-    from smallgpt.checkpoints import foreign
-
-    if classifier is False and (labels := huggingface.read_labels(path)):
-        raise UserError(
-            f"{path} is a classifier of another program ({', '.join(labels)})",
-            "it can be a base_model: python sentimentalTrain.py config/sentimental_demo.yaml "
-            f"base_model={path}",
-        )
-    if classifier:
-        raise _other_kind(path, None)
-    model = foreign.read(path)
-    return Checkpoint(path, 0, model.config, model.tokenizer, model.weights, {"sha256": {}})
+def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Describe the files that are there now."""
+    files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
+    manifest = {"format": 1, **facts, "sha256": files}
+    (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
 
 
-def _read_config(file: Path, schema: type[Config]) -> Config:
-    try:
-        values = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read: {first_line(error)}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file} is damaged: it holds no keys", other_checkpoint(file.parent))
-    return config_from_dict(values, str(file), schema)
-
-
-def same_shape(config: Config, stored: Config) -> Config:
-    """`config` with the checkpoint's vocabulary size, if their networks agree otherwise.
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint directory.
 
     Raises:
-        UserError: a key of the model differs from the checkpoint's.
+        UserError: `path` is not a checkpoint directory, or the manifest is damaged.
     """
-    for key in SHAPE_KEYS:
-        wanted, has = getattr(config, key), getattr(stored, key)
-        if wanted != has:
-            raise UserError(
-                f"{key} is {wanted}, but the checkpoint's is {has}",
-                f"set {key}: {has}, or train anew in another checkpoint_root",
-            )
-    return dataclasses.replace(config, vocab_size=stored.vocab_size)
+    file = path / MANIFEST_FILE
+    advice = "give the directory that train.py wrote, such as checkpoints/demo/cpt1200"
+    if not path.exists():
+        train = "train one: python train.py config/demo.yaml (make demo writes its text too)"
+        raise UserError(f"checkpoint {path} not found", f"{train}, or {advice}")
+    if not path.is_dir():
+        raise UserError(f"{path} is a file, not a checkpoint directory", advice)
+    if not file.is_file():
+        raise UserError(f"{path} is not a checkpoint: it has no {MANIFEST_FILE}", advice)
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        if not isinstance(manifest["step"], int) or not isinstance(manifest["sha256"], dict):
+            raise TypeError("step or sha256 is not what it should be")
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(path, f"{file} is damaged: {error!r}") from None
+
+
+def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
+    """Refuse a file of the checkpoint that is missing, or not what its checksum says."""
+    file = path / name
+    if not file.is_file():
+        raise DamagedError(path, f"{file} is missing: the checkpoint is damaged")
+    try:
+        checksum = sha256(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)}") from None
+    if checksum != manifest["sha256"].get(name):
+        problem = f"{file} is damaged: its checksum is not the one it was saved with"
+        raise DamagedError(path, problem)
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal digits."""
+    digest, part = hashlib.sha256(), memoryview(bytearray(_PART))
+    with path.open("rb", buffering=0) as file:
+        while length := file.readinto(part):
+            background.end_with_the_program()
+            digest.update(part[:length])
+    return digest.hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__  # torch.save hides a full disk behind an error of its own
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def load_pickle(path: Path, advice: str, mmap: bool = False) -> dict[str, Any]:
+    """What `torch.save` wrote, on the CPU; nothing in it runs.
+
+    Raises:
+        UserError: it is damaged, or holds anything but a dict of tensors and plain values.
+    """
+    reason = ""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type for entry in archive.infolist()):
+                    # torch stores entries as they are; what is packed could unpack to any size.
+                    raise ValueError("its entries are compressed")
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # a forged file makes torch stumble in many ways
+        stored = None
+        if called := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            reason = f" (it would run {called[1]})"
+    if not isinstance(stored, dict):
+        raise UserError(
+            f"{path} is refused: it is not a file of tensors and plain values only{reason}",
+            f"reading it could run a stranger's code; {advice}",
+        )
+    return stored
+
+
+def weights_for_vocabulary(stored: Checkpoint, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """The weights for `tokenizer`, whose first ids are the checkpoint's.
+
+    A new character begins as the mean of all others.
+    """
+    weights = dict(stored.weights)
+    used = len(stored.tokenizer)
+    for name in ("wte.weight", huggingface.LM_HEAD):
+        if name in weights:
+            old = weights[name][:used]
+            new = old.mean(0, keepdim=True).repeat(len(tokenizer) - used, 1)
+            weights[name] = torch.cat([old, new])
+    return weights

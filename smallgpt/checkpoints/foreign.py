@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from torch import Tensor
 
 from smallgpt.checkpoints import huggingface
+from smallgpt.checkpoints.checkpoint import Checkpoint, load_pickle, other_kind
 from smallgpt.config import Config
 from smallgpt.tokenizer.characters import (
     PAD,
@@ -34,65 +34,63 @@ from smallgpt.utils.errors import UserError
 PICKLED_FILE = "pytorch_model.bin"
 _ACTIVATIONS: dict[str, Any] = {
     "gelu": "gelu",
-    "gelu_new": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_new",
-    "gelu_fast": "gelu_new",
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_new"),
 }
 _SHAPE = {
     "block_size": "n_positions",
-    "vocab_size": "vocab_size",
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
+    **{key: key for key in ("vocab_size", "n_layer", "n_head", "n_embd")},
 }
 _NOT_LEARNT = re.compile(r"\.attn\.(masked_)?bias$")
 """Masks that older files hold."""
 _OURS = {UNK: "<unk>", SEP: "\n", PAD: "<pad>"}
 _ROLES = ("unk_token", "sep_token", "pad_token")
 _USUAL_NAMES = (("[UNK]", "<unk>"), ("[SEP]", "<sep>"), ("[PAD]", "<pad>"))
+_NEEDED = "it needs a tokenizer.json, a vocab.txt, or a vocab.json with a merges.txt"
 
 
-@dataclass(frozen=True)
-class Foreign:
-    """config: the default keys with the model's shape; weights: state dict of a GPT, float32."""
+def load(directory: Path, classifier: bool | None = False) -> Checkpoint:
+    """Read a GPT-2 with its tokenizer, without running code from it; weights in float32.
 
-    config: Config
-    tokenizer: Pieces
-    weights: dict[str, Tensor]
-
-
-def read(directory: Path) -> Foreign:
-    """Read a GPT-2 with its tokenizer, without running code from it.
+    Args:
+        classifier: as in `checkpoint.load`; of a classifier we can use what is below its head.
 
     Raises:
         UserError: a file is missing, damaged or contradicts another, or we cannot run the model.
     """
+    labels = huggingface.read_labels(directory)
+    if classifier:
+        raise other_kind(directory, None)
+    if classifier is False and labels:
+        raise UserError(
+            f"{directory} is a classifier of another program ({', '.join(labels)})",
+            "it can be a base_model: python sentimentalTrain.py config/sentimental_demo.yaml "
+            f"base_model={directory}",
+        )
     values = _json(directory / huggingface.CONFIG_FILE)
     config = _config(directory / huggingface.CONFIG_FILE, values)
-    weights = huggingface.from_tensors(directory, _tensors(directory, config.tied), config)
+    weights = huggingface.from_tensors(directory, _tensors(directory), config)
     huggingface.check_finite(directory, weights)
-    settings = _json(directory / TOKENIZER_CONFIG_FILE, needed=False)
-    settings = _json(directory / "special_tokens_map.json", needed=False) | settings
+    settings = _json(directory / "special_tokens_map.json", needed=False)
+    settings |= _json(directory / TOKENIZER_CONFIG_FILE, needed=False)
     definition = _definition(directory, settings)
     try:
         order, definition = _in_our_order(definition, _controls(definition, settings, values))
         tokenizer = Pieces(definition)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"the tokenizer of {directory} cannot be used: {error}",
-            "it needs a tokenizer.json, a vocab.txt, or a vocab.json with a merges.txt",
-        ) from None
+        raise UserError(f"the tokenizer of {directory} cannot be used: {error}", _NEEDED) from None
     if len(tokenizer) - order.count(None) > config.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {len(tokenizer):,} ids, but config.json says "
             f"vocab_size {config.vocab_size:,}",
             "the files belong to different models: get them again",
         )
-    rows = _rows(order, config.vocab_size)
+    # Behind the rows of `order` come those that have no token.
+    rows = [*order, *sorted({*range(config.vocab_size)} - {*order})]
     for name in ("wte.weight", huggingface.LM_HEAD):
         if name in weights:
             weights[name] = _reordered(weights[name], rows)
-    return Foreign(dataclasses.replace(config, vocab_size=len(rows)), tokenizer, weights)
+    config = dataclasses.replace(config, vocab_size=len(rows))
+    return Checkpoint(directory, 0, config, tokenizer, weights, {"sha256": {}})
 
 
 def _json(path: Path, needed: bool = True) -> dict[str, Any]:
@@ -139,42 +137,24 @@ def _config(file: Path, values: dict[str, Any]) -> Config:
     return config
 
 
-def _tensors(directory: Path, tied: bool) -> dict[str, Tensor]:
+def _tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors under the names of GPT2LMHeadModel, without masks and other heads."""
-    tensors = {}
-    for name, tensor in _read_weights(directory).items():
-        name = name.removeprefix("transformer.")
-        if not _NOT_LEARNT.search(name) and name != huggingface.HEAD:
-            tensors[huggingface.their_name(name)] = tensor
-    if tied:
-        head = tensors.pop(huggingface.LM_HEAD, None)
-        embedding = tensors.get(huggingface.their_name("wte.weight"))
-        if head is not None and embedding is not None and not torch.equal(head, embedding):
-            raise UserError(
-                f"{directory}: lm_head.weight is not the embedding, but config.json says it is",
-                "set tie_word_embeddings to false in config.json",
-            )
-    return tensors
-
-
-def _read_weights(directory: Path) -> dict[str, Tensor]:
     pickled = directory / PICKLED_FILE
     safe = (directory / huggingface.WEIGHTS_FILE, directory / huggingface.INDEX_FILE)
-    if pickled.exists() and not any(file.exists() for file in safe):
-        return _unpickled(pickled)
-    return huggingface.read_files(directory)
-
-
-def _unpickled(file: Path) -> dict[str, Tensor]:
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:  # a forged file makes torch stumble in many ways
-        tensors = None
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise UserError(
-            f"{file} is refused: it is damaged, or holds more than tensors",
-            "reading it could run a stranger's code; get the model as safetensors",
-        )
+    only_pickled = pickled.exists() and not any(file.exists() for file in safe)
+    if only_pickled:
+        stored = load_pickle(pickled, "get the model as safetensors")
+    else:
+        stored = huggingface.read_files(directory)
+    tensors = {}
+    for name, tensor in stored.items():
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{pickled} is refused: {name} is not a tensor")
+        name = str(name).removeprefix("transformer.")
+        if not _NOT_LEARNT.search(name) and name != huggingface.HEAD:
+            tensors[huggingface.their_name(name)] = tensor
+    if only_pickled:
+        huggingface.check_size(pickled, tensors)
     return tensors
 
 
@@ -182,24 +162,20 @@ def _definition(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The contents of a tokenizer.json, which older models do not have."""
     if (directory / TOKENIZER_FILE).exists():
         return _json(directory / TOKENIZER_FILE)
-    words, pieces = directory / "vocab.txt", directory / "vocab.json"
+    words, subwords = directory / "vocab.txt", directory / "vocab.json"
+    if not words.exists() and not subwords.exists():
+        raise UserError(f"{directory} has no tokenizer", _NEEDED)
+    made: Any
     try:
         if words.exists():
-            made: Any = BertWordPieceTokenizer(
+            made = BertWordPieceTokenizer(
                 str(words),
                 lowercase=settings.get("do_lower_case", True),
                 strip_accents=settings.get("strip_accents"),
                 handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
             )
-        elif pieces.exists():
-            made = ByteLevelBPETokenizer(str(pieces), str(directory / "merges.txt"))
         else:
-            raise UserError(
-                f"{directory} has no tokenizer",
-                "it needs a tokenizer.json, a vocab.txt, or a vocab.json with a merges.txt",
-            )
-    except UserError:
-        raise
+            made = ByteLevelBPETokenizer(str(subwords), str(directory / "merges.txt"))
     except Exception as error:  # the library raises no narrower type
         raise UserError(f"the tokenizer of {directory} is damaged: {error}") from None
     return json.loads(made.to_str())
@@ -273,12 +249,6 @@ def _in_our_order(
     own = [added_token(ours, name, special=ours != SEP) for ours, name in _OURS.items()]
     nothing = dict.fromkeys(("post_processor", "truncation", "padding"))
     return order, definition | nothing | {"added_tokens": own + kept, "model": model}
-
-
-def _rows(order: list[int | None], vocab_size: int) -> list[int | None]:
-    """`order`, and the rows behind it that have no token."""
-    named = set(order)
-    return [*order, *(row for row in range(vocab_size) if row not in named)]
 
 
 def _reordered(weight_VE: Tensor, rows: list[int | None]) -> Tensor:

@@ -88,20 +88,6 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
             output.write(tensor.numpy().astype("<f4", copy=False).data)
 
 
-def read(
-    directory: Path, config: ModelConfig, labels: list[str] | None = None
-) -> dict[str, Tensor]:
-    """The state dict of a GPT of this config: views of the file, which is memory-mapped.
-
-    Args:
-        labels: names of the classes; then it is the state dict of a Classifier.
-
-    Raises:
-        UserError: the file is missing or damaged, or is not a GPT-2 of this shape.
-    """
-    return from_tensors(directory / WEIGHTS_FILE, read_files(directory), config, labels)
-
-
 def read_files(directory: Path) -> dict[str, Tensor]:
     """What model.safetensors holds, or the several files that an index names instead.
 
@@ -127,9 +113,17 @@ def read_files(directory: Path) -> dict[str, Tensor]:
 
 
 def from_tensors(
-    file: Path, tensors: dict[str, Tensor], config: ModelConfig, labels: list[str] | None = None
+    file: Path,
+    tensors: dict[str, Tensor],
+    config: ModelConfig,
+    labels: list[str] | None = None,
+    transposed: bool = True,
 ) -> dict[str, Tensor]:
     """The state dict of a GPT, or with labels of a Classifier, out of what `file` held.
+
+    Args:
+        tensors: under the names of GPT2LMHeadModel; emptied.
+        transposed: matrices are (in, out), as GPT-2 keeps them.
 
     Raises:
         UserError: they are not the tensors of a GPT-2 of this shape.
@@ -137,12 +131,14 @@ def from_tensors(
     expected = {their_name(n): t for n, t in hollow_model(config).state_dict().items()}
     if labels is not None:
         expected[HEAD] = torch.empty(len(labels), _head_width(config), device="meta")
+    head = tensors.pop(LM_HEAD, None) if config.tied else None
     weights = {}
     for name, tensor in expected.items():
         stored = tensors.pop(name, None)
         if stored is None:
             raise UserError(f"{file} lacks {name}: it is a model of another architecture")
-        stored = stored.t() if _TRANSPOSED.search(name) else stored
+        if transposed and stored.dim() == 2 and _TRANSPOSED.search(name):
+            stored = stored.t()
         if stored.shape != tensor.shape:
             raise UserError(
                 f"{file}: {name} has shape {tuple(stored.shape)}, "
@@ -160,15 +156,23 @@ def from_tensors(
     ]
     if unknown:
         raise UserError(f"{file} has unknown tensors ({unknown[0]} …): another architecture")
+    if head is not None and not torch.equal(head.float(), weights["wte.weight"]):
+        raise UserError(
+            f"{file}: {LM_HEAD}, its output head, is not its embedding, but they should be tied",
+            "where they are not, tie_word_embeddings must be false in config.json",
+        )
     return weights
 
 
-def check_finite(file: Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuse a stranger's weights that no text could come out of.
+def check_size(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse pickled tensors that are larger than their file: views of a small storage."""
+    size = sum(tensor.nbytes for name, tensor in tensors.items() if name != LM_HEAD)
+    if size > file.stat().st_size:
+        raise UserError(f"{file} is refused: its tensors are larger than the file")
 
-    Raises:
-        UserError: a tensor holds infinity or not-a-number.
-    """
+
+def check_finite(file: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a stranger's weights with infinity or not-a-number: no text could come out of them."""
     for name, tensor in weights.items():
         if not all(torch.isfinite(extreme) for extreme in tensor.aminmax()):
             raise UserError(

@@ -1,66 +1,116 @@
-"""The model that training begins with instead of fresh weights (`base_model`)."""
+"""The one way to open a model: whatever a user names as one becomes a `Checkpoint`.
+
+A name is the directory of a checkpoint, the folder of a run, a GPT-2 directory of another program,
+a legacy `.pth` file, or `latest`, `auto` or `best` in the folder of a run that is known already.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from smallgpt.checkpoints import checkpoint, legacy_convert, run_folder
+from smallgpt.checkpoints import checkpoint, huggingface, legacy_pth
 from smallgpt.checkpoints.checkpoint import Checkpoint
-from smallgpt.checkpoints.huggingface import LM_HEAD
-from smallgpt.config import Config, ModelConfig
-from smallgpt.tokenizer.characters import Tokenizer
-from smallgpt.utils.errors import UserError
+from smallgpt.checkpoints.run_folder import MANIFEST_FILE, best, checkpoints, validation_loss
+from smallgpt.utils.errors import UserError, note
 
-C = TypeVar("C", bound=Config)
+SPECIAL_NAMES = ("latest", "auto", "best")
 
 
-def load(config: Config, classifier: bool | None = False) -> Checkpoint:
-    """The checkpoint that `base_model` names.
+def open_checkpoint(
+    named: str | Path,
+    *,
+    root: Path | None = None,
+    texts: list[Path] | None = None,
+    classifier: bool | None = False,
+    verify_weights: bool = True,
+    key: str = "",
+) -> Checkpoint:
+    """Open what a user names as a model; see `find_checkpoint`.
 
     Args:
+        root: where `latest`, `auto` and `best` are looked up.
+        texts: what a `.pth` was trained on, for its vocabulary; None where it is not known.
         classifier: whether it must be a classifier, or a language model; None takes both.
+        verify_weights: see `checkpoint.load`.
+        key: the config key that names it, for messages.
 
     Raises:
-        UserError: there is none, or it is of the other kind.
+        UserError: there is none, it is damaged, or it is of the other kind.
     """
-    path = Path(config.base_model or "").expanduser()
-    inside = run_folder.checkpoints(path)
-    if inside:  # the folder of a run: its newest
-        path = inside[-1]
-    if legacy_convert.is_published(path) and (path.exists() or path.with_suffix("").is_dir()):
-        # A language model is trained on a text of its own, which is not the one of the weights.
-        texts = config.data_paths() if classifier is None else None
-        path = legacy_convert.beside(path, texts)
-    if not path.exists():
-        raise UserError(
-            f"base_model: {path} not found",
-            "train one: make demo, or python train.py config/laptop.yaml data_path=my.txt; "
-            "then base_model=checkpoints/laptop",
-        )
-    return checkpoint.load(path, classifier=classifier)
+    try:
+        path = Path(named).expanduser()
+        if classifier and legacy_pth.is_legacy(path) and path.exists():
+            raise checkpoint.other_kind(path, None)
+        path = find_checkpoint(named, root=root, texts=texts)
+        if _is_foreign(path):
+            from smallgpt.checkpoints import foreign  # only here: ours need not wait for it
+
+            return foreign.load(path, classifier)
+        return checkpoint.load(path, verify_weights, classifier)
+    except UserError as error:
+        if key:
+            raise UserError(f"{key}: {error.problem}", error.advice) from None
+        raise
 
 
-def with_shape_of(stored: ModelConfig, config: C, vocab_size: int) -> C:
-    """`config` with the network that the base has; only the dropout is the config's."""
-    shape = {key: getattr(stored, key) for key in checkpoint.SHAPE_KEYS}
-    return dataclasses.replace(config, **shape, vocab_size=vocab_size)
+def find_checkpoint(
+    named: str | Path, *, root: Path | None = None, texts: list[Path] | None = None
+) -> Path:
+    """The directory that a user means, without a look at what is in it.
 
+    Of the folder of a run it is the best checkpoint, else the newest, and that is said. A `.pth` is
+    converted into a directory beside it, once.
 
-def widened(stored: Checkpoint, tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """The base's weights for `tokenizer`, whose first ids are the base's.
+    Args:
+        root, texts: as in `open_checkpoint`.
 
-    A new character begins as the mean of all others.
+    Raises:
+        UserError: there is no checkpoint in `root`, or a `.pth` cannot be converted.
     """
-    weights = dict(stored.weights)
-    used = len(stored.tokenizer)
-    for name in ("wte.weight", LM_HEAD):
-        if name in weights:
-            old = weights[name][:used]
-            new = old.mean(0, keepdim=True).repeat(len(tokenizer) - used, 1)
-            weights[name] = torch.cat([old, new])
-    return weights
+    if root is not None and str(named) in SPECIAL_NAMES:
+        found = checkpoints(root)
+        if not found:
+            config = Path("config") / f"{root.name}.yaml"
+            config = config if config.exists() else Path("config/demo.yaml")
+            raise UserError(
+                f"no checkpoint in {root} (resume_from: {named})",
+                f"train one first: python train.py {config}, or give resume_from a directory",
+            )
+        return best(found) if str(named) == "best" else found[-1]
+    path = Path(named).expanduser()
+    if legacy_pth.is_legacy(path):
+        return legacy_pth.directory_beside(path, texts)
+    found = checkpoints(path)
+    if found and not (path / MANIFEST_FILE).exists():
+        chosen = best(found)
+        validated = validation_loss(chosen) < math.inf
+        reason = "the best by validation" if validated else "the newest"
+        note(f"{path} is the folder of a run: taking {chosen.name}, {reason}")
+        return chosen
+    return path
+
+
+def open_for_training(
+    named: str | Path, *, root: Path, texts: list[Path], classifier: bool = False
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """What a run goes on from: a checkpoint and its training state, a `.pth` with its optimizer.
+
+    Args:
+        root, texts, classifier: as in `open_checkpoint`.
+
+    Raises:
+        UserError: there is none, it is damaged, of the other kind, or can only chat.
+    """
+    path = Path(named).expanduser()
+    if legacy_pth.is_legacy(path) and not classifier:
+        return legacy_pth.load_with_state(path, texts)
+    stored = open_checkpoint(named, root=root, texts=texts, classifier=classifier)
+    return stored, stored.training_state()
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a directory holds a model of another program, in Hugging Face's form."""
+    ours = any((path / name).exists() for name in (MANIFEST_FILE, checkpoint.CONFIG_FILE))
+    return not ours and (path / huggingface.CONFIG_FILE).is_file()

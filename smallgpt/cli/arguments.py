@@ -21,7 +21,8 @@ Overrides = Annotated[
     typer.Argument(help="Keys of the YAML to change for this run.", metavar="[key=value]..."),
 ]
 CheckpointPath = Annotated[
-    Path, typer.Argument(help="A checkpoint directory.", metavar="CHECKPOINT")
+    Path,
+    typer.Argument(help="A checkpoint directory, or the folder of a run.", metavar="CHECKPOINT"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 F = TypeVar("F", bound=Callable[..., Any])

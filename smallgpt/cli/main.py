@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smallgpt.checkpoints import run_folder
 from smallgpt.cli.arguments import (
     CHAT_SPINS,
     TRAINING_SPINS,
@@ -25,6 +24,9 @@ from smallgpt.cli.data import data_app
 from smallgpt.cli.sentiment import sentiment_app
 from smallgpt.config import CHAT, DTYPES, TRAIN, Config, load_config, note_unused, typed_keys
 from smallgpt.utils.errors import UserError, user_errors
+
+if TYPE_CHECKING:
+    from smallgpt.checkpoints.checkpoint import Checkpoint
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
@@ -68,48 +70,44 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 def chat(config: ConfigFile, overrides: Overrides = None) -> None:
     """Chat with a trained model.
 
-    CONFIG is a YAML file or a checkpoint directory. From a YAML file the model is `resume_from`, by
-    default the latest checkpoint in `checkpoint_root`.
+    CONFIG is a YAML file or a model: a checkpoint directory, the folder of a run, a GPT-2
+    directory or a .pth file. From a YAML file the model is `resume_from`, by default the latest
+    checkpoint in `checkpoint_root`.
 
     Example: python chat.py config/demo.yaml temperature=0.8
     """
     os.environ.setdefault("GOMP_SPINCOUNT", CHAT_SPINS)
-    settings, path = _chat_settings(config, overrides or [])
+    settings, stored = _chat_settings(config, overrides or [])
     note_unused(CHAT, typed_keys(overrides or []), settings)
     from smallgpt import runtime
     from smallgpt.chat import chatbot, terminal
 
     device = runtime.choose_device(settings.device)
     # The weights are made ready while the first line is typed.
-    bot = chatbot.load(path, settings, device, settings.seed, settings.dtype, wait=False)
+    bot = chatbot.load(stored, settings, device, settings.seed, settings.dtype, wait=False)
     terminal.chat(bot)
 
 
-def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Path]:
-    """The settings, and the checkpoint directory to chat with."""
-    from smallgpt.checkpoints import checkpoint, legacy_convert
+def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Checkpoint]:
+    """The settings, and the model to chat with: `path` is a config, or names the model itself."""
+    from smallgpt.checkpoints.checkpoint import CONFIG_FILE
+    from smallgpt.checkpoints.open import open_checkpoint
 
-    if legacy_convert.is_published(path):
-        path = legacy_convert.beside(path, load_config(None, overrides).data_paths())
-    if checkpoint.is_foreign(path):
-        return load_config(None, overrides), path
-    missing = not path.exists() and path.suffix not in (".yaml", ".yml")
-    if path.is_dir() or missing or path.suffix in WEIGHTS_SUFFIXES:
-        manifest = run_folder.read_manifest(path)  # or it says what is wrong with this path
-        if checkpoint.is_classifier(path):
-            checkpoint.load(path)  # says so
-        run_folder.verify(path, manifest, checkpoint.CONFIG_FILE)
-        if any(override.startswith("resume_from=") for override in overrides):
-            raise UserError(f"both {path} and resume_from name a checkpoint", "give one of them")
-        # Its dtype is the one it was trained in.
-        overrides = ["dtype=auto", *overrides]
-        return load_config(path / checkpoint.CONFIG_FILE, overrides), path
-    settings = load_config(path, overrides)
-    root = Path(settings.checkpoint_root)
-    path = run_folder.resolve(settings.resume_from or "latest", root)
-    if legacy_convert.is_published(path):
-        path = legacy_convert.beside(path, settings.data_paths())
-    return settings, path
+    if path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix not in WEIGHTS_SUFFIXES):
+        settings = load_config(path, overrides)
+        return settings, open_checkpoint(
+            settings.resume_from or "latest",
+            root=Path(settings.checkpoint_root),
+            texts=settings.data_paths(),
+            verify_weights=False,
+        )
+    if any(override.startswith("resume_from=") for override in overrides):
+        raise UserError(f"both {path} and resume_from name a checkpoint", "give one of them")
+    texts = load_config(None, overrides).data_paths()
+    stored = open_checkpoint(path, texts=texts, verify_weights=False)
+    own = stored.path / CONFIG_FILE if stored.has_checksums else None
+    # Its dtype is the one it was trained in.
+    return load_config(own, ["dtype=auto", *overrides]), stored
 
 
 @command(app)
@@ -137,7 +135,9 @@ def evaluate(
         raise UserError(f"--dtype: {dtype!r} is not a precision", f"use {', '.join(DTYPES)}")
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     from smallgpt import evaluation
+    from smallgpt.checkpoints.open import find_checkpoint
 
+    path = find_checkpoint(path)
     if data:
         typer.echo(evaluation.on_text(path, data, device, dtype))
     if smalltalk:
@@ -194,7 +194,7 @@ def push_ready(
 
 @command(app)
 def convert(
-    source: Annotated[Path, typer.Argument(help="A .pth file, or a checkpoint directory.")],
+    source: Annotated[Path, typer.Argument(help="A .pth file, or with --to original a model.")],
     output: Annotated[Path, typer.Option(help="The directory or file to write.")],
     text: Annotated[
         list[Path] | None,
@@ -212,10 +212,11 @@ def convert(
         raise UserError(f"--to: {to!r} is not a format", "use checkpoint or original")
     if output.exists():
         raise UserError(f"--output {output} is there already", "name another, or delete it")
-    from smallgpt.checkpoints import legacy_convert
+    from smallgpt.checkpoints import legacy_pth
+    from smallgpt.checkpoints.open import open_checkpoint
 
     if to == "original":
-        legacy_convert.to_original(source, output)
+        legacy_pth.write(open_checkpoint(source, texts=text), output)
     else:
-        legacy_convert.from_original(source, text or Config().data_paths(), output)
+        legacy_pth.to_checkpoint(source, text or Config().data_paths(), output)
     typer.echo(f"written: {output}")

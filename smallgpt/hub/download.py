@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from smallgpt.checkpoints.run_folder import sha256
+from smallgpt.checkpoints.checkpoint import sha256
 from smallgpt.hub import transfer
 from smallgpt.hub.transfer import PassingError
 from smallgpt.utils import atomic

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, save_torch_state_dict
 
-from smallgpt.checkpoints import checkpoint, huggingface, run_folder
-from smallgpt.checkpoints.checkpoint import Checkpoint
-from smallgpt.checkpoints.run_folder import MANIFEST_FILE, first_line
+from smallgpt.checkpoints import checkpoint, huggingface
+from smallgpt.checkpoints.checkpoint import Checkpoint, first_line
+from smallgpt.checkpoints.open import open_checkpoint
+from smallgpt.checkpoints.run_folder import MANIFEST_FILE
 from smallgpt.config import SentimentConfig
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError
@@ -31,7 +31,7 @@ def make_ready(path: Path, target: Path, licence: str, most_bytes: str = MOST_BY
     """Write a directory to upload.
 
     Args:
-        path: a checkpoint directory, of a language model or a classifier.
+        path: names a language model or a classifier, see `open_checkpoint`.
         licence: for the card, such as "mit"; an identifier of the hub, or "other".
         most_bytes: of a file of weights, such as "2GB".
 
@@ -40,16 +40,14 @@ def make_ready(path: Path, target: Path, licence: str, most_bytes: str = MOST_BY
     """
     if target.exists():
         raise UserError(f"--output {target} is there already", "name another, or delete it")
-    stored = checkpoint.load(path, classifier=None)
-    if checkpoint.is_foreign(path):
+    stored = open_checkpoint(path, classifier=None)
+    if not stored.has_checksums:
         raise UserError(f"{path} is another program's model", "it is as ready as it can be")
     try:
         with atomic.directory(target) as work:
-            _copy(path, work, most_bytes)
+            _copy(stored.path, work, most_bytes)
             card(stored, licence).save(work / CARD_FILE)
-            files = {p.name: run_folder.sha256(p) for p in sorted(work.iterdir())}
-            manifest = {**_without_files(stored.manifest), "sha256": files}
-            (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+            checkpoint.write_manifest(work, stored.manifest)
     except checkpoint.WRITE_ERRORS as error:
         raise UserError(f"{target} cannot be written: {first_line(error)}") from None
 
@@ -64,10 +62,6 @@ def _copy(path: Path, work: Path, most_bytes: str) -> None:
     save_torch_state_dict(tensors, work, max_shard_size=most_bytes, metadata={"format": "pt"})
     for file in work.iterdir():
         file.chmod(0o644)
-
-
-def _without_files(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in manifest.items() if key != "sha256"}
 
 
 def card(stored: Checkpoint, licence: str) -> ModelCard:

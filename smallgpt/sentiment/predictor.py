@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from smallgpt.checkpoints import checkpoint
+from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import SentimentConfig
 from smallgpt.model.classifier import Classifier
 from smallgpt.runtime import Runtime, choose_precision
@@ -82,12 +82,12 @@ class Predictor:
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Predictor:
-    """A classifier from its checkpoint directory.
+    """A classifier from its checkpoint, or the folder of its run.
 
     Raises:
         UserError: there is no usable classifier at `path`.
     """
-    stored = checkpoint.load(Path(path).expanduser(), classifier=True)
+    stored = open_checkpoint(path, classifier=True)
     assert stored.labels is not None and isinstance(stored.config, SentimentConfig)
     model = Classifier(stored.config, len(stored.labels), stored.config.pooling).eval()
     model.load_state_dict(stored.weights)

@@ -66,8 +66,8 @@ def run(
 
     Args:
         command: what the user typed behind `python` or `torchrun`, to say how to go on.
-        typed: keys that were given on the command line; the network's shape is the checkpoint's,
-            and one that was typed must agree with it.
+        typed: keys that were given on the command line; of the network's shape they must agree with
+            the checkpoint's when a run is resumed.
 
     Raises:
         UserError: something the user can fix; earlier checkpoints are intact.
@@ -100,7 +100,7 @@ def _prepare(config: SentimentConfig, typed: Set[str], world: World) -> tuple[_D
     here = runtime.start(config, world.local_rank if world.size > 1 else None)
     source = resumed.stored if resumed else resume.open_base(config, world, None)
     tokenizer = source.tokenizer.with_marks()
-    config = _with_shape_of(source.config, config, len(tokenizer), typed)
+    config = _with_shape_of(source.config, config, len(tokenizer), typed if resumed else set())
     runtime.seed_everything(config.seed)
     model = restore(source, config, tokenizer, reviews.names)
     model.to(here.device).train()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from smallgpt import runtime
 from smallgpt.chat.chatbot import Chatbot
-from smallgpt.checkpoints import open
+from smallgpt.checkpoints import checkpoint
 from smallgpt.config import Config, check_shares
 from smallgpt.data.corpus import Corpus, describe, in_ids_of, open_corpus, split
 from smallgpt.data.packing import Batch, PackedRows, RowOrder
@@ -69,7 +69,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         config = resume.with_shape_of(resumed.stored.config, config, size, typed)
     elif base:
         tokenizer = base.tokenizer.extended(corpus.tokenizer)
-        config = resume.with_shape_of(base.config, config, len(tokenizer), typed)
+        config = resume.with_shape_of(base.config, config, len(tokenizer))
     else:
         config = _with_vocabulary(config, tokenizer)
     train_rows, validation_rows = pack_corpus(config, corpus, tokenizer)
@@ -79,7 +79,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     model = resumed.model(config) if resumed else GPT(config)
     if base:
         if base.weights:
-            model.load_state_dict(open.widened(base, tokenizer))
+            model.load_state_dict(checkpoint.weights_for_vocabulary(base, tokenizer))
         new = len(tokenizer) - len(base.tokenizer)
         note(f"base: {base.path}; {new:,} characters are new to it, and added to its vocabulary")
     model.to(here.device).train()

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from smallgpt.checkpoints import checkpoint, legacy_convert, open, run_folder
-from smallgpt.checkpoints.checkpoint import Checkpoint
-from smallgpt.checkpoints.run_folder import DamagedError
+from smallgpt.checkpoints import checkpoint, run_folder
+from smallgpt.checkpoints.checkpoint import Checkpoint, DamagedError
+from smallgpt.checkpoints.open import open_checkpoint, open_for_training
 from smallgpt.config import Config, ModelConfig
 from smallgpt.distributed.world import World
 from smallgpt.model.gpt import GPT
@@ -53,14 +53,16 @@ def lock(root: Path, held: ExitStack) -> None:
         ) from None
 
 
-def with_shape_of(stored: ModelConfig, config: C, vocab_size: int, typed: Set[str]) -> C:
+def with_shape_of(
+    stored: ModelConfig, config: C, vocab_size: int, typed: Set[str] = frozenset()
+) -> C:
     """`config` with the network of a checkpoint; only the dropout is the config's.
 
     Args:
-        typed: keys that were given on the command line.
+        typed: keys that must agree with the checkpoint's, as they were given on the command line.
 
     Raises:
-        UserError: one of them differs from the checkpoint's.
+        UserError: one of them differs.
     """
     shape = {key: getattr(stored, key) for key in checkpoint.SHAPE_KEYS}
     for key, has in shape.items():
@@ -95,7 +97,12 @@ def open_base(config: Config, world: World, classifier: bool | None) -> Checkpoi
     Raises:
         UserError: there is none, or it is of the other kind.
     """
-    base = world.only_first(lambda: open.load(config, classifier))
+    texts = config.data_paths() if classifier is None else None
+    base = world.only_first(
+        lambda: open_checkpoint(
+            config.base_model or "", texts=texts, classifier=classifier, key="base_model"
+        )
+    )
     shared = world.share(base and replace(base, weights={}))
     base = base or shared
     assert base is not None  # the first process has raised otherwise
@@ -117,11 +124,10 @@ def _find(config: Config, restarted: bool, classifier: bool) -> Resumed | None:
                 "or delete that folder",
             )
         return None
-    path = run_folder.resolve(resume_from, root)
-    if legacy_convert.is_published(path) and not classifier:
-        resumed = Resumed(*legacy_convert.load(path, config.data_paths()))
-    else:
-        resumed = _read(path, classifier)
+    texts = config.data_paths()
+    resumed = Resumed(
+        *open_for_training(resume_from, root=root, texts=texts, classifier=classifier)
+    )
     if found and resumed.stored.path.resolve() != found[-1].resolve():
         raise UserError(
             f"{root} holds {found[-1].name}, which would mix with what follows "

@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,17 +34,6 @@ from tests.helpers.models import (
 )
 
 
-def test_what_is_not_a_checkpoint(root: Path, saved: Path) -> None:
-    assert "not found\n  -> train one" in refusal(lambda: load(root / "cpt9"))
-    assert "is a file, not a checkpoint directory" in refusal(
-        lambda: load(saved / "model.safetensors")
-    )
-    (root / "empty").mkdir()
-    message = refusal(lambda: load(root / "empty"))
-    assert "is not a checkpoint: it has no manifest.json\n  -> give the directory" in message
-    assert f"did you mean {saved}?" in refusal(lambda: load(root))
-
-
 @pytest.mark.parametrize("resealed", [False, True])
 def test_any_flipped_bit_is_found(saved: Path, resealed: bool) -> None:
     for file in sorted(saved.iterdir()):
@@ -57,11 +47,9 @@ def test_any_flipped_bit_is_found(saved: Path, resealed: bool) -> None:
             elif not resealed:
                 # A checksum finds it, before anything is made of the contents.
                 assert f"{file} is damaged" in refusal(lambda: load(saved).training_state())
-            elif file.suffix == ".json" or file.suffix == ".yaml":
-                with_name = file.name in ("config.json", "tokenizer.json", "config.yaml")
+            elif file.name in ("config.json", "tokenizer.json", "config.yaml"):
                 reseal(saved)
-                if with_name:
-                    assert str(file) in refusal(lambda: load(saved))
+                assert str(file) in refusal(lambda: load(saved))
             file.write_bytes(whole)
             if resealed:
                 reseal(saved)
@@ -78,10 +66,13 @@ def test_missing_and_truncated_files(root: Path, saved: Path) -> None:
             assert f"{file} is damaged" in message
             assert f"another one is {root / 'cpt3'}" in message
         file.unlink()
-        message = refusal(lambda: load(saved).training_state())
-        assert file.name in message
+        assert file.name in refusal(lambda: load(saved).training_state())
         file.write_bytes(whole)
     assert is_model(saved, 1)
+    (saved / "training_state.pt").unlink()
+    stored = load(saved)
+    assert same_weights(stored.weights, random_model(1, vocab_size=40))
+    assert "can chat, not resume" in refusal(stored.training_state)
 
 
 def test_a_file_that_the_manifest_does_not_vouch_for(saved: Path) -> None:
@@ -89,20 +80,12 @@ def test_a_file_that_the_manifest_does_not_vouch_for(saved: Path) -> None:
     assert "checksum is not the one it was saved with" in refusal(lambda: load(saved))
 
 
-def test_without_its_training_state_a_checkpoint_still_talks(saved: Path) -> None:
-    (saved / "training_state.pt").unlink()
-    stored = load(saved)
-    assert same_weights(stored.weights, random_model(1, vocab_size=40))
-    assert "can chat, not resume" in refusal(stored.training_state)
-
-
 def test_a_disk_that_cannot_be_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr("hashlib.sha256", broken)
-    message = refusal(lambda: load(saved))
-    assert "cannot be read: Input/output error" in message
+    assert "cannot be read: Input/output error" in refusal(lambda: load(saved))
 
 
 @given(st.data())
@@ -138,7 +121,7 @@ def test_no_forged_file_makes_load_stumble(saved: Path, data: st.DataObject) -> 
     [
         ("config.json", '{"model_type": "llama"}', "a model of type 'llama', not gpt2"),
         ("config.json", "[]", "a model of type None, not gpt2"),
-        ("config.yaml", "[1, 2]", "config.yaml is damaged: it holds no keys"),
+        ("config.yaml", "[1, 2]", "config.yaml is not a mapping"),
         ("config.yaml", "n_layers: 2", "did you mean `n_layer`?"),
         ("tokenizer.json", "{}", "tokenizer.json is not a character vocabulary"),
         ("manifest.json", "[]", "manifest.json is damaged"),
@@ -153,32 +136,32 @@ def test_forged_descriptions(saved: Path, name: str, text: str, message: str) ->
     assert message in refusal(lambda: load(saved))
 
 
-def forge_weights(path: Path, change: Callable[[dict[str, Tensor]], object]) -> str:
+LN, FC = "transformer.h.0.ln_1.weight", "transformer.h.0.mlp.c_fc.weight"
+BIAS = "transformer.h.1.mlp.c_fc.bias"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(LN), f"lacks {LN}"),
+        (lambda t: t.update({LN: torch.ones(33)}), "ln_1.weight has shape (33,), the config says"),
+        (lambda t: t.update({FC: torch.ones(2, 2, 2)}), "c_fc.weight has shape (2, 2, 2)"),
+        (lambda t: t.update(extra=torch.ones(1)), "unknown tensors (extra …)"),
+        # Biases that this model does not have are not dropped in silence.
+        (lambda t: t[BIAS].add_(1), f"unknown tensors ({BIAS} …)"),
+    ],
+)
+def test_weights_of_another_architecture(
+    root: Path, change: Callable[[dict[str, Tensor]], object], message: str
+) -> None:
+    weights = random_model(1, vocab_size=40, bias=False).state_dict()
+    path = save(root, 1, replace(CONFIG, bias=False), vocabulary(), weights, STATE, {})
     file = path / huggingface.WEIGHTS_FILE
     tensors = {name: t.clone() for name, t in safetensors.torch.load_file(file).items()}
     change(tensors)
     safetensors.torch.save_file(tensors, file)
     reseal(path)
-    return refusal(lambda: load(path))
-
-
-def test_weights_of_another_architecture(saved: Path, root: Path) -> None:
-    name = "transformer.h.0.ln_1.weight"
-    assert f"lacks {name}" in forge_weights(saved, lambda t: t.pop(name))
-    save_tiny(root, 1)
-    message = forge_weights(saved, lambda t: t.update({name: torch.ones(33)}))
-    assert "h.0.ln_1.weight has shape (33,), the config says (32,)" in message
-    save_tiny(root, 1)
-    message = forge_weights(saved, lambda t: t.update(extra=torch.ones(1)))
-    assert "unknown tensors (extra …)" in message
-
-
-def test_biases_are_not_dropped_in_silence(root: Path) -> None:
-    model = random_model(1, vocab_size=40, bias=False)
-    config = replace(CONFIG, bias=False)
-    path = save(root, 1, config, vocabulary(), model.state_dict(), STATE, {})
-    name = "transformer.h.1.mlp.c_fc.bias"
-    assert f"unknown tensors ({name} …)" in forge_weights(path, lambda t: t[name].add_(1))
+    assert message in refusal(lambda: load(path))
 
 
 # Nothing in a checkpoint runs.
@@ -201,24 +184,28 @@ def test_a_pickle_that_wants_to_run_code_is_refused(saved: Path, tmp_path: Path,
     shutil.copy(file, saved / huggingface.WEIGHTS_FILE)
     reseal(saved)
     assert "model.safetensors is missing or damaged" in refusal(lambda: load(saved))
-    shutil.copy(file, tmp_path / "evil.pth")
-    assert "evil.pth is a file, not a checkpoint directory" in refusal(
-        lambda: load(tmp_path / "evil.pth")
-    )
     assert not marker.exists()
     pickle.loads(pickle.dumps(Evil(marker)))
     assert marker.exists()  # the order would have been carried out
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02.", b"text"])
-def test_a_training_state_that_is_none(saved: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02.", b"text", [1, 2], "packed"])
+def test_a_training_state_that_is_none(saved: Path, content: bytes | list[int] | str) -> None:
     file = saved / "training_state.pt"
-    file.write_bytes(content)
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif isinstance(content, list):
+        torch.save(content, file)
+    else:
+        repack(file)
     reseal(saved)
     assert f"{file} is refused" in refusal(lambda: load(saved).training_state())
 
 
-def test_a_training_state_of_another_kind(saved: Path) -> None:
-    torch.save([1, 2], saved / "training_state.pt")
-    reseal(saved)
-    assert "is refused" in refusal(lambda: load(saved).training_state())
+def repack(file: Path) -> None:
+    """The same entries, compressed: such entries could unpack to any size."""
+    with zipfile.ZipFile(file) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, data in entries.items():
+            new.writestr(name, data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ import safetensors.torch
 import torch
 
 import smallgpt
-from smallgpt.checkpoints import checkpoint
+from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.sentiment import recipe
 from smallgpt.sentiment.explain import explain
 from smallgpt.tokenizer.characters import PAD, SEP, UNK
 from smallgpt.tokenizer.subwords import Pieces, load
 from smallgpt.utils.errors import UserError
+from tests.helpers.commands import Evil
 from tests.helpers.foreign import KINDS, make_foreign
-from tests.helpers.processes import REPOSITORY, Run
 from tests.helpers.reviews import classifier_config, write_reviews
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -49,7 +48,7 @@ def test_logits_are_those_of_transformers(
 ) -> None:
     changes = {"activation_function": activation, "tie_word_embeddings": tied}
     theirs = make_foreign(tmp_path, kind, spare=3, layer_norm_epsilon=1e-4, **changes)
-    ours = checkpoint.load(tmp_path)
+    ours = open_checkpoint(tmp_path)
     model = ours.model()
     seen: dict[int, int] = {}
     for text in TEXTS:
@@ -70,7 +69,7 @@ def test_logits_are_those_of_transformers(
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_come_back_and_control_tokens_cannot_be_typed(tmp_path: Path, kind: str) -> None:
     make_foreign(tmp_path, kind)
-    tokenizer = checkpoint.load(tmp_path).tokenizer
+    tokenizer = open_checkpoint(tmp_path).tokenizer
     for text in ("今天天气很好", "你好，吗？\n房间"):
         ids = tokenizer.encode(text)
         assert (
@@ -95,26 +94,18 @@ def test_chat(tmp_path: Path, kind: str, tied: bool) -> None:
         assert "\n" not in said and "[MASK]" not in said and "<unk>" not in said
 
 
-def test_chat_command(tmp_path: Path, run: Run) -> None:
-    make_foreign(tmp_path / "theirs", "vocab.txt")
-    done = run(
-        REPOSITORY / "chat.py", tmp_path / "theirs", "temperature=0", typed="今天\nexit\n".encode()
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    assert len(done.stdout.decode().splitlines()) == 1
-
-
 def test_classifiers_of_other_programs_are_bases_only(tmp_path: Path) -> None:
     make_foreign(tmp_path, "characters")
     theirs = transformers.GPT2ForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
     theirs.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="classifier of another program"):
         smallgpt.load(tmp_path)
-    assert checkpoint.load(tmp_path, classifier=None).labels is None
+    assert open_checkpoint(tmp_path, classifier=None).labels is None
 
 
-@pytest.mark.parametrize("kind", ["characters", "vocab.txt", "bytes"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "tied"), [("characters", True), ("vocab.txt", False), ("bytes", True)]
+)
 def test_a_classifier_from_any_of_them(tmp_path: Path, kind: str, tied: bool) -> None:
     make_foreign(tmp_path / "base", kind, spare=2, tie_word_embeddings=tied)
     write_reviews(tmp_path / "reviews.csv")
@@ -136,7 +127,7 @@ def test_a_classifier_from_any_of_them(tmp_path: Path, kind: str, tied: bool) ->
 @pytest.mark.parametrize("form", ["sharded", "bin", "old names"])
 def test_weights_in_other_forms(tmp_path: Path, form: str) -> None:
     theirs = make_foreign(tmp_path, "characters")
-    expected = checkpoint.load(tmp_path).weights
+    expected = open_checkpoint(tmp_path).weights
     (tmp_path / "model.safetensors").unlink()
     state = theirs.state_dict()
     if form == "sharded":
@@ -148,7 +139,7 @@ def test_weights_in_other_forms(tmp_path: Path, form: str) -> None:
         old = {n.removeprefix("transformer."): t for n, t in state.items() if "lm_head" not in n}
         old |= {f"h.{i}.attn.bias": torch.ones(1, 1, 32, 32) for i in range(2)}
         torch.save(old, tmp_path / "pytorch_model.bin")
-    found = checkpoint.load(tmp_path).weights
+    found = open_checkpoint(tmp_path).weights
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -181,11 +172,6 @@ def test_what_cannot_be_run_is_refused_by_name(
         smallgpt.load(tmp_path)
 
 
-class _Runs:
-    def __reduce__(self) -> Any:
-        return (print, ("it ran",))
-
-
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
     make_foreign(tmp_path, "characters")
     tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
@@ -195,10 +181,11 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None
         smallgpt.load(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["none", "twice", "broken", "unigram", "larger", "evil", "cut"])
-def test_damaged_and_hostile_directories(
-    tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+HARMED = ["none", "twice", "broken", "unigram", "larger", "evil", "terabytes", "numbers", "cut"]
+
+
+@pytest.mark.parametrize("damage", HARMED)
+def test_damaged_and_hostile_directories(tmp_path: Path, damage: str) -> None:
     make_foreign(tmp_path, "characters")
     file, weights = tmp_path / "tokenizer.json", tmp_path / "model.safetensors"
     definition = json.loads(file.read_text("utf-8"))
@@ -208,7 +195,13 @@ def test_damaged_and_hostile_directories(
         file.write_text("{", "utf-8")
     elif damage == "evil":
         weights.unlink()
-        (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"wte.weight": _Runs()}))
+        torch.save({"wte.weight": Evil(tmp_path / "it ran")}, tmp_path / "pytorch_model.bin")
+    elif damage in ("terabytes", "numbers"):  # of a small file; and what are no tensors
+        tensor = torch.zeros(1).expand(2**20, 2**20)
+        weights.unlink()
+        torch.save(
+            {"wte.weight": tensor if damage == "terabytes" else 5}, tmp_path / "pytorch_model.bin"
+        )
     elif damage == "cut":
         weights.write_bytes(weights.read_bytes()[:1000])
     elif damage == "unigram":
@@ -222,4 +215,6 @@ def test_damaged_and_hostile_directories(
     with pytest.raises(UserError) as refused:
         smallgpt.load(tmp_path)
     assert str(tmp_path) in str(refused.value)
-    assert "it ran" not in capfd.readouterr().out
+    assert not (tmp_path / "it ran").exists()
+    if damage in ("evil", "terabytes", "numbers"):
+        assert "pytorch_model.bin is refused" in str(refused.value)

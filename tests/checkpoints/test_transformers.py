@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.chat.prompt import prompt_ids
 from smallgpt.checkpoints import checkpoint
-from smallgpt.model.generate import generate
 from smallgpt.tokenizer.characters import PAD, SEP
 from tests.helpers.models import TINY, random_model, vocabulary
 
@@ -98,6 +97,7 @@ def test_the_same_ids(theirs: Any, text: str) -> None:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(TEXTS, min_size=1, max_size=4))
+@example(["早上好呀", " 好\n呀 ", "<pad>你在吗\r\n", "<sep>好"])
 def test_the_chat_template_is_our_conversation(theirs: Any, said: list[str]) -> None:
     roles = ["user", "assistant"] * 2
     messages = [{"role": r, "content": text} for r, text in zip(roles, said, strict=False)]
@@ -132,14 +132,3 @@ def test_the_trained_model_talks_the_same_over_several_turns(trained: Path) -> N
         reply = tokenizer.decode(said, skip_special_tokens=True).removesuffix("\n")
         assert bot.reply(prompt) == reply != ""
         messages.append({"role": "assistant", "content": reply})
-    ids = list(
-        generate(
-            stored.model(),
-            tokenizer("早上好呀\n")["input_ids"],
-            stored.config,
-            (SEP, PAD),
-            (),
-            torch.Generator(),
-        )
-    )
-    assert stored.tokenizer.decode(ids) == "早上好！睡得好吗？"  # it learnt its text

@@ -212,13 +212,6 @@ def test_chat_with_two_checkpoints(trained: Path) -> None:
     assert "give one of them" in refused_command("chat", trained, "resume_from=latest")
 
 
-def test_chat_with_the_folder_above(trained: Path) -> None:
-    assert f"did you mean {trained}?" in refused_command("chat", trained.parent)
-    assert f"did you mean {trained}?" in refused_command(
-        "chat", DEMO, f"resume_from={trained.parent}"
-    )
-
-
 # A damaged checkpoint, and one that a stranger made.
 
 
@@ -252,12 +245,9 @@ def test_strangers_code_does_not_run(
         refused_command("chat", DEMO, f"resume_from={file}"),
         refused_command("train", DEMO, f"resume_from={file}"),
         refused_command("convert", file, "--output", tmp_path / "out"),
+        refused_command("inspect", file),
     ):
-        assert said.startswith(f"error: {file} is ")
-        assert ("refused" if how == "torch.save" else "not a model of") in said
-    said = refused_command("inspect", file)
-    assert said.startswith(f"error: {file} is a file, not a checkpoint directory")
-    assert "smallgpt convert" in said
+        assert said.startswith(f"error: {file} is refused: it is not a file of tensors and plain")
     shutil.copy(file, trained_copy / "training_state.pt")
     reseal(trained_copy)
     text, root = trained_run / "text.txt", tmp_path / "new"

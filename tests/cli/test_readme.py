@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from smallgpt.checkpoints import legacy_convert
+from smallgpt.checkpoints import checkpoint, legacy_pth
 from smallgpt.config import load_config
 from smallgpt.sentiment import recipe
 from smallgpt.training import pretrain
@@ -124,7 +124,7 @@ def published_ones(folder: Path) -> None:
     here = [*TINY, f"data_path={folder / 'my.txt'}", f"checkpoint_root={folder / 'tiny'}"]
     tiny = pretrain.run(load_config(folder / "config" / "train300M.yaml", here))
     for name in ("cpt90M.pth", "cpt300M.pth"):
-        legacy_convert.to_original(tiny, pretrained / name)
+        legacy_pth.write(checkpoint.load(tiny), pretrained / name)
 
 
 @pytest.mark.parametrize("command", RUN_HERE)

@@ -13,7 +13,7 @@ import torch
 
 import smallgpt
 from smallgpt.chat.prompt import prompt_ids
-from smallgpt.checkpoints import checkpoint, legacy_convert
+from smallgpt.checkpoints import checkpoint, legacy_pth
 from smallgpt.hub.publish import make_ready
 from tests.helpers.commands import refusal
 from tests.helpers.models import save_with_pairs
@@ -82,9 +82,9 @@ def test_a_model_of_our_own(tmp_path: Path) -> None:
 
 
 def test_a_converted_file_claims_no_training_of_ours(trained: Path, tmp_path: Path) -> None:
-    legacy_convert.to_original(trained, tmp_path / "x.pth")
+    legacy_pth.write(checkpoint.load(trained), tmp_path / "x.pth")
     text = trained.parents[1] / "text.txt"
-    legacy_convert.from_original(tmp_path / "x.pth", [text], tmp_path / "cpt90M")
+    legacy_pth.to_checkpoint(tmp_path / "x.pth", [text], tmp_path / "cpt90M")
     make_ready(tmp_path / "cpt90M", tmp_path / "ready", "mit")
     card = ModelCard.load(tmp_path / "ready" / "README.md").content
     assert "# cpt90M\n" in card and "not with Small GPT" in card

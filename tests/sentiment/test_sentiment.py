@@ -260,9 +260,8 @@ def test_language_model_loss_needs_text_that_learns(changes: dict[str, Any]) -> 
 
 
 def test_a_classifier_with_pairs_of_characters(trained: Path, tmp_path: Path) -> None:
-    from smallgpt.checkpoints import open
 
-    stored = open.load(classifier_config(tmp_path, trained))
+    stored = checkpoint.load(trained)
     shape = dataclasses.replace(stored.config, ngram_order=2, ngram_rows=300, ngram_embd=8)
     body = GPT(shape)
     weights = body.state_dict() | stored.weights

@@ -13,7 +13,8 @@ from hypothesis import given
 
 import smallgpt
 from smallgpt import evaluation
-from smallgpt.checkpoints import checkpoint, legacy_convert
+from smallgpt.checkpoints import checkpoint, legacy_pth
+from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import Config, config_from_dict
 from smallgpt.data.corpus import Corpus
 from smallgpt.data.packing import PackedRows
@@ -78,19 +79,17 @@ def test_from_models_of_other_programs(tmp_path: Path, kind: str) -> None:
     path = finetune(tmp_path, tmp_path / "theirs")
     stored = checkpoint.load(path)
     assert UNK not in stored.tokenizer.encode("早上好魑魅魍魉")
-    base = checkpoint.load(tmp_path / "theirs").tokenizer
+    base = open_checkpoint(tmp_path / "theirs").tokenizer
     assert stored.tokenizer.encode("今天") == base.encode("今天")
     assert smallgpt.load(path).reply("早上好")
     assert "loss" in evaluation.on_text(path, [tmp_path / "mine.txt"], "cpu")
 
 
 def test_from_a_published_file(trained: Path, tmp_path: Path) -> None:
-    legacy_convert.to_original(trained, tmp_path / "x.pth")
+    legacy_pth.write(checkpoint.load(trained), tmp_path / "x.pth")
     with pytest.raises(UserError, match="smallgpt convert"):
         finetune(tmp_path, tmp_path / "x.pth")
-    legacy_convert.from_original(
-        tmp_path / "x.pth", [trained.parents[1] / "text.txt"], tmp_path / "x"
-    )
+    legacy_pth.to_checkpoint(tmp_path / "x.pth", [trained.parents[1] / "text.txt"], tmp_path / "x")
     assert finetune(tmp_path, tmp_path / "x").exists()
 
 

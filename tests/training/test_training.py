@@ -27,7 +27,7 @@ from smallgpt.data.corpus import open_corpus, split
 from smallgpt.data.packing import PackedRows, RowOrder
 from smallgpt.distributed.world import World
 from smallgpt.model.gpt import GPT
-from smallgpt.training import pretrain
+from smallgpt.training import pretrain, resume
 from smallgpt.training.interruption import StopRequest
 from smallgpt.training.metrics import StepResult
 from smallgpt.training.optimizer import learning_rate, make_optimizers
@@ -38,13 +38,11 @@ from smallgpt.utils.errors import UserError
 from tests.helpers.models import DIALOGUES
 from tests.helpers.processes import REPOSITORY, python_environment
 
+SHAPE: dict[str, Any] = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 16}
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "dtype": "float32",
-    "block_size": 32,
-    "n_layer": 2,
-    "n_head": 2,
-    "n_embd": 16,
+    **SHAPE,
     "max_steps": 8,
     "save_freq": 100,
     "eval_freq": 0,
@@ -256,6 +254,18 @@ def test_resume_refuses_what_does_not_fit(settings: dict[str, Any], tmp_path: Pa
     assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt4", "cpt8"]
 
 
+@pytest.mark.parametrize(
+    "change", [{"n_layer": 3}, {"n_head": 1}, {"n_embd": 64}, {"block_size": 8}, {"bias": False}]
+)
+def test_a_typed_key_of_the_shape_must_be_the_checkpoints(change: dict[str, Any]) -> None:
+    stored, chosen = Config(**SHAPE), Config(**SHAPE | change, dropout=0.5)
+    shaped = resume.with_shape_of(stored, chosen, 77, frozenset({"lr"}))
+    assert shaped == replace(stored, dropout=0.5, vocab_size=77)
+    ((key, value),) = change.items()
+    with pytest.raises(UserError, match=f"{key} is {value}, but the checkpoint's is"):
+        resume.with_shape_of(stored, chosen, 77, frozenset({key}))
+
+
 def test_a_changed_shape_in_the_yaml_does_not_lock_anyone_out(settings: dict[str, Any]) -> None:
     other_shape = {"n_embd": 32, "n_layer": 1, "block_size": 16, "vocab_size": 99}
     straight = train(settings, checkpoint_root=settings["checkpoint_root"] + "_straight")
@@ -338,7 +348,7 @@ def test_checkpoints_kept_are_the_newest_and_the_best(
     losses = {m["step"]: m["validation_loss"] for m in metrics(kept[0].parent) if "perplexity" in m}
     best = min(losses, key=losses.__getitem__)
     assert {p.name for p in kept} == {f"cpt{best}", "cpt5", "cpt6"}
-    assert run_folder.resolve("best", tmp_path / "run").name == f"cpt{best}"
+    assert run_folder.best(run_folder.checkpoints(tmp_path / "run")).name == f"cpt{best}"
 
 
 # -- what stops a run -------------------------------------------------------------------------
@@ -504,15 +514,15 @@ def test_metrics_of_deleted_checkpoints_are_kept_aside(
 def test_metrics_of_a_run_killed_before_its_first_checkpoint_are_dropped(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = checkpoint.write
+    real = checkpoint.save
 
     def killed(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "write", killed)
+    monkeypatch.setattr(checkpoint, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         train(settings, save_freq=4, eval_freq=2)
-    monkeypatch.setattr(checkpoint, "write", real)
+    monkeypatch.setattr(checkpoint, "save", real)
     train(settings)
     assert [m["step"] for m in metrics(tmp_path / "run") if "loss" in m] == list(range(1, 9))
     assert not (tmp_path / "run" / "metrics.jsonl.old").exists()
