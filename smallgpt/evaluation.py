@@ -12,7 +12,8 @@ from smallgpt import runtime
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import checkpoint, huggingface, run_folder
 from smallgpt.config import Config, SentimentConfig
-from smallgpt.data.corpus import in_ids_of, open_corpus
+from smallgpt.data.corpus import match_tokenizer, open_corpus
+from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import PackedRows
 from smallgpt.demo import smalltalk
 from smallgpt.demo.judge import Score, judge_all
@@ -37,7 +38,7 @@ def on_text(path: Path, files: list[Path], device: str = "auto", dtype: str | No
     else:
         model = _model_as_in_chat(stored, here.device, dtype)
         here = runtime.Runtime(here.device, torch.float32, "the weights have the precision")
-    corpus, id_map = in_ids_of(open_corpus(files), stored.tokenizer)
+    corpus, id_map = match_tokenizer(open_corpus(files, text_chunks), stored.tokenizer)
     rows = PackedRows(corpus, np.arange(len(corpus)), config.block_size, config.seed, id_map)
     measured = validate(model, rows, here, config.test_batch, len(rows), config.seed)
     return str(measured)

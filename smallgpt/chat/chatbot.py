@@ -46,7 +46,7 @@ class Chatbot:
         self._await_weights = await_weights
         self._generator = torch.Generator().manual_seed(seed)
         unused = range(len(tokenizer), model.config.vocab_size)
-        self._banned = [*tokenizer.unspeakable(), *unused]
+        self._banned = [*tokenizer.suppressed_ids(), *unused]
 
     def reply(self, text: str) -> str:
         """The whole reply; it and `text` join the conversation."""

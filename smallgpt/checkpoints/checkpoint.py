@@ -37,8 +37,8 @@ from smallgpt.checkpoints.run_folder import (
 )
 from smallgpt.config import Config, ModelConfig, SentimentConfig, config_from_dict, config_to_yaml
 from smallgpt.model.gpt import GPT
-from smallgpt.tokenizer import subwords
 from smallgpt.tokenizer.characters import TOKENIZER_FILE, Tokenizer
+from smallgpt.tokenizer.subwords import load_tokenizer
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError
 
@@ -224,7 +224,7 @@ def load(path: Path, verify_weights: bool = True, classifier: bool | None = Fals
     config = _read_config(path / CONFIG_FILE, Config if labels is None else SentimentConfig)
     weights = huggingface.read(path, config, labels)
     return Checkpoint(
-        path, manifest["step"], config, subwords.load(path), weights, manifest, labels
+        path, manifest["step"], config, load_tokenizer(path), weights, manifest, labels
     )
 
 

@@ -28,7 +28,7 @@ from smallgpt.tokenizer.characters import (
     UNK,
     added_token,
 )
-from smallgpt.tokenizer.subwords import Pieces
+from smallgpt.tokenizer.subwords import SubwordTokenizer
 from smallgpt.utils.errors import UserError
 
 PICKLED_FILE = "pytorch_model.bin"
@@ -57,7 +57,7 @@ class Foreign:
     """config: the default keys with the model's shape; weights: state dict of a GPT, float32."""
 
     config: Config
-    tokenizer: Pieces
+    tokenizer: SubwordTokenizer
     weights: dict[str, Tensor]
 
 
@@ -76,7 +76,7 @@ def read(directory: Path) -> Foreign:
     definition = _definition(directory, settings)
     try:
         order, definition = _in_our_order(definition, _controls(definition, settings, values))
-        tokenizer = Pieces(definition)
+        tokenizer = SubwordTokenizer(definition)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"the tokenizer of {directory} cannot be used: {error}",

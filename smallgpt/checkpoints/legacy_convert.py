@@ -13,6 +13,7 @@ from smallgpt.checkpoints import checkpoint, huggingface, legacy_pth
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, first_line, read_manifest
 from smallgpt.data.corpus import open_corpus
+from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.model.parameters import parameter_groups
 from smallgpt.tokenizer.characters import UNK, Tokenizer
 from smallgpt.utils import atomic
@@ -61,7 +62,7 @@ def training_state(stored: legacy_pth.Original) -> dict[str, Any]:
 def _vocabulary(path: Path, stored: legacy_pth.Original, texts: list[Path]) -> Tokenizer:
     names, wanted = ", ".join(map(str, texts)), stored.config.vocab_size
     try:
-        tokenizer = open_corpus(texts).tokenizer
+        tokenizer = open_corpus(texts, text_chunks).tokenizer
     except UserError as error:
         raise UserError(
             f"{path} holds no vocabulary, and its text cannot be read: {error.problem}",

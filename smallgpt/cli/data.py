@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
-from smallgpt.data.prepare import Survey
+from smallgpt.data import prepare
+from smallgpt.data.text import check_files
 from smallgpt.utils.errors import UserError, user_errors
+from smallgpt.utils.words import counted
 
 data_app = typer.Typer(no_args_is_help=True, help="Make, convert and inspect dialogue texts.")
 
@@ -21,7 +23,7 @@ Format = Annotated[
     str | None,
     typer.Option("--format", help="text, openai, sharegpt, kdconv, lccc, alpaca or table."),
 ]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out records that are broken.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out broken records.")]
 KeepDuplicates = Annotated[bool, typer.Option("--keep-duplicates", help="Keep what occurs twice.")]
 Picture = Annotated[Path | None, typer.Option(help="Draw the histogram of lengths (PNG).")]
 
@@ -41,9 +43,7 @@ def convert(
     Example: smallgpt data convert sharegpt.jsonl LCCC.json --output data/train.txt
     """
     _check_output(files, [output])
-    from smallgpt.data import prepare
-
-    survey = Survey()
+    survey = prepare.Survey()
     prepare.write(prepare.collect(files, survey, kind, skip_bad, keep_duplicates), output)
     _report(survey, picture)
     typer.echo(f"written: {output}")
@@ -58,9 +58,7 @@ def stats(
     picture: Picture = None,
 ) -> None:
     """Count dialogues, turns, characters, duplicates and lengths."""
-    from smallgpt.data import prepare
-
-    survey = Survey()
+    survey = prepare.Survey()
     for _ in prepare.collect(files, survey, kind, skip_bad):
         pass
     _report(survey, picture)
@@ -77,7 +75,7 @@ def split(
     kind: Format = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Share dialogues out into training, validation and test text; duplicates never straddle parts.
+    """Split dialogues into training, validation and test texts; duplicates stay in one part.
 
     Example: smallgpt data split data/train.txt --output-dir data/parts
     """
@@ -86,15 +84,13 @@ def split(
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
     parts = {output_dir / f"{name}.txt": share for name, share in shares.items() if share}
     _check_output(files, list(parts))
-    from smallgpt.data import prepare
-
     output_dir.mkdir(parents=True, exist_ok=True)
-    survey = Survey()
+    survey = prepare.Survey()
     dialogues = prepare.collect(files, survey, kind, skip_bad)
     written = prepare.split(dialogues, parts, seed)
     _report(survey, None)
-    for path, part in written.items():
-        typer.echo(f"written: {path}, {part.dialogues:,} dialogues")
+    for path, number in written.items():
+        typer.echo(f"written: {path}, {counted(number, 'dialogue')}")
 
 
 @data_app.command()
@@ -120,15 +116,13 @@ def smalltalk(
 
 
 def _check_output(files: list[Path], outputs: list[Path]) -> None:
-    from smallgpt.data.text import check_files
-
     check_files(files)
     for output in outputs:
         if output.is_dir() or any(output.exists() and output.samefile(file) for file in files):
             raise UserError(f"{output} is an input, or a directory", "name another file")
 
 
-def _report(survey: Survey, picture: Path | None) -> None:
+def _report(survey: prepare.Survey, picture: Path | None) -> None:
     for line in survey.lines():
         typer.echo(line)
     if picture:

@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +16,10 @@ import numpy.typing as npt
 from smallgpt.config import SentimentConfig
 from smallgpt.data.tables import read_rows
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.words import counted
 
 IntArray = npt.NDArray[np.int64]
-MOST_LABELS = 1000
-"""More different labels than this are taken for a mistake in the label column."""
+MOST_LABELS = 1000  # with more, the label column must be the wrong one
 _MISSING = ("", "nan", "none", "null")
 
 
@@ -82,7 +81,7 @@ def read_reviews(
             found.append(label)
     for count, what in ((empty_texts, "text"), (empty_labels, "label")):
         if count:
-            note(f"{path}: {count:,} {'row' if count == 1 else 'rows'} without a {what} dropped")
+            note(f"{path}: {counted(count, 'row')} without a {what} dropped")
     if names is None:
         names = _names(path, label_column, found)
     number = {name: n for n, name in enumerate(names)}
@@ -97,9 +96,9 @@ def _label(cell: str) -> str:
 
 
 def _names(path: Path, label_column: str, found: list[str]) -> list[str]:
-    names = sorted(set(found), key=lambda name: (not _is_number(name), _sort_key(name)))
+    names = sorted(set(found), key=lambda n: (0, int(n), n) if _is_number(n) else (1, 0, n))
     if not names:
-        raise UserError(f"{path}: no labelled review in it", "give a text and a label in each row")
+        raise UserError(f"{path}: no labelled review in it", "give each row a text and a label")
     if len(names) == 1:
         raise UserError(
             f"{path}: all labels are {names[0]!r}", "a classifier needs two different labels"
@@ -116,14 +115,10 @@ def _is_number(name: str) -> bool:
     return name.lstrip("-").isdigit() and name.isascii()
 
 
-def _sort_key(name: str) -> Any:
-    return int(name) if _is_number(name) else name
-
-
 def split_reviews(
     reviews: Reviews, train_percent: float, validation_percent: float, seed: int
 ) -> Split:
-    """Share the reviews out by label: each part gets the same share of each label, almost.
+    """Split the reviews by label: each part gets almost the same share of each label.
 
     Args:
         train_percent: share that is not for the test.
@@ -142,7 +137,7 @@ def split_reviews(
         validation = max(1, round((len(own) - test) * validation_percent))
         if len(own) < 3 or test + validation >= len(own):
             raise UserError(
-                f"{len(own)} different reviews with the label {name!r} are too few",
+                f"too few reviews with the label {name!r}: {counted(len(own), 'different one')}",
                 "each label needs some for training, validation and test; "
                 "add more, or change train_percent and validation_percent",
             )
@@ -170,20 +165,19 @@ def read_and_split(
     )
 
 
-def to_learn_from(config: SentimentConfig, also: list[Path]) -> Iterator[str]:
-    """The texts of a config's reviews but those kept for the test, then those of other files.
+def texts_outside_test(config: SentimentConfig, also: list[Path]) -> Iterator[str]:
+    """The texts of a config's reviews, and those of other files, that are not in its test part.
 
-    Each without blank lines, which would divide it in a text of dialogues.
+    Each is without blank lines, which would divide it in a text of dialogues.
     """
     own, split = read_and_split(config)
-    kept = {own.texts[i] for i in split.test}
-    texts = [text for text in own.texts if text not in kept]
+    test = {own.texts[i] for i in split.test}
     others = (
         row.cells[config.text_column]
         for file in also
         for row in read_rows(file, [config.text_column])
     )
-    for text in itertools.chain(texts, others):
+    for text in itertools.chain(own.texts, others):
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if lines and text not in kept:
+        if lines and text not in test:
             yield "\n".join(lines)

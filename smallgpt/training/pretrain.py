@@ -18,7 +18,8 @@ from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import checkpoint, open, run_folder
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.config import Config, check_shares
-from smallgpt.data.corpus import Corpus, describe, in_ids_of, open_corpus, split
+from smallgpt.data.corpus import Corpus, describe, match_tokenizer, open_corpus, split
+from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import PackedRows
 from smallgpt.distributed import launch
 from smallgpt.distributed.world import World
@@ -61,7 +62,7 @@ def _recipe(config: Config, command: str, world: World) -> Path:
     here = runtime.start(config, world.local_rank if world.size > 1 else None)
 
     # 2. Data: text -> dialogues -> ids -> packed rows.
-    corpus = world.in_turn(lambda: open_corpus(config.data_paths()))
+    corpus = world.in_turn(lambda: open_corpus(config.data_paths(), text_chunks))
     world.agree("the text", corpus.fingerprint, "give every machine the same data_path files")
     base = open.load(config) if config.base_model and not resumed else None
     tokenizer = corpus.tokenizer
@@ -109,7 +110,7 @@ def pack_corpus(
 ) -> tuple[PackedRows, PackedRows]:
     """Training and validation rows, in the ids of `tokenizer`."""
     train, held_back = split(len(corpus), config.train_percent, config.seed)
-    encoded, id_map = in_ids_of(corpus, tokenizer)
+    encoded, id_map = match_tokenizer(corpus, tokenizer)
     replies_only = config.loss_on == "replies"
 
     def packed(dialogues: npt.NDArray[np.int64]) -> PackedRows:

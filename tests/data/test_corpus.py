@@ -249,8 +249,8 @@ import sys, time
 from pathlib import Path
 import smallgpt.data.corpus as dialogues
 encode = dialogues._encode
-def encode_together(paths, work):
-    encode(paths, work)
+def encode_together(*args):
+    encode(*args)
     mine, other = map(Path, sys.argv[2:])
     mine.touch()  # both found no cache, and both are about to put theirs in place
     while not other.exists():

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smallgpt.data.corpus import open_corpus
-from smallgpt.data.dialogue_formats import KINDS, read_dialogues, recognise
+from smallgpt.data.dialogue_formats import KINDS, read_dialogues, recognise, text_chunks
 from smallgpt.data.prepare import Survey, collect, essence, split, write
 from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refused_command
@@ -161,7 +161,10 @@ def test_compressed_and_gb18030(tmp_path: Path) -> None:
 def test_training_reads_other_formats_as_it_reads_text(tmp_path: Path) -> None:
     write(SIMPLE, tmp_path / "x.txt")
     (tmp_path / "x.jsonl").write_text(as_lines(list(map(sharegpt, SIMPLE))), "utf-8")
-    ours, theirs = open_corpus([tmp_path / "x.txt"]), open_corpus([tmp_path / "x.jsonl"])
+    ours, theirs = (
+        open_corpus([tmp_path / "x.txt"]),
+        open_corpus([tmp_path / "x.jsonl"], text_chunks),
+    )
     assert theirs.tokenizer.characters == ours.tokenizer.characters
     assert theirs.ids.tolist() == ours.ids.tolist()
     assert theirs.ends.tolist() == ours.ends.tolist()
@@ -172,7 +175,7 @@ BAD = [
     ("3", "no list under 'messages'"),
     ('{"messages": []}', "fewer than two utterances"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "fewer than two"),
-    ('{"messages": [{"role": "tool", "content": "a"}]}', "role 'tool' is no speaker"),
+    ('{"messages": [{"role": "tool", "content": "a"}]}', "role 'tool' is not a speaker"),
     ('{"messages": [{"role": "user"}]}', "no text under 'content'"),
     (json.dumps(openai(["早", " "])), "an empty utterance"),
     ("[" * 100_000, "not JSON"),
@@ -197,7 +200,7 @@ def test_a_broken_line_is_refused_with_its_number_or_left_out(
 def test_a_broken_list_says_behind_which_record(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps(list(map(openai, SIMPLE)))[:-2] + "oops", "utf-8")
-    with pytest.raises(UserError, match="broken behind record"):
+    with pytest.raises(UserError, match="broken after record"):
         list(read_dialogues(path))
 
 

@@ -158,6 +158,6 @@ def test_identical_reviews_stay_together() -> None:
 
 def test_too_few_reviews_of_a_label() -> None:
     reviews = Reviews(list("abcdefgh"), np.array([0] * 6 + [1] * 2), ["好", "坏"])
-    assert "2 different reviews with the label '坏' are too few" in refusal(
+    assert "too few reviews with the label '坏': 2 different ones" in refusal(
         lambda: split_reviews(reviews, 0.8, 0.1, 0)
     )

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smallgpt.chat.conversation import Conversation
-from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNICODE_SIZE, UNK, Tokenizer
+from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK, Tokenizer
+from smallgpt.tokenizer.subwords import load_tokenizer
 from smallgpt.utils.errors import UserError
 
 # Chinese, the letters of the control tokens, white space, controls, 4-byte characters.
@@ -66,17 +66,8 @@ def test_ids_count_up_from_the_first_character() -> None:
     assert TOKENIZER.encode("".join(CHARACTERS)) == list(range(3, len(TOKENIZER)))
 
 
-def test_lookup_table_encodes_every_code_point_alike() -> None:
-    table = TOKENIZER.lookup_table()
-    assert table.shape == (UNICODE_SIZE,)
-    expected = np.full(UNICODE_SIZE, UNK)
-    for character in [*CHARACTERS, "\n"]:
-        expected[ord(character)] = TOKENIZER.encode(character)[0]
-    assert np.array_equal(table, expected)
-
-
-def test_unspeakable_ids_are_unk_and_characters_no_screen_shows() -> None:
-    shown = TOKENIZER.decode(TOKENIZER.unspeakable())
+def test_suppressed_ids_are_unk_and_characters_no_screen_shows() -> None:
+    shown = TOKENIZER.decode(TOKENIZER.suppressed_ids())
     assert shown[0] == "\ufffd"
     assert set(shown[1:]) == set("\t\x85\u2028\xa0\r\x00\x1c\x0b\ufeff\u200b")
 
@@ -97,7 +88,7 @@ def test_saved_vocabulary_is_read_back(
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
     Tokenizer(characters).save(folder)
-    assert Tokenizer.load(folder).characters == characters
+    assert load_tokenizer(folder).characters == characters
 
 
 @pytest.mark.parametrize(
@@ -122,16 +113,16 @@ def test_foreign_or_broken_vocabulary_is_refused_with_its_file(
     tmp_path: Path, content: str
 ) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(UserError, match=r"tokenizer\.json is not a character vocabulary"):
-        Tokenizer.load(tmp_path)
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a vocabulary"):
+        load_tokenizer(tmp_path)
 
 
 def test_missing_and_binary_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\x00" * 10)
-    with pytest.raises(UserError, match="is not a character vocabulary"):
-        Tokenizer.load(tmp_path)
+    with pytest.raises(UserError, match="is not a vocabulary"):
+        load_tokenizer(tmp_path)
 
 
 # as transformers reads it
