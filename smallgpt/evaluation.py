@@ -51,7 +51,7 @@ def on_smalltalk(
     stored = checkpoint.load(path)
     model = _model_as_in_chat(stored, runtime.choose_device(device), dtype or "float32")
     plays = smalltalk.held_out(dialogues, seed)
-    with tqdm(total=sum(len(p.user_turns) for p in plays), unit="reply", leave=False) as bar:
+    with tqdm(total=sum(map(len, plays)), unit="reply", leave=False) as bar:
 
         def respond(history: list[str]) -> str:
             bar.update()

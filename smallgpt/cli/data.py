@@ -44,7 +44,8 @@ def convert(
     """
     _check_output(files, [output])
     survey = prepare.Survey()
-    prepare.write(prepare.collect(files, survey, kind, skip_bad, keep_duplicates), output)
+    dialogues = prepare.collect(files, survey, kind, skip_bad, keep_duplicates)
+    prepare.write(dialogues, {output: 1.0})
     _report(survey, picture)
     typer.echo(f"written: {output}")
 
@@ -87,7 +88,7 @@ def split(
     output_dir.mkdir(parents=True, exist_ok=True)
     survey = prepare.Survey()
     dialogues = prepare.collect(files, survey, kind, skip_bad)
-    written = prepare.split(dialogues, parts, seed)
+    written = prepare.write(dialogues, parts, seed)
     _report(survey, None)
     for path, number in written.items():
         typer.echo(f"written: {path}, {counted(number, 'dialogue')}")

@@ -31,8 +31,7 @@ CACHE_FOLDER = ".smallgpt_cache"
 CACHE_VERSION = 1
 RARE_SHARE = 0.01
 """The rarest characters that together make up this share of the text stand in for unknown ones."""
-_UNICODE_SIZE = 0x110000  # code points
-_END_OF_DIALOGUE = _UNICODE_SIZE  # a code point of our own in the spooled text
+_END_OF_DIALOGUE = 0x110000  # in the spooled text, the number after Unicode's last code point
 _CHUNK = 1 << 20  # code points; small enough that the processor's cache holds much of the work
 
 ReadText = Callable[[Path], Iterator[tuple[str, str]]]
@@ -126,10 +125,8 @@ def split(dialogues: int, train_percent: float, seed: int) -> tuple[Any, Any]:
         UserError: fewer than two dialogues; each part needs at least one.
     """
     if dialogues < 2:
-        raise UserError(
-            "the text has only one dialogue",
-            "add more, with a blank line between them: one part is kept for validation",
-        )
+        advice = "add more, with a blank line between them: one part is kept for validation"
+        raise UserError("the text has only one dialogue", advice)
     order = np.random.default_rng((seed, 0)).permutation(dialogues)
     train = min(max(1, round(dialogues * train_percent)), dialogues - 1)
     return np.sort(order[:train]), np.sort(order[train:])
@@ -163,9 +160,8 @@ def _open(cache: Path, key: str) -> Corpus:
             fingerprint=key,
         )
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
-        raise UserError(
-            f"the cache {cache} is damaged: {error}", "delete that folder; it will be rebuilt"
-        ) from None
+        advice = "delete that folder; it will be rebuilt"
+        raise UserError(f"the cache {cache} is damaged: {error}", advice) from None
 
 
 def _build(cache: Path, paths: list[Path], read: ReadText) -> None:
@@ -217,8 +213,8 @@ class _CharacterCounts:
     """
 
     def __init__(self) -> None:
-        self.of = np.zeros(_UNICODE_SIZE, np.int64)
-        self._first_seen = np.full(_UNICODE_SIZE, np.iinfo(np.int64).max)
+        self.of = np.zeros(_END_OF_DIALOGUE, np.int64)
+        self._first_seen = np.full(_END_OF_DIALOGUE, np.iinfo(np.int64).max)
         self._seen = 0
 
     def add(self, codes: npt.NDArray[np.uint32]) -> None:
@@ -284,7 +280,7 @@ def _write_ids(
         how many dialogues have two utterances or more, and the number of `<sep>`.
     """
     vocabulary = FIRST_CHARACTER + len(order)
-    table = np.full(_UNICODE_SIZE + 1, UNK, np.uint16 if vocabulary <= 1 << 16 else np.uint32)
+    table = np.full(_END_OF_DIALOGUE + 1, UNK, np.uint16 if vocabulary <= 1 << 16 else np.uint32)
     table[order] = np.arange(FIRST_CHARACTER, vocabulary)
     table[[ord("\n"), _END_OF_DIALOGUE]] = SEP, PAD
     header = {"descr": table.dtype.str, "fortran_order": False, "shape": (int(ends[-1]),)}

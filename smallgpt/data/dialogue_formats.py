@@ -20,7 +20,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from smallgpt.data.tables import (
     LONGEST,
@@ -30,7 +30,7 @@ from smallgpt.data.tables import (
     json_items,
     json_lines,
     parquet_rows,
-    table_rows,
+    read_rows,
 )
 from smallgpt.data.text import open_decompressed, read_text
 from smallgpt.tokenizer.characters import as_utterance
@@ -60,15 +60,8 @@ _TEXT_CHUNK = 1 << 20
 _BETWEEN_CHARACTERS = re.compile(r"(?<=[^\x00-\x7f]) +| +(?=[^\x00-\x7f])")
 
 
-class BadRecordError(Exception):
-    """A record that is no dialogue; the message says why."""
-
-
-class Source(NamedTuple):
-    """How a file is to be read. container: text, list, lines, table or parquet; kind: of KINDS."""
-
-    container: str
-    kind: str
+class _BadRecordError(Exception):
+    """A record that is not a dialogue of its kind; the message says why."""
 
 
 def read_dialogues(
@@ -83,54 +76,49 @@ def read_dialogues(
     Raises:
         UserError: the file cannot be read, or without `rejected`, a record is no dialogue.
     """
-    source = recognise(path, kind)
+    container, kind = recognise(path, kind)
 
     def reject(number: int, reason: str) -> None:
         if rejected is None:
-            unit = "line" if source.container in ("lines", "table") else "record"
+            unit = "line" if container in ("lines", "table") else "record"
             raise UserError(
                 f"{path}, {unit} {number:,}: {reason}",
                 "fix it, or leave such records out: python -m smallgpt data convert --skip-bad …",
             )
         rejected(number, reason)
 
-    if source.container == "text":
+    if container == "text":
         yield from _dialogues_of_text(path)
         return
-    for number, record in _records(path, source.container, reject):
+    for number, record in _records(path, container, reject):
         try:
-            yield _utterances(record, source.kind)
-        except BadRecordError as error:
+            yield _utterances(record, kind)
+        except _BadRecordError as error:
             reject(number, str(error))
 
 
 def text_chunks(path: Path) -> Iterator[tuple[str, str]]:
-    """Stream a file of any format as `data.text.read_text` streams a text.
-
-    Raises:
-        UserError: the file cannot be read, or a record is no dialogue.
-    """
-    if recognise(path).container == "text":
+    """Stream a file of any format as `data.text.read_text` streams a text, for `open_corpus`."""
+    if recognise(path)[0] == "text":
         yield from read_text(path)
         return
-    chunk: list[str] = []
-    size = 0
-    for dialogue in read_dialogues(path):
-        if size > _TEXT_CHUNK:
-            text = "\n\n".join(chunk)
+    text = ""
+    for number, dialogue in enumerate(read_dialogues(path)):
+        if len(text) > _TEXT_CHUNK:
             yield text, text
-            chunk, size = [""], 0  # the next one begins with a blank line
-        chunk.append("\n".join(dialogue))
-        size += len(chunk[-1])
-    text = "\n\n".join(chunk)
+            text = ""
+        text += ("\n\n" if number else "") + "\n".join(dialogue)
     yield text, text
 
 
-def recognise(path: Path, kind: str | None = None) -> Source:
-    """Look at the beginning of a file.
+def recognise(path: Path, kind: str | None = None) -> tuple[str, str]:
+    """Find out from its beginning how to read a file.
 
     Args:
         kind: of the records, where it is known.
+
+    Returns:
+        the container (text, list, lines, table or parquet), and the kind of its records (of KINDS).
 
     Raises:
         UserError: an unknown kind, or one that the file cannot hold.
@@ -138,33 +126,34 @@ def recognise(path: Path, kind: str | None = None) -> Source:
     if kind is not None and kind not in KINDS:
         raise UserError(f"--format: {kind!r} is unknown", f"formats: {', '.join(KINDS)}")
     if kind == "text":
-        return Source("text", "text")
+        return "text", "text"
     with open_decompressed(path) as file:
         beginning = file.read(_BEGINNING)
     if beginning.startswith(PARQUET_MAGIC):
-        return Source("parquet", kind or "table")
+        return "parquet", kind or "table"
     found = _recognise_text(path, beginning.decode("utf-8", "replace").removeprefix("\ufeff"))
     if kind is None:
         return found
-    if found.container == "text" or (kind == "table") != (found.container == "table"):
+    container = found[0]
+    if container == "text" or (kind == "table") != (container == "table"):
         raise UserError(f"{path} does not look like {kind}", "give another --format, or none")
-    return Source(found.container, kind)
+    return container, kind
 
 
-def _recognise_text(path: Path, beginning: str) -> Source:
+def _recognise_text(path: Path, beginning: str) -> tuple[str, str]:
     text = beginning.lstrip()
     first = _json(text[1:]) if text.startswith("[") else None
     if isinstance(first, (dict, list)):
-        return Source("list", _kind_of(first))
+        return "list", _kind_of(first)
     if isinstance(first, str) and isinstance(_json(text.partition("\n")[0], whole=True), list):
-        return Source("lines", "lccc")
+        return "lines", "lccc"
     if text.startswith("{") and isinstance(first := _json(text), dict):
-        return Source("lines", _kind_of(first))
+        return "lines", _kind_of(first)
     if is_jsonl(path):  # a broken one
-        return Source("list" if text.startswith("[") else "lines", "openai")
+        return "list" if text.startswith("[") else "lines", "openai"
     if _columns(header_of(path, beginning)) is not None:
-        return Source("table", "table")
-    return Source("text", "text")
+        return "table", "table"
+    return "text", "text"
 
 
 def _json(text: str, whole: bool = False) -> Any:
@@ -202,10 +191,8 @@ def _dialogues_of_text(path: Path) -> Iterator[list[str]]:
         for dialogue in whole:
             yield dialogue.split("\n")
         if len(rest) > LONGEST:
-            raise UserError(
-                f"{path}: a dialogue is longer than {LONGEST:,} characters",
-                "separate dialogues by blank lines",
-            )
+            problem = f"a dialogue is longer than {LONGEST:,} characters"
+            raise UserError(f"{path}: {problem}", "separate dialogues by blank lines")
     if rest:
         yield rest.split("\n")
 
@@ -215,22 +202,17 @@ def _records(path: Path, container: str, broken: Broken) -> Iterator[tuple[int, 
         return json_lines(path, broken)
     if container == "list":
         return json_items(path)
-    return table_rows(path) if container == "table" else parquet_rows(path)
+    return read_rows(path) if container == "table" else parquet_rows(path)
 
 
 def _utterances(record: Any, kind: str) -> list[str]:
-    """The utterances of a record.
-
-    Raises:
-        BadRecordError: it is not of this kind, has fewer than two, or an empty one.
-    """
     if kind == "table":
         kind = _kind_of(record, "table")  # rows of a Parquet file can be records of any kind
     said = [as_utterance(text) for text in _READERS[kind](record)]
     if len(said) < 2:
-        raise BadRecordError("fewer than two utterances")
+        raise _BadRecordError("fewer than two utterances")
     if not all(said):
-        raise BadRecordError("an empty utterance")
+        raise _BadRecordError("an empty utterance")
     return said
 
 
@@ -239,14 +221,14 @@ def _get(record: Any, key: str) -> str:
     if isinstance(value, list):  # OpenAI's parts of a message
         value = "".join(_get(part, "text") for part in value)
     if not isinstance(value, str):
-        raise BadRecordError(f"no text under {key!r}")
+        raise _BadRecordError(f"no text under {key!r}")
     return value
 
 
 def _list(record: Any, key: str) -> list[Any]:
     value = record.get(key) if isinstance(record, dict) else None
     if not isinstance(value, list):
-        raise BadRecordError(f"no list under {key!r}")
+        raise _BadRecordError(f"no list under {key!r}")
     return value
 
 
@@ -258,7 +240,7 @@ def _messages(key: str, role: str, content: str, record: Any) -> list[str]:
         if name in _SILENT:
             continue
         if name not in _SPEAKERS:
-            raise BadRecordError(f"{role} {name!r} is not a speaker")
+            raise _BadRecordError(f"{role} {name!r} is not a speaker")
         text = _get(message, content)
         if _SPEAKERS[name] == last:
             said[-1] = f"{as_utterance(said[-1])} {text}"
@@ -268,18 +250,10 @@ def _messages(key: str, role: str, content: str, record: Any) -> list[str]:
     return said
 
 
-def _kdconv(record: Any) -> list[str]:
-    return [_get(message, "message") for message in _list(record, "messages")]
-
-
 def _sentences(record: Any) -> list[str]:
     if not isinstance(record, list) or not all(isinstance(text, str) for text in record):
-        raise BadRecordError("not a list of sentences")
+        raise _BadRecordError("not a list of sentences")
     return record
-
-
-def _lccc(record: Any) -> list[str]:
-    return [_BETWEEN_CHARACTERS.sub("", text) for text in _sentences(record)]
 
 
 def _alpaca(record: Any) -> list[str]:
@@ -294,15 +268,15 @@ def _alpaca(record: Any) -> list[str]:
 def _cells(record: Any) -> list[str]:
     columns = _columns([str(name) for name in record])
     if columns is None:
-        raise BadRecordError("no columns such as prompt and response")
+        raise _BadRecordError("no columns such as prompt and response")
     return [str(record[name]) if record[name] is not None else "" for name in columns]
 
 
 _READERS: dict[str, Callable[[Any], list[str]]] = {
     "openai": functools.partial(_messages, "messages", "role", "content"),
     "sharegpt": functools.partial(_messages, "conversations", "from", "value"),
-    "kdconv": _kdconv,
-    "lccc": _lccc,
+    "kdconv": lambda record: [_get(m, "message") for m in _list(record, "messages")],
+    "lccc": lambda record: [_BETWEEN_CHARACTERS.sub("", text) for text in _sentences(record)],
     "alpaca": _alpaca,
     "table": _cells,
 }

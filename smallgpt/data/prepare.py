@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TextIO
 
 from smallgpt.data.dialogue_formats import read_dialogues
 from smallgpt.utils import atomic
@@ -138,37 +137,20 @@ def collect(
                 yield dialogue
 
 
-def write(dialogues: Iterable[list[str]], target: Path) -> None:
-    """Write dialogues as a text for train.py; the file is complete or not there.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        with atomic.file(target) as work, work.open("w", encoding="utf-8", newline="\n") as file:
-            number = -1
-            for number, dialogue in enumerate(dialogues):
-                _write_one(file, dialogue, number)
-            if number < 0:
-                raise UserError(
-                    "there is no dialogue in it", "see what was rejected: smallgpt data stats"
-                )
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}") from None
-
-
-def split(dialogues: Iterable[list[str]], shares: dict[Path, float], seed: int) -> dict[Path, int]:
-    """Split dialogues by chance, near duplicates into the same part.
+def write(
+    dialogues: Iterable[list[str]], shares: dict[Path, float], seed: int = 0
+) -> dict[Path, int]:
+    """Write dialogues as texts for train.py; near duplicates come into the same one.
 
     Args:
         shares: of each file to write; they add up to 1.
-        seed: the same one gives each dialogue the same part, whatever others there are.
+        seed: the same one gives each dialogue the same file, whatever others there are.
 
     Returns:
         the number of dialogues in each file.
 
     Raises:
-        UserError: a file cannot be written; then none is.
+        UserError: there is no dialogue, or a file cannot be written; then none is.
     """
     written = dict.fromkeys(shares, 0)
     try:
@@ -178,22 +160,22 @@ def split(dialogues: Iterable[list[str]], shares: dict[Path, float], seed: int) 
                 work = stack.enter_context(atomic.file(path))
                 files[path] = stack.enter_context(work.open("w", encoding="utf-8", newline="\n"))
             for dialogue in dialogues:
-                part = _part(dialogue, shares, seed)
-                _write_one(files[part], dialogue, written[part])
-                written[part] += 1
+                path = _file_of(dialogue, shares, seed)
+                files[path].write("\n" * (written[path] > 0) + "\n".join(dialogue) + "\n")
+                written[path] += 1
+            if not any(written.values()):
+                advice = "see what was rejected: smallgpt data stats"
+                raise UserError("there is no dialogue in it", advice)
     except OSError as error:
-        raise UserError(f"the parts cannot be written: {error.strerror}") from None
+        names = ", ".join(map(str, shares))
+        raise UserError(f"{names} cannot be written: {error.strerror}") from None
     return written
 
 
-def _part(dialogue: list[str], shares: dict[Path, float], seed: int) -> Path:
+def _file_of(dialogue: list[str], shares: dict[Path, float], seed: int) -> Path:
     place = int.from_bytes(_digest(essence(dialogue), seed), "little") / 2**64
     for path, share in shares.items():
         place -= share
         if place < 0:
             return path
     return next(iter(shares))
-
-
-def _write_one(file: TextIO, dialogue: list[str], number: int) -> None:
-    file.write(("\n" if number else "") + "\n".join(dialogue) + "\n")

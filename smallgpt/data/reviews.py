@@ -6,6 +6,7 @@ A review is one example, however long; identical reviews are always in the same 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from smallgpt.utils.words import counted
 IntArray = npt.NDArray[np.int64]
 MOST_LABELS = 1000  # with more, the label column must be the wrong one
 _MISSING = ("", "nan", "none", "null")
+_NUMBER = re.compile(r"-?[0-9]+")
+_WHOLE_NUMBER = re.compile(r"(-?[0-9]+)\.0*")  # as a table with gaps is often saved
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,13 @@ def read_reviews(
             there are fewer than two labels.
     """
     texts, found = [], []
-    empty_texts = empty_labels = 0
+    empty = {"text": 0, "label": 0}
     for row in read_rows(path, (text_column, label_column)):
         text, label = row.cells[text_column], _label(row.cells[label_column])
         if not text.strip() or text.strip().lower() == "nan":
-            empty_texts += 1
+            empty["text"] += 1
         elif label.lower() in _MISSING:
-            empty_labels += 1
+            empty["label"] += 1
         elif names is not None and label not in names:
             raise UserError(
                 f"{path}, line {row.number}: the label {label!r} is unknown",
@@ -79,9 +82,9 @@ def read_reviews(
         else:
             texts.append(text)
             found.append(label)
-    for count, what in ((empty_texts, "text"), (empty_labels, "label")):
+    for column, count in empty.items():
         if count:
-            note(f"{path}: {counted(count, 'row')} without a {what} dropped")
+            note(f"{path}: {counted(count, 'row')} without a {column} dropped")
     if names is None:
         names = _names(path, label_column, found)
     number = {name: n for n, name in enumerate(names)}
@@ -89,30 +92,23 @@ def read_reviews(
 
 
 def _label(cell: str) -> str:
-    """`1.0`, as a table with gaps is often saved, is `1`."""
     cell = cell.strip()
-    whole, dot, rest = cell.partition(".")
-    return whole if dot and whole.lstrip("-").isdigit() and set(rest) <= {"0"} else cell
+    number = _WHOLE_NUMBER.fullmatch(cell)
+    return number[1] if number else cell
 
 
 def _names(path: Path, label_column: str, found: list[str]) -> list[str]:
-    names = sorted(set(found), key=lambda n: (0, int(n), n) if _is_number(n) else (1, 0, n))
+    names = sorted(set(found), key=lambda n: (0, int(n), n) if _NUMBER.fullmatch(n) else (1, 0, n))
     if not names:
         raise UserError(f"{path}: no labelled review in it", "give each row a text and a label")
     if len(names) == 1:
-        raise UserError(
-            f"{path}: all labels are {names[0]!r}", "a classifier needs two different labels"
-        )
+        raise UserError(f"{path}: all labels are {names[0]!r}", "a classifier needs two of them")
     if len(names) > MOST_LABELS:
         raise UserError(
             f"{path}: {len(names):,} different labels in column {label_column!r}",
             "is it the right one? set label_column",
         )
     return names
-
-
-def _is_number(name: str) -> bool:
-    return name.lstrip("-").isdigit() and name.isascii()
 
 
 def split_reviews(

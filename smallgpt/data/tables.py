@@ -13,6 +13,7 @@ import ijson
 
 from smallgpt.data.text import DecodeError, decode, open_decompressed
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.words import counted
 
 _DELIMITERS = (",", "\t", ";", "|")
 _TABLE_SUFFIXES = (".csv", ".tsv")
@@ -44,9 +45,9 @@ def read_rows(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
     """
     columns = list(columns)
     if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "not found"
-        raise UserError(f"{path} {kind}", "give a CSV, TSV or JSONL file with a header")
-    return _json_rows(path, columns) if is_jsonl(path) else table_rows(path, columns)
+        problem = "is a directory" if path.is_dir() else "not found"
+        raise UserError(f"{path} {problem}", "give a CSV, TSV or JSONL file with a header")
+    return _json_rows(path, columns) if is_jsonl(path) else _table_rows(path, columns)
 
 
 def is_jsonl(path: Path) -> bool:
@@ -68,11 +69,7 @@ def _suffix(path: Path) -> str:
 
 
 def _read_lines(path: Path) -> Iterator[str]:
-    """Stream lines with their newlines, whichever kind.
-
-    Raises:
-        UserError: the file cannot be read, or a line is too long.
-    """
+    """Stream lines with their newlines, whichever kind."""
     rest, number = "", 1
     for text in decode(path, _encoding(path), translate=False):
         lines = io.StringIO(rest + text, newline="").readlines()
@@ -80,10 +77,8 @@ def _read_lines(path: Path) -> Iterator[str]:
         number += len(lines)
         yield from lines
         if len(rest) > LONGEST:
-            raise UserError(
-                f"{path}, line {number:,} is longer than {LONGEST:,} characters",
-                "is it such a file, with its newlines?",
-            )
+            problem = f"line {number:,} is longer than {LONGEST:,} characters"
+            raise UserError(f"{path}, {problem}", "is it such a file, with its newlines?")
     if rest:
         yield rest
 
@@ -99,11 +94,7 @@ def _encoding(path: Path) -> str:
 
 
 def json_lines(path: Path, broken: Broken) -> Iterator[tuple[int, Any]]:
-    """Stream the JSON values of a file that holds one a line, with the numbers of the lines.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """Stream the JSON values of a file that holds one a line, with the numbers of the lines."""
     for number, line in enumerate(_read_lines(path), start=1):
         if not line.strip():
             continue
@@ -134,12 +125,7 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def table_rows(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
-    """Stream the rows of a CSV or TSV file, as `read_rows` does.
-
-    Raises:
-        UserError: the file cannot be read, a column is missing, or a row is broken.
-    """
+def _table_rows(path: Path, columns: list[str]) -> Iterator[Row]:
     lines = _read_lines(path)
     header = next(lines, "")
     if not header.strip():
@@ -152,10 +138,9 @@ def table_rows(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
         for cells in reader:
             number, after = after, reader.line_num + 2
             if len(cells) > len(names):
-                raise UserError(
-                    f"{path}, line {number:,}: {len(cells)} cells for {len(names)} columns",
-                    'put texts that contain the delimiter in quotes: "…"',
-                )
+                problem = f"{counted(len(cells), 'cell')} for {counted(len(names), 'column')}"
+                advice = 'put texts that contain the delimiter in quotes: "…"'
+                raise UserError(f"{path}, line {number:,}: {problem}", advice)
             if cells:
                 cells += [""] * (len(names) - len(cells))
                 yield Row(number, dict(zip(names, cells, strict=True)))
@@ -183,20 +168,18 @@ def _check_columns(where: str, names: Iterable[str], columns: Iterable[str]) -> 
             )
 
 
-class _Bounded:
+class _BoundedReader:
     """A file that refuses to go on within a record of more than `LONGEST` bytes."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self._file, self._path = file, path
-        self.record, self.read_since = 1, 0
+        self.record, self.size = 1, 0
 
     def read(self, size: int) -> bytes:
-        self.read_since += size
-        if self.read_since > LONGEST:
-            raise UserError(
-                f"{self._path}, record {self.record:,} is longer than {LONGEST:,} bytes",
-                "is it a list of dialogues?",
-            )
+        self.size += size
+        if self.size > LONGEST:
+            problem = f"record {self.record:,} is longer than {LONGEST:,} bytes"
+            raise UserError(f"{self._path}, {problem}", "is it a list of dialogues?")
         return self._file.read(size)
 
 
@@ -206,17 +189,16 @@ def json_items(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         UserError: it is broken, or an item is too long; what is before it has been given.
     """
-    number = 0
     try:
         with open_decompressed(path) as file:
-            bounded = _Bounded(file, path)
-            for number, item in enumerate(ijson.items(bounded, "item", use_float=True), start=1):
-                yield number, item
-                bounded.record, bounded.read_since = number + 1, 0
+            reader = _BoundedReader(file, path)
+            for item in ijson.items(reader, "item", use_float=True):
+                yield reader.record, item
+                reader.record, reader.size = reader.record + 1, 0
     except (ijson.JSONError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:80]
         raise UserError(
-            f"{path}: the list is broken after record {number:,}: {reason}",
+            f"{path}: the list is broken after record {reader.record - 1:,}: {reason}",
             "what follows cannot be read; get the file again",
         ) from None
 
@@ -231,9 +213,8 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(
-            f"{path} is Parquet, which needs pyarrow", "install it: pip install pyarrow"
-        ) from None
+        advice = "install it: pip install pyarrow"
+        raise UserError(f"{path} is Parquet, which needs pyarrow", advice) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             batches = file.iter_batches(batch_size=1024)

@@ -34,27 +34,14 @@ class DecodeError(UserError):
 
 
 def check_files(paths: list[Path]) -> None:
-    """Stop early, before any work, where a text file cannot be used.
+    """Stop early, before any work, where a text file is missing, a directory, empty or unreadable.
 
     Raises:
-        UserError: a path is missing, a directory, empty or unreadable.
+        UserError: it cannot be used.
     """
     for path in paths:
-        try:
-            if path.is_dir():
-                raise UserError(f"{path} is a directory", "name the text file in it")
-            with path.open("rb") as file:
-                empty = not file.read(1)
-        except FileNotFoundError:
-            raise UserError(
-                f"{path} not found",
-                "use your own text (UTF-8, one utterance a line, a blank line between dialogues), "
-                "or the public text of 500,000 dialogues linked at "
-                "github.com/yangjianxin1/GPT2-chitchat, or built-in small talk: "
-                f"python -m smallgpt data smalltalk --dialogues 60000 > {path}",
-            ) from None
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        with open_decompressed(path) as file:
+            empty = not file.read(1)
         if empty:
             raise UserError(f"{path} is empty", "put dialogues in it, see README.md")
 
@@ -115,19 +102,14 @@ def decode(path: Path, encoding: str = "utf-8", translate: bool = True) -> Itera
         except UnicodeDecodeError as error:
             before, bad = error.object[: error.start], error.object[error.start]
             line = max(line_feeds + before.count(b"\n"), returns + before.count(b"\r")) + 1
-            if encoding != "utf-8":  # the second one tried
-                problem, advice = "neither UTF-8 nor GB18030", "save the file as UTF-8"
-            else:
-                utf16 = line == 1 and not before and bad in (0xFE, 0xFF)
-                problem, advice = (
-                    "not UTF-8",
-                    (
-                        "save the file as UTF-8, for example: "
-                        f"iconv -f {'UTF-16' if utf16 else 'GB18030'} -t UTF-8 {path.name} > utf8.txt"
-                    ),
-                )
-            where = f"{path}, line {line:,}"
-            raise DecodeError(f"{where}: {problem} (byte 0x{bad:02x})", advice) from None
+            utf16 = line == 1 and not before and bad in (0xFE, 0xFF)
+            other = "UTF-16" if utf16 else "GB18030"
+            advice = f"for example: iconv -f {other} -t UTF-8 {path.name} > utf8.txt"
+            raise DecodeError(
+                f"{path}, line {line:,}: {'not' if encoding == 'utf-8' else 'neither UTF-8 nor'} "
+                f"{encoding.upper()} (byte 0x{bad:02x})",
+                f"save the file as UTF-8{', ' + advice if encoding == 'utf-8' else ''}",
+            ) from None
         line_feeds += data.count(b"\n")
         returns += data.count(b"\r")
         if text:
@@ -136,11 +118,7 @@ def decode(path: Path, encoding: str = "utf-8", translate: bool = True) -> Itera
 
 
 def read_bytes(path: Path) -> Iterator[bytes]:
-    """Stream a file's decompressed bytes: chunks of `CHUNK_BYTES` at most, then one empty chunk.
-
-    Raises:
-        UserError: a damaged .gz or .xz file, or one that cannot be read.
-    """
+    """Stream a file's decompressed bytes: chunks of `CHUNK_BYTES` at most, then one empty chunk."""
     with open_decompressed(path) as file:
         while data := file.read(CHUNK_BYTES):
             yield data
@@ -158,18 +136,22 @@ def open_decompressed(path: Path) -> Iterator[IO[bytes]]:
         with path.open("rb") as raw:
             magic = raw.read(6)
             raw.seek(0)
-            reading: Any = tqdm.wrapattr(
-                raw,
-                "read",
-                total=path.stat().st_size,
-                desc=f"reading {path.name}",
-                delay=1,
-                leave=False,
-            )
-            with reading as file:
+            size, name = path.stat().st_size, f"reading {path.name}"
+            bar: Any = tqdm.wrapattr(raw, "read", total=size, desc=name, delay=1, leave=False)
+            with bar as file:
                 yield _decompressed(file, magic)
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged or cut off: {error}", "get the file again") from None
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} not found",
+            "use your own text (UTF-8, one utterance a line, a blank line between dialogues), or "
+            "the public text of 500,000 dialogues linked at github.com/yangjianxin1/GPT2-chitchat, "
+            "or built-in small talk: "
+            f"python -m smallgpt data smalltalk --dialogues 60000 > {path}",
+        ) from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory", "name the text file in it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 

@@ -1,13 +1,13 @@
-"""Whether replies in small talk fit: the examination of a model on held-out dialogues."""
+"""Whether a model's replies in held-out small talk fit."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from smallgpt.demo.smalltalk import HeldOutDialogue, Line, templates
+from smallgpt.demo.smalltalk import Line, Turn, templates
 
 _NAME = re.compile(r"\{(\w+)\}")
 
@@ -22,8 +22,8 @@ class Judge:
     the next reply that fits may set it: later memory is wrong only if it cannot be right.
     """
 
-    def __init__(self, dialogue: HeldOutDialogue) -> None:
-        self._turns = dialogue.turns
+    def __init__(self, dialogue: Sequence[Turn]) -> None:
+        self._turns = dialogue
         self._known: dict[str, str] = {}
         self._next = 0
 
@@ -63,13 +63,9 @@ class Judge:
 
 @dataclass(frozen=True)
 class Score:
-    """How many replies fit: (fitting, all) by situation, and the misfits for reading.
-
-    A misfit is the conversation up to and with the reply, user and bot lines alternating.
-    """
+    """How many replies fit: (fitting, all) by situation."""
 
     by_situation: Mapping[str, tuple[int, int]]
-    misfits: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
 
     @property
     def fitting(self) -> int:
@@ -87,23 +83,19 @@ class Score:
         return self.fitting / self.total if self.total else 0.0
 
 
-def judge_all(dialogues: Iterable[HeldOutDialogue], respond: Callable[[list[str]], str]) -> Score:
+def judge_all(dialogues: Iterable[Sequence[Turn]], respond: Callable[[list[str]], str]) -> Score:
     """Play the dialogues with `respond`, which gets the conversation so far and replies.
 
     The conversation alternates user and bot lines, holds the bot's own earlier replies, and
     ends with the user's line.
     """
     counts: dict[str, tuple[int, int]] = {}
-    misfits = []
     for dialogue in dialogues:
         judge, history = Judge(dialogue), list[str]()
-        for index, turn in enumerate(dialogue.turns):
+        for index, turn in enumerate(dialogue):
             history.append(turn.user)
             reply = respond(list(history))
             history.append(reply)
-            fits = judge.fits(index, reply)
             fitting, total = counts.get(turn.node.situation, (0, 0))
-            counts[turn.node.situation] = (fitting + fits, total + 1)
-            if not fits:
-                misfits.append(tuple(history))
-    return Score(dict(sorted(counts.items())), tuple(misfits))
+            counts[turn.node.situation] = (fitting + judge.fits(index, reply), total + 1)
+    return Score(dict(sorted(counts.items())))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.dialogue_formats import KINDS, read_dialogues, recognise, text_chunks
-from smallgpt.data.prepare import Survey, collect, essence, split, write
+from smallgpt.data.prepare import Survey, collect, essence, write
 from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refused_command
 
@@ -84,7 +84,7 @@ def test_any_dialogue_survives_json(
         "ascii": json.dumps(records),
     }
     (tmp_path / "x.json").write_text(forms[form], "utf-8")
-    assert recognise(tmp_path / "x.json").kind == kind
+    assert recognise(tmp_path / "x.json")[1] == kind
     check(tmp_path / "x.json", dialogues)
 
 
@@ -115,7 +115,7 @@ def test_any_dialogue_survives_parquet_and_the_way_through_our_text(
     rows = pyarrow.Table.from_pylist([openai(dialogue) for dialogue in dialogues])
     pyarrow.parquet.write_table(rows, tmp_path / "x.parquet")
     check(tmp_path / "x.parquet", dialogues)
-    write(dialogues, tmp_path / "x.txt")
+    write(dialogues, {tmp_path / "x.txt": 1.0})
     assert list(read_dialogues(tmp_path / "x.txt", "text")) == dialogues
 
 
@@ -159,7 +159,7 @@ def test_compressed_and_gb18030(tmp_path: Path) -> None:
 
 
 def test_training_reads_other_formats_as_it_reads_text(tmp_path: Path) -> None:
-    write(SIMPLE, tmp_path / "x.txt")
+    write(SIMPLE, {tmp_path / "x.txt": 1.0})
     (tmp_path / "x.jsonl").write_text(as_lines(list(map(sharegpt, SIMPLE))), "utf-8")
     ours, theirs = (
         open_corpus([tmp_path / "x.txt"]),
@@ -216,7 +216,7 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 
 def test_a_wrong_format_is_said(tmp_path: Path) -> None:
-    write(SIMPLE, tmp_path / "x.txt")
+    write(SIMPLE, {tmp_path / "x.txt": 1.0})
     for kind in set(KINDS) - {"text"}:
         with pytest.raises(UserError, match=f"does not look like {kind}"):
             list(read_dialogues(tmp_path / "x.txt", kind))
@@ -269,7 +269,7 @@ def refusal_of(path: Path) -> str:
 
 def test_duplicates(tmp_path: Path) -> None:
     near = ["早上好 呀！", "早上好,昨晚睡得好吗?"]
-    write([*SIMPLE, SIMPLE[0], near, ["……", "！"], ["！", "……"]], tmp_path / "x.txt")
+    write([*SIMPLE, SIMPLE[0], near, ["……", "！"], ["！", "……"]], {tmp_path / "x.txt": 1.0})
     survey = Survey()
     kept = list(collect([tmp_path / "x.txt"], survey))
     assert kept == [*SIMPLE, ["……", "！"], ["！", "……"]]
@@ -281,13 +281,13 @@ def test_duplicates(tmp_path: Path) -> None:
 def test_a_split_keeps_duplicates_together_and_is_stable(tmp_path: Path) -> None:
     dialogues = [[f"早{n % 400}", "好" + "！" * (n // 400)] for n in range(1200)]
     shares = {tmp_path / "a.txt": 0.8, tmp_path / "b.txt": 0.2}
-    split(dialogues, shares, seed=3)
+    write(dialogues, shares, seed=3)
     parts = [list(read_dialogues(path)) for path in shares]
     assert sorted(parts[0] + parts[1]) == sorted(dialogues)
     assert not {essence(d) for d in parts[0]} & {essence(d) for d in parts[1]}
     assert 0.15 < len(parts[1]) / 1200 < 0.25
     # The same seed, other dialogues beside them: each one's part stays.
-    split(dialogues[::2], shares, seed=3)
+    write(dialogues[::2], shares, seed=3)
     assert [d for d in parts[1] if d in dialogues[::2]] == list(read_dialogues(tmp_path / "b.txt"))
 
 
