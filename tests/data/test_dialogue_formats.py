@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from smallgpt.data import dialogue_formats, tables
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.dialogue_formats import KINDS, read_dialogues, recognise, text_chunks
 from smallgpt.data.prepare import Survey, collect, essence, write
@@ -220,45 +222,56 @@ def test_a_wrong_format_is_said(tmp_path: Path) -> None:
     for kind in set(KINDS) - {"text"}:
         with pytest.raises(UserError, match=f"does not look like {kind}"):
             list(read_dialogues(tmp_path / "x.txt", kind))
-    with pytest.raises(UserError, match="unknown"):
+    with pytest.raises(UserError, match="--format: 'word' is unknown"):
         recognise(tmp_path / "x.txt", "word")
 
 
-def test_a_long_list_in_bounded_memory(tmp_path: Path) -> None:
+@pytest.fixture
+def peak_memory() -> Iterator[Callable[[], int]]:
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+
+def test_a_long_list_in_bounded_memory(tmp_path: Path, peak_memory: Callable[[], int]) -> None:
     path = tmp_path / "x.json"
     record = json.dumps(openai(["早" * 200, "好" * 200]), ensure_ascii=False)
-    path.write_text("[" + ",\n".join([record] * 20_000) + "]", "utf-8")
-    assert path.stat().st_size > 24e6
-    tracemalloc.start()
-    assert sum(1 for _ in read_dialogues(path)) == 20_000
-    assert tracemalloc.get_traced_memory()[1] < 12e6
-    tracemalloc.stop()
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(["[", *itertools.repeat(record + ",\n", 9_999), record, "]"])
+    assert path.stat().st_size > 12e6
+    assert sum(1 for _ in read_dialogues(path)) == 10_000
+    assert peak_memory() < 8e6
 
 
 @pytest.mark.parametrize(
     ("name", "beginning", "said"),
     [
-        ("x.jsonl.gz", b'["\xe6\x97\xa9", "a"]\n["', "line 2 is longer than"),
-        ("x.json.gz", b'[["a", "b"], ["', "record 2 is longer than"),
-        ("x.csv.gz", b'prompt,response\n1,"', "line 2: field larger than"),
-        ("x.txt.gz", "早\n好\n\n".encode(), "a dialogue is longer than"),
+        ("x.jsonl.gz", '["早", "a"]\n["', "line 2 is longer than"),
+        ("x.json.gz", '[["a", "b"], ["', "record 2 is longer than"),
+        ("x.csv.gz", 'prompt,response\n1,"', "line 2: field larger than"),
+        ("x.txt.gz", "早\n好\n\n", "a dialogue is longer than"),
     ],
 )
 def test_a_small_file_that_unpacks_to_a_large_record(
-    tmp_path: Path, name: str, beginning: bytes, said: str
+    tmp_path: Path,
+    peak_memory: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    beginning: str,
+    said: str,
 ) -> None:
     """It is refused before it fills the memory."""
+    for module in (tables, dialogue_formats):
+        monkeypatch.setattr(module, "LONGEST", 1 << 21)
     path = tmp_path / name
     line = b"a" * 1023 + (b"\n" if name == "x.csv.gz" else b"a")
     with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(beginning)
-        for _ in range(400):
+        file.write(beginning.encode())
+        for _ in range(50):
             file.write(line * 1024)
-    assert path.stat().st_size < 4e6
-    tracemalloc.start()
+    assert path.stat().st_size < 5e5
     assert said in refusal_of(path)
-    assert tracemalloc.get_traced_memory()[1] < 250e6  # of 419e6 that it unpacks to
-    tracemalloc.stop()
+    assert peak_memory() < 32e6  # of 52e6 that it unpacks to
 
 
 def refusal_of(path: Path) -> str:
@@ -304,17 +317,25 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused_command("data", "convert", path, "--output", out)
     assert "line 4: not JSON" in said and "--skip-bad" in said
     assert not out.exists()
+    for file, problem in {
+        "missing": "not found",
+        ".": "is a directory",
+        "empty": "is empty",
+    }.items():
+        (tmp_path / "empty").touch()
+        said = refused_command("data", "convert", tmp_path / file, "--output", out)
+        assert said.startswith(f"error: {tmp_path / file} {problem}\n")
     said = run("data", "convert", path, "--output", out, "--skip-bad", "--picture", picture)
     assert "dialogues: 2\n" in said and "1 exact, 0 near" in said and "rejected: 1\n" in said
     assert picture.read_bytes().startswith(b"\x89PNG")
     check(out, SIMPLE)
     assert "turns: 6 (3.0 a dialogue)" in run("data", "stats", out)
-    run("data", "split", out, "--output-dir", tmp_path / "parts", "--validation", "0.5")
-    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [
-        "test.txt",
-        "train.txt",
-        "validation.txt",
-    ]
+    parts = tmp_path / "parts"
+    said = run("data", "split", out, "--output-dir", parts, "--validation", "0.5", "--test", "0.1")
+    for name in ("train", "validation", "test"):
+        count = sum(1 for _ in read_dialogues(parts / f"{name}.txt", "text"))
+        noun = "dialogue" if count == 1 else "dialogues"
+        assert f"written: {parts / name}.txt, {count} {noun}\n" in said
     assert "is an input" in refused_command("data", "convert", path, "--output", path, "--skip-bad")
     assert "leave nothing" in refused_command(
         "data", "split", out, "--output-dir", tmp_path, "--test", "0.99"
