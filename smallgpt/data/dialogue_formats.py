@@ -54,8 +54,8 @@ _SPEAKERS = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "bing", "bard"), 1),
 }
 _SILENT = ("system", "developer")
-_BEGINNING = 1 << 20
-_TEXT_CHUNK = 1 << 20
+_BEGINNING = 1 << 20  # bytes that are looked at
+_TEXT_CHUNK = 1 << 20  # characters
 # A space beside a character that is not ASCII stands between characters, not between words.
 _BETWEEN_CHARACTERS = re.compile(r"(?<=[^\x00-\x7f]) +| +(?=[^\x00-\x7f])")
 

@@ -19,8 +19,7 @@ from smallgpt.data.dialogue_formats import read_dialogues
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError
 
-MOST_REASONS = 20
-"""Different reasons listed; a reason with a part of the data in it would fill pages."""
+MOST_REASONS = 20  # that are listed; with a part of the data in each they would fill pages
 
 
 class Survey:
@@ -80,11 +79,7 @@ class Survey:
         return result
 
     def draw(self, path: Path) -> None:
-        """The histogram as a picture.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Draw the histogram; an OSError says that it cannot be written."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -124,10 +119,7 @@ def collect(
 
     Args:
         kind: of the records (dialogue_formats.KINDS); by default recognised.
-        skip_bad: leave out records that are no dialogues.
-
-    Raises:
-        UserError: a file cannot be read, or without `skip_bad`, a record is no dialogue.
+        skip_bad: leave out records that are no dialogues; without it they raise a UserError.
     """
     rejected = (lambda number, reason: survey.reject(reason)) if skip_bad else None
     for file in files:

@@ -45,7 +45,7 @@ class Reviews:
 
 @dataclass(frozen=True)
 class Split:
-    """Indices of the reviews to train on, to choose the best model with, and to judge it by."""
+    """Indices of the reviews to train on, to choose the best model with, and to test it on."""
 
     train: IntArray
     validation: IntArray
@@ -146,14 +146,7 @@ def split_reviews(
 def read_and_split(
     config: SentimentConfig, names: list[str] | None = None
 ) -> tuple[Reviews, Split]:
-    """The reviews of a config's file, and their split.
-
-    Args:
-        names: as in `read_reviews`.
-
-    Raises:
-        UserError: see `read_reviews` and `split_reviews`.
-    """
+    """The reviews of a config's file, and their split; `names` as in `read_reviews`."""
     path = Path(config.sentimental_data_path).expanduser()
     reviews = read_reviews(path, config.text_column, config.label_column, names)
     return reviews, split_reviews(

@@ -19,12 +19,9 @@ _DELIMITERS = (",", "\t", ";", "|")
 _TABLE_SUFFIXES = (".csv", ".tsv")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 LONGEST = 1 << 24
-"""Characters of a line or a cell, at most: what a small packed file unpacks to must not fill the
-memory."""
-
+"""Characters of a record at most: what a small packed file unpacks to must not fill the memory."""
 Broken = Callable[[int, str], object]
-"""Called with the line of a broken record and the reason. Where it returns, the record is left
-out."""
+"""Called with the number of a broken record and the reason; if it returns, that one is left out."""
 
 
 class Row(NamedTuple):
@@ -184,11 +181,7 @@ class _BoundedReader:
 
 
 def json_items(path: Path) -> Iterator[tuple[int, Any]]:
-    """Stream the items of a JSON list, numbered from 1.
-
-    Raises:
-        UserError: it is broken, or an item is too long; what is before it has been given.
-    """
+    """Stream the items of a JSON list, numbered from 1, as far as it is whole."""
     try:
         with open_decompressed(path) as file:
             reader = _BoundedReader(file, path)
@@ -204,11 +197,7 @@ def json_items(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Stream the rows of a Parquet file, by column, numbered from 1.
-
-    Raises:
-        UserError: it is damaged, or pyarrow is missing.
-    """
+    """Stream the rows of a Parquet file, by column, numbered from 1."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -34,11 +34,7 @@ class DecodeError(UserError):
 
 
 def check_files(paths: list[Path]) -> None:
-    """Stop early, before any work, where a text file is missing, a directory, empty or unreadable.
-
-    Raises:
-        UserError: it cannot be used.
-    """
+    """Stop early with a UserError where a text file is missing, empty or unreadable."""
     for path in paths:
         with open_decompressed(path) as file:
             empty = not file.read(1)

@@ -6,7 +6,6 @@ import lzma
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.data import encode_plainly
 from smallgpt.data import corpus as dialogues_module
 from smallgpt.data import text as text_module
 from smallgpt.data.corpus import CACHE_FOLDER, RARE_SHARE, Corpus, describe, open_corpus, split
@@ -24,9 +24,15 @@ from tests.helpers.processes import python_environment
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden/original_tiny"
 
-LINES = st.lists(
-    st.sampled_from([*"好早呀吗a😀𠮷 ", "\u3000", "\n", "\r\n", "\r", "\n\n", "\n \n"]), max_size=25
-).map("".join)
+BYTE_ORDER_MARK = "\ufeff"
+PARTS = [
+    *"好早呀吗aé😀𠮷 \t\x85\u2028\u3000\ufeff\n\r",
+    "\r\n",
+    "\n\n",
+    "\n \n",
+    "\n\u3000\u2028\n",
+]
+LINES = st.lists(st.sampled_from(PARTS), max_size=30).map("".join)
 
 
 def write(path: Path, text: str) -> Path:
@@ -45,19 +51,6 @@ def texts_of(corpus: Corpus) -> list[str]:
     return found
 
 
-def naive(texts: list[str]) -> tuple[list[str], list[str]]:
-    """An independent implementation: the dialogues, and the characters in id order."""
-    counts: Counter[str] = Counter()
-    dialogues: list[str] = []
-    for text in texts:
-        text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-        counts.update(text.replace("\n", ""))
-        lines = [line if line.strip() else "" for line in text.rstrip().split("\n")]
-        blocks = "\n".join(lines).split("\n\n")
-        dialogues += [block.strip("\n") for block in blocks if block.strip("\n")]
-    return dialogues, [character for character, _ in counts.most_common()]
-
-
 def problem_of(*paths: Path) -> str:
     with pytest.raises(UserError) as stopped:
         open_corpus(list(paths))
@@ -67,11 +60,11 @@ def problem_of(*paths: Path) -> str:
 # encoding
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=60)
 @given(texts=st.lists(LINES, min_size=1, max_size=2), chunk_bytes=st.sampled_from([None, 7, 20]))
 @example(texts=["好\n呀\r"], chunk_bytes=None)
 @example(texts=["\ufeff\u3000\n好\n呀 \n \n早", " \n\n好"], chunk_bytes=7)
-def test_corpus_equals_a_naive_implementation(
+def test_corpus_equals_a_plain_implementation(
     texts: list[str], chunk_bytes: int | None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     texts = [f"{text}\n\n早\n早" for text in texts]  # at least one dialogue of two utterances
@@ -82,12 +75,13 @@ def test_corpus_equals_a_naive_implementation(
             patch.setattr(text_module, "CHUNK_BYTES", chunk_bytes)
             patch.setattr(dialogues_module, "_CHUNK", chunk_bytes)
         corpus = open_corpus(paths)
-    dialogues, characters = naive(texts)
-    assert texts_of(corpus) == dialogues
+    whole = "".join(f"\n\n{text.removeprefix(BYTE_ORDER_MARK)}" for text in texts)
+    characters, dialogues = encode_plainly(write(folder / "whole.txt", whole))
+    assert [corpus.dialogue(index) for index in range(len(corpus))] == dialogues
     assert corpus.tokenizer.characters == characters
     assert corpus.ids.dtype == np.uint16
-    assert corpus.conversations == sum("\n" in dialogue for dialogue in dialogues)
-    assert corpus.characters == sum(len(d.replace("\n", "")) for d in dialogues)
+    assert corpus.conversations == sum(SEP in ids for ids in dialogues)
+    assert corpus.characters == sum(len(ids) - ids.count(SEP) - 1 for ids in dialogues)
 
 
 def test_ids_of_a_small_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,12 +110,10 @@ NEWCOMERS = """
 """
 
 
-@pytest.mark.parametrize("line", NEWCOMERS.split())
-def test_what_newcomers_type_opens_a_dialogue(line: str) -> None:
-    openings = {
-        text for s in smalltalk.templates().scripts for ln in lines(s) for text in typed(ln)
-    }
-    assert line in openings
+def test_what_newcomers_type_opens_a_dialogue() -> None:
+    scripts = smalltalk.templates().scripts
+    openings = {text for script in scripts for line in lines(script) for text in typed(line)}
+    assert openings >= set(NEWCOMERS.split())
 
 
 def test_asked_for_its_name_the_bot_says_it() -> None:
