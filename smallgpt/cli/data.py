@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,6 @@ Format = Annotated[
     typer.Option("--format", help="text, openai, sharegpt, kdconv, lccc, alpaca or table."),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out broken records.")]
-KeepDuplicates = Annotated[bool, typer.Option("--keep-duplicates", help="Keep what occurs twice.")]
 Picture = Annotated[Path | None, typer.Option(help="Draw the histogram of lengths (PNG).")]
 
 
@@ -35,7 +35,9 @@ def convert(
     output: Annotated[Path, typer.Option(help="The text to write.")],
     kind: Format = None,
     skip_bad: SkipBad = False,
-    keep_duplicates: KeepDuplicates = False,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="Keep what occurs twice.")
+    ] = False,
     picture: Picture = None,
 ) -> None:
     """Make a text for train.py of dialogues in other formats, without duplicates, and report.
@@ -53,10 +55,7 @@ def convert(
 @data_app.command()
 @user_errors()
 def stats(
-    files: Files,
-    kind: Format = None,
-    skip_bad: SkipBad = False,
-    picture: Picture = None,
+    files: Files, kind: Format = None, skip_bad: SkipBad = False, picture: Picture = None
 ) -> None:
     """Count dialogues, turns, characters, duplicates and lengths."""
     survey = prepare.Survey()
@@ -84,12 +83,11 @@ def split(
         raise UserError(f"--validation {validation} and --test {test} leave nothing to train on")
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
     parts = {output_dir / f"{name}.txt": share for name, share in shares.items() if share}
-    _check_output(files, list(parts))
+    _check_output(files, parts)
     output_dir.mkdir(parents=True, exist_ok=True)
     survey = prepare.Survey()
-    dialogues = prepare.collect(files, survey, kind, skip_bad)
-    written = prepare.write(dialogues, parts, seed)
-    _report(survey, None)
+    written = prepare.write(prepare.collect(files, survey, kind, skip_bad), parts, seed)
+    _report(survey)
     for path, number in written.items():
         typer.echo(f"written: {path}, {counted(number, 'dialogue')}")
 
@@ -116,16 +114,15 @@ def smalltalk(
         raise UserError(f"--dialogues {dialogues}: {error}", "ask for fewer") from None
 
 
-def _check_output(files: list[Path], outputs: list[Path]) -> None:
+def _check_output(files: list[Path], outputs: Iterable[Path]) -> None:
     check_files(files)
     for output in outputs:
         if output.is_dir() or any(output.exists() and output.samefile(file) for file in files):
             raise UserError(f"{output} is an input, or a directory", "name another file")
 
 
-def _report(survey: prepare.Survey, picture: Path | None) -> None:
-    for line in survey.lines():
-        typer.echo(line)
+def _report(survey: prepare.Survey, picture: Path | None = None) -> None:
+    typer.echo("\n".join(survey.lines()))
     if picture:
         try:
             survey.draw(picture)

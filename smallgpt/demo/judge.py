@@ -23,16 +23,12 @@ class Judge:
     """
 
     def __init__(self, dialogue: Sequence[Turn]) -> None:
-        self._turns = dialogue
+        self._turns = iter(dialogue)
         self._known: dict[str, str] = {}
-        self._next = 0
 
-    def fits(self, turn_index: int, reply: str) -> bool:
-        """Whether `reply` fits turn `turn_index`; ValueError when turns are not in order."""
-        if turn_index != self._next:
-            raise ValueError(f"turn {self._next} is to be judged next, not {turn_index}")
-        self._next += 1
-        turn = self._turns[turn_index]
+    def fits(self, reply: str) -> bool:
+        """Whether `reply` fits the next turn."""
+        turn = next(self._turns)
         self._known.update(turn.said)
         lines = list(itertools.chain.from_iterable(turn.node.bots))
         for line in lines:
@@ -92,10 +88,10 @@ def judge_all(dialogues: Iterable[Sequence[Turn]], respond: Callable[[list[str]]
     counts: dict[str, tuple[int, int]] = {}
     for dialogue in dialogues:
         judge, history = Judge(dialogue), list[str]()
-        for index, turn in enumerate(dialogue):
+        for turn in dialogue:
             history.append(turn.user)
             reply = respond(list(history))
             history.append(reply)
             fitting, total = counts.get(turn.node.situation, (0, 0))
-            counts[turn.node.situation] = (fitting + judge.fits(index, reply), total + 1)
+            counts[turn.node.situation] = (fitting + judge.fits(reply), total + 1)
     return Score(dict(sorted(counts.items())))

@@ -48,6 +48,7 @@ class Tokenizer:
     def __init__(self, characters: Sequence[str], classifies: bool = False) -> None:
         self.characters = list(characters)
         self.classifies = classifies
+        self._texts = ["\ufffd", "\n", "", *self.characters]  # by id
         self._id_of = {c: i for i, c in enumerate(self.characters, FIRST_CHARACTER)}
         self._id_of["\n"] = SEP
         distinct = len(self._id_of) == len(self.characters) + 1
@@ -73,15 +74,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text: `<sep>` is a newline, `<pad>` nothing, `<unk>` and unused ids U+FFFD."""
-        return "".join(map(self._text_of, ids))
-
-    def _text_of(self, token: int) -> str:
-        if token == SEP:
-            return "\n"
-        if token == PAD:
-            return ""
-        index = token - FIRST_CHARACTER
-        return self.characters[index] if 0 <= index < len(self.characters) else "\ufffd"
+        return "".join(self._texts[i] if i < len(self._texts) else "\ufffd" for i in ids)
 
     def with_marks(self) -> Tokenizer:
         """The tokenizer of a classifier with the same characters."""

@@ -259,7 +259,7 @@ def remembering(variable: str, dialogues: list[Dialogue]) -> Dialogue:
 
 def verdicts(dialogue: Dialogue, replies: list[str]) -> list[bool]:
     judge = Judge(dialogue)
-    return [judge.fits(index, reply) for index, reply in enumerate(replies)]
+    return [judge.fits(reply) for reply in replies]
 
 
 def test_a_wrong_name_is_a_misfit(held_out: list[Dialogue]) -> None:
@@ -285,11 +285,6 @@ def test_what_the_bot_chose_is_taken_from_its_own_reply(held_out: list[Dialogue]
     wrong_at_the_end[chosen] = False
     changed[chosen] = f"嗯{other}嗯"
     assert verdicts(dialogue, [*changed[:-1], replies[-1]]) == wrong_at_the_end
-
-
-def test_turns_are_judged_in_order(held_out: list[Dialogue]) -> None:
-    with pytest.raises(ValueError, match="turn 0 is to be judged next"):
-        Judge(held_out[0]).fits(1, "好")
 
 
 # -- templates that are wrong ----------------------------------------------------------------
