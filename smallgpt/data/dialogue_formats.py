@@ -71,7 +71,7 @@ def read_dialogues(
 
     Args:
         kind: of KINDS; by default recognised.
-        rejected: told of records that are no dialogue, which are then left out.
+        rejected: called for records that are not dialogues, which are then left out.
 
     Raises:
         UserError: the file cannot be read, or without `rejected`, a record is no dialogue.

@@ -130,8 +130,8 @@ class PackedRows:
             targets = np.where(turns % 2 == 1, targets, IGNORED)
         shown = self._with_unknown(ids, unk_rate, seed)
         if self.id_map is not None:
-            learnt = targets != IGNORED
-            shown, targets = self.id_map[shown], self.id_map[np.where(learnt, targets, UNK)]
+            counts = targets != IGNORED
+            shown, targets = self.id_map[shown], self.id_map[np.where(counts, targets, UNK)]
             targets = np.where(targets == UNK, IGNORED, targets)
 
         def filled(values: IntArray, empty: int) -> Tensor:

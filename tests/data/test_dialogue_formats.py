@@ -1,4 +1,4 @@
-"""Dialogues survive every format that can hold them; what is broken is told with its place."""
+"""Dialogues survive every format that can hold them; errors name the place of what is broken."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_what_the_formats_say_besides(tmp_path: Path) -> None:
 
 
 def test_text_that_begins_like_json_is_text(tmp_path: Path) -> None:
-    for beginning in ("[微笑]你好", "[1] 早", '["早"] 他说', "{早", '"早"'):
+    for beginning in ("[微笑]你好", "[1] 早", '["早"] 他说', "{早", '"早"', "[" * 5000):
         (tmp_path / "x.txt").write_text(f"{beginning}\n好\n", "utf-8")
         check(tmp_path / "x.txt", [[beginning, "好"]])
 
@@ -160,13 +160,15 @@ def test_compressed_and_gb18030(tmp_path: Path) -> None:
     check(tmp_path / "y.jsonl", SIMPLE)
 
 
-def test_training_reads_other_formats_as_it_reads_text(tmp_path: Path) -> None:
-    write(SIMPLE, {tmp_path / "x.txt": 1.0})
-    (tmp_path / "x.jsonl").write_text(as_lines(list(map(sharegpt, SIMPLE))), "utf-8")
-    ours, theirs = (
-        open_corpus([tmp_path / "x.txt"]),
-        open_corpus([tmp_path / "x.jsonl"], text_chunks),
-    )
+@pytest.mark.parametrize("chunk", [10, 1 << 20])
+def test_training_reads_other_formats_as_it_reads_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(dialogue_formats, "_TEXT_CHUNK", chunk)
+    write(SIMPLE * 3, {tmp_path / "x.txt": 1.0})
+    (tmp_path / "x.jsonl").write_text(as_lines(list(map(sharegpt, SIMPLE * 3))), "utf-8")
+    ours = open_corpus([tmp_path / "x.txt"])
+    theirs = open_corpus([tmp_path / "x.jsonl"], text_chunks)
     assert theirs.tokenizer.characters == ours.tokenizer.characters
     assert theirs.ids.tolist() == ours.ids.tolist()
     assert theirs.ends.tolist() == ours.ends.tolist()
