@@ -37,6 +37,7 @@ from benchmarks.training import SIZES
 from smallgpt import runtime
 from smallgpt.config import Config
 from smallgpt.data.corpus import open_corpus
+from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.distributed.world import World
 from smallgpt.model.gpt import GPT
 from smallgpt.training.pretrain import DialogueTask, pack_corpus
@@ -63,7 +64,7 @@ class Worker:
 
     def __init__(self, config: Config, world: World) -> None:
         here = runtime.start(config, world.local_rank)
-        corpus = open_corpus(config.data_paths())
+        corpus = open_corpus(config.data_paths(), text_chunks)
         rows, held_back = pack_corpus(config, corpus, corpus.tokenizer)
         runtime.seed_everything(config.seed)
         model = GPT(config).to(here.device).train()
@@ -184,7 +185,7 @@ def our_config(size: str, text: Path, rows: int) -> Config:
     shape = SIZES[size]
     return Config(
         data_path=str(text),
-        vocab_size=len(open_corpus([text]).tokenizer),
+        vocab_size=len(open_corpus([text], text_chunks).tokenizer),
         n_layer=shape.layers,
         n_head=shape.heads,
         n_embd=shape.width,

@@ -26,6 +26,7 @@ from benchmarks.plain import PlainTrainer, padded_rows
 from smallgpt import runtime
 from smallgpt.config import Config
 from smallgpt.data.corpus import Corpus, open_corpus, split
+from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import PackedRows
 from smallgpt.model.gpt import GPT
 from smallgpt.training.pretrain import DialogueTask
@@ -78,7 +79,7 @@ class Task:
 
 def prepare(text: Path, layers: int, heads: int, width: int, seed: int) -> Task:
     """Open the text and set dialogues apart, by `seed`."""
-    corpus = open_corpus([text])
+    corpus = open_corpus([text], text_chunks)
     train, held_out = split(len(corpus), 0.9, seed)
     length = np.diff(corpus.ends, prepend=0)
     shape = {

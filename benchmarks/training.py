@@ -31,6 +31,7 @@ from benchmarks.plain import PlainTrainer, padded_rows
 from smallgpt import runtime
 from smallgpt.config import Config, load_config
 from smallgpt.data.corpus import open_corpus
+from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.model.gpt import GPT
 from smallgpt.training.pretrain import DialogueTask, pack_corpus
 from smallgpt.training.trainer import Trainer
@@ -64,7 +65,7 @@ class PlainSide:
     """The plain recipe in a process of its own."""
 
     def __init__(self, size: Size, text: Path, device: str) -> None:
-        corpus = open_corpus([text])
+        corpus = open_corpus([text], text_chunks)
         rows = padded_rows(corpus, range(min(DIALOGUES, len(corpus))), 256)
         self.device = torch.device(device)
         self.trainer = PlainTrainer(
@@ -94,7 +95,7 @@ class OurSide:
     """`Trainer.step`, as train.py runs it."""
 
     def __init__(self, config: Config) -> None:
-        corpus = open_corpus(config.data_paths())
+        corpus = open_corpus(config.data_paths(), text_chunks)
         self.config = config
         self.here = runtime.start(config)
         rows, held_back = pack_corpus(config, corpus, corpus.tokenizer)
@@ -131,7 +132,7 @@ class OurSide:
 
 def our_config(name: str, text: Path, device: str, optimizer: Any, compile_step: bool) -> Config:
     """Ours for a size: on a GPU as shipped, batch, dropout and compile included."""
-    vocabulary = len(open_corpus([text]).tokenizer)
+    vocabulary = len(open_corpus([text], text_chunks).tokenizer)
     if device != "cpu":
         changes = [f"data_path={text}", f"device={device}", f"vocab_size={max(vocabulary, 7587)}"]
         return load_config(f"config/train{name}.yaml", changes)

@@ -13,7 +13,8 @@ from smallgpt.chat import chatbot
 from smallgpt.checkpoints import checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import Config, SentimentConfig
-from smallgpt.data.corpus import in_ids_of, open_corpus
+from smallgpt.data.corpus import match_tokenizer, open_corpus
+from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import PackedRows
 from smallgpt.demo import smalltalk
 from smallgpt.demo.judge import Score, judge_all
@@ -36,7 +37,7 @@ def on_text(path: Path, files: list[Path], device: str = "auto", dtype: str | No
     else:
         model = chatbot.load(path, device=here.device, dtype=dtype).model
         here = runtime.Runtime(here.device, torch.float32, "the weights have the precision")
-    corpus, id_map = in_ids_of(open_corpus(files), stored.tokenizer)
+    corpus, id_map = match_tokenizer(open_corpus(files, text_chunks), stored.tokenizer)
     rows = PackedRows(corpus, np.arange(len(corpus)), config.block_size, config.seed, id_map)
     measured = validate(model, rows, here, config.test_batch, len(rows), config.seed)
     return str(measured)
@@ -48,7 +49,7 @@ def on_smalltalk(
     """Play held-out small talk; the share of fitting replies, by situation and in all."""
     bot = chatbot.load(path, device=runtime.choose_device(device), dtype=dtype or "float32")
     plays = smalltalk.held_out(dialogues, seed)
-    with tqdm(total=sum(len(p.user_turns) for p in plays), unit="reply", leave=False) as bar:
+    with tqdm(total=sum(map(len, plays)), unit="reply", leave=False) as bar:
 
         def respond(history: list[str]) -> str:
             bar.update()

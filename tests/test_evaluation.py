@@ -80,7 +80,7 @@ def test_smalltalk_counts_every_reply(trained: Path) -> None:
     rows = [re.fullmatch(r" *(\d+) of +(\d+) +(\d+\.\d) %  (.+)", line) for line in lines]
     counts = [(int(row[1]), int(row[2]), row[4]) for row in rows if row]
     assert len(counts) == len(lines)
-    turns = [turn for play in smalltalk.held_out(3, 0) for turn in play.user_turns]
+    turns = [turn.user for play in smalltalk.held_out(3, 0) for turn in play]
     assert counts[-1][1:] == (len(turns), "fitting in all")
     assert sum(total for _, total, _ in counts[:-1]) == len(turns)
     assert sum(good for good, _, _ in counts[:-1]) == counts[-1][0]
@@ -93,10 +93,10 @@ def test_a_bot_that_knows_the_answers_gets_full_marks(
     plays, answers = smalltalk.held_out(4, 7), {}
     for play in plays:
         said: list[str] = []
-        for user, bot in zip(play.user_turns, play.reference, strict=True):
-            said += [user]
-            answers[tuple(said)] = bot
-            said += [bot]
+        for turn in play:
+            said += [turn.user]
+            answers[tuple(said)] = turn.bot
+            said += [turn.bot]
 
     def respond(bot: Chatbot, messages: list[str], generator: object) -> tuple[list[str], int]:
         return [answers[tuple(messages)]], 0

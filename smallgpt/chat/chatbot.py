@@ -45,7 +45,7 @@ class Chatbot:
         self.seed = seed
         self.await_weights = await_weights
         unused = range(len(tokenizer), model.config.vocab_size)
-        self._banned = [*tokenizer.unspeakable(), *unused]
+        self._banned = [*tokenizer.suppressed_ids(), *unused]
         self._conversation = self.conversation()
 
     def respond(

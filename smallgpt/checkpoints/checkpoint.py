@@ -30,8 +30,8 @@ from smallgpt.checkpoints import huggingface
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, checkpoints, place
 from smallgpt.config import Config, ModelConfig, SentimentConfig, config_to_yaml, load_config
 from smallgpt.model.gpt import GPT
-from smallgpt.tokenizer import subwords
 from smallgpt.tokenizer.characters import TOKENIZER_FILE, Tokenizer
+from smallgpt.tokenizer.subwords import load_tokenizer
 from smallgpt.utils import atomic, background
 from smallgpt.utils.errors import UserError
 
@@ -182,7 +182,7 @@ def load(path: Path, verify_weights: bool = True, classifier: bool | None = Fals
     config = load_config(path / CONFIG_FILE, [], Config if labels is None else SentimentConfig)
     tensors = huggingface.read_files(path)
     weights = huggingface.from_tensors(path / huggingface.WEIGHTS_FILE, tensors, config, labels)
-    tokenizer = subwords.load(path)
+    tokenizer = load_tokenizer(path)
     return Checkpoint(path, manifest["step"], config, tokenizer, weights, manifest, labels)
 
 

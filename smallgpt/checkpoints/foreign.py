@@ -28,7 +28,7 @@ from smallgpt.tokenizer.characters import (
     UNK,
     added_token,
 )
-from smallgpt.tokenizer.subwords import Pieces
+from smallgpt.tokenizer.subwords import SubwordTokenizer
 from smallgpt.utils.errors import UserError
 
 PICKLED_FILE = "pytorch_model.bin"
@@ -75,7 +75,7 @@ def load(directory: Path, classifier: bool | None = False) -> Checkpoint:
     definition = _definition(directory, settings)
     try:
         order, definition = _in_our_order(definition, _controls(definition, settings, values))
-        tokenizer = Pieces(definition)
+        tokenizer = SubwordTokenizer(definition)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"the tokenizer of {directory} cannot be used: {error}", _NEEDED) from None
     if len(tokenizer) - order.count(None) > config.vocab_size:

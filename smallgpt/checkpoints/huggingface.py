@@ -294,5 +294,5 @@ def generation_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
         "eos_token_id": [SEP, PAD],
         "pad_token_id": PAD,
         "begin_suppress_tokens": [SEP, PAD],  # a reply is never empty
-        "suppress_tokens": [*tokenizer.unspeakable(), *range(len(tokenizer), config.vocab_size)],
+        "suppress_tokens": [*tokenizer.suppressed_ids(), *range(len(tokenizer), config.vocab_size)],
     }

@@ -179,11 +179,12 @@ def load_with_state(path: Path, texts: list[Path]) -> tuple[Checkpoint, dict[str
 
 def _vocabulary(path: Path, stored: LegacyModel, texts: list[Path]) -> Tokenizer:
     from smallgpt.data.corpus import open_corpus  # only here: other models need not wait for it
+    from smallgpt.data.dialogue_formats import text_chunks
 
     advice = "set data_path (or --text) to the very text the weights were trained on"
     names, wanted = ", ".join(map(str, texts)), stored.config.vocab_size
     try:
-        tokenizer = open_corpus(texts).tokenizer
+        tokenizer = open_corpus(texts, text_chunks).tokenizer
     except UserError as error:
         raise UserError(
             f"{path} holds no vocabulary, and its text cannot be read: {error.problem}", advice

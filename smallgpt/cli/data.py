@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from smallgpt.cli.arguments import command
-from smallgpt.data.prepare import Survey
+from smallgpt.data import prepare
+from smallgpt.data.text import check_files
 from smallgpt.utils.errors import UserError
+from smallgpt.utils.words import counted
 
 data_app = typer.Typer(no_args_is_help=True, help="Make, convert and inspect dialogue texts.")
 
@@ -22,8 +25,7 @@ Format = Annotated[
     str | None,
     typer.Option("--format", help="text, openai, sharegpt, kdconv, lccc, alpaca or table."),
 ]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out records that are broken.")]
-KeepDuplicates = Annotated[bool, typer.Option("--keep-duplicates", help="Keep what occurs twice.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out broken records.")]
 Picture = Annotated[Path | None, typer.Option(help="Draw the histogram of lengths (PNG).")]
 
 
@@ -33,7 +35,9 @@ def convert(
     output: Annotated[Path, typer.Option(help="The text to write.")],
     kind: Format = None,
     skip_bad: SkipBad = False,
-    keep_duplicates: KeepDuplicates = False,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="Keep what occurs twice.")
+    ] = False,
     picture: Picture = None,
 ) -> None:
     """Make a text for train.py of dialogues in other formats, without duplicates, and report.
@@ -41,25 +45,19 @@ def convert(
     Example: smallgpt data convert sharegpt.jsonl LCCC.json --output data/train.txt
     """
     _check_output(files, [output])
-    from smallgpt.data import prepare
-
-    survey = Survey()
-    prepare.write(prepare.collect(files, survey, kind, skip_bad, keep_duplicates), output)
+    survey = prepare.Survey()
+    dialogues = prepare.collect(files, survey, kind, skip_bad, keep_duplicates)
+    prepare.write(dialogues, {output: 1.0})
     _report(survey, picture)
     typer.echo(f"written: {output}")
 
 
 @command(data_app)
 def stats(
-    files: Files,
-    kind: Format = None,
-    skip_bad: SkipBad = False,
-    picture: Picture = None,
+    files: Files, kind: Format = None, skip_bad: SkipBad = False, picture: Picture = None
 ) -> None:
     """Count dialogues, turns, characters, duplicates and lengths."""
-    from smallgpt.data import prepare
-
-    survey = Survey()
+    survey = prepare.Survey()
     for _ in prepare.collect(files, survey, kind, skip_bad):
         pass
     _report(survey, picture)
@@ -75,7 +73,7 @@ def split(
     kind: Format = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Share dialogues out into training, validation and test text; duplicates never straddle parts.
+    """Split dialogues into training, validation and test texts; duplicates stay in one part.
 
     Example: smallgpt data split data/train.txt --output-dir data/parts
     """
@@ -83,16 +81,13 @@ def split(
         raise UserError(f"--validation {validation} and --test {test} leave nothing to train on")
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
     parts = {output_dir / f"{name}.txt": share for name, share in shares.items() if share}
-    _check_output(files, list(parts))
-    from smallgpt.data import prepare
-
+    _check_output(files, parts)
     output_dir.mkdir(parents=True, exist_ok=True)
-    survey = Survey()
-    dialogues = prepare.collect(files, survey, kind, skip_bad)
-    written = prepare.split(dialogues, parts, seed)
-    _report(survey, None)
-    for path, part in written.items():
-        typer.echo(f"written: {path}, {part.dialogues:,} dialogues")
+    survey = prepare.Survey()
+    written = prepare.write(prepare.collect(files, survey, kind, skip_bad), parts, seed)
+    _report(survey)
+    for path, number in written.items():
+        typer.echo(f"written: {path}, {counted(number, 'dialogue')}")
 
 
 @command(data_app)
@@ -116,18 +111,15 @@ def smalltalk(
         raise UserError(f"--dialogues {dialogues}: {error}", "ask for fewer") from None
 
 
-def _check_output(files: list[Path], outputs: list[Path]) -> None:
-    from smallgpt.data.text import check_files
-
+def _check_output(files: list[Path], outputs: Iterable[Path]) -> None:
     check_files(files)
     for output in outputs:
         if output.is_dir() or any(output.exists() and output.samefile(file) for file in files):
             raise UserError(f"{output} is an input, or a directory", "name another file")
 
 
-def _report(survey: Survey, picture: Path | None) -> None:
-    for line in survey.lines():
-        typer.echo(line)
+def _report(survey: prepare.Survey, picture: Path | None = None) -> None:
+    typer.echo("\n".join(survey.lines()))
     if picture:
         try:
             survey.draw(picture)

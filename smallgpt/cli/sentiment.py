@@ -134,5 +134,5 @@ def text(
     settings = load_config(config, overrides, SentimentConfig, TEXT)
     from smallgpt.data import reviews
 
-    for review in reviews.to_learn_from(settings, also or []):
+    for review in reviews.texts_outside_test(settings, also or []):
         sys.stdout.write(review + "\n\n")

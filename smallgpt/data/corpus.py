@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smallgpt.data.dialogue_formats import text_pieces
-from smallgpt.data.text import check_files, fingerprint
-from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNICODE_SIZE, Tokenizer
-from smallgpt.tokenizer.subwords import Pieces
+from smallgpt.data.text import check_files, fingerprint, read_text
+from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK, Tokenizer
+from smallgpt.tokenizer.subwords import SubwordTokenizer
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.words import counted
 
 CACHE_FOLDER = ".smallgpt_cache"
 CACHE_VERSION = 1
 RARE_SHARE = 0.01
 """The rarest characters that together make up this share of the text stand in for unknown ones."""
-_END_OF_DIALOGUE = UNICODE_SIZE  # a code point of our own in the spooled text
+_END_OF_DIALOGUE = 0x110000  # in the spooled text, the number after Unicode's last code point
 _CHUNK = 1 << 20  # code points; small enough that the processor's cache holds much of the work
+
+ReadText = Callable[[Path], Iterator[tuple[str, str]]]
+"""Streams a file as chunks of its raw and its clean text; see `data.text.read_text`."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,14 @@ class Corpus:
     def dialogue(self, index: int) -> list[int]:
         """The ids of one dialogue, its closing `<pad>` included."""
         start = int(self.ends[index - 1]) if index else 0
-        return [int(i) for i in self.ids[start : self.ends[index]]]
+        return list(self.ids[start : self.ends[index]].tolist())
 
 
-def open_corpus(paths: list[Path]) -> Corpus:
+def open_corpus(paths: list[Path], read: ReadText = read_text) -> Corpus:
     """Encode the files, or open the cache of an earlier time. The key is their content.
+
+    Args:
+        read: how a file is read; `data.dialogue_formats.text_chunks` reads every format.
 
     Raises:
         UserError: a file is missing, empty, undecodable, or there is no dialogue of two utterances.
@@ -75,8 +82,40 @@ def open_corpus(paths: list[Path]) -> Corpus:
     key = fingerprint(paths)
     cache = _cache_folder(paths[0]) / f"{key}-v{CACHE_VERSION}"
     if not _is_complete(cache):
-        _build(cache, paths)
+        _build(cache, paths, read)
     return _open(cache, key)
+
+
+def describe(corpus: Corpus) -> None:
+    """Print what the text holds."""
+    note(
+        f"text: {counted(len(corpus), 'dialogue')} "
+        f"({corpus.conversations:,} of two or more utterances), "
+        f"{counted(corpus.characters, 'character')}, vocabulary {len(corpus.tokenizer):,}"
+    )
+
+
+def match_tokenizer(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Corpus, npt.NDArray[Any] | None]:
+    """A corpus for `tokenizer`, and for each id of that corpus the id in `tokenizer`.
+
+    The array is None where all ids agree. For a tokenizer of subwords the corpus is encoded anew,
+    in memory: such models are fine-tuned on texts that fit there.
+    """
+    own = corpus.tokenizer
+    if not isinstance(tokenizer, SubwordTokenizer):
+        if tokenizer.characters == own.characters:
+            return corpus, None
+        return corpus, np.array([UNK, SEP, PAD, *tokenizer.encode("".join(own.characters))])
+    texts = (own.decode(corpus.dialogue(number)) for number in range(len(corpus)))
+    dialogues = [np.array([*tokenizer.encode(text), PAD], np.uint32) for text in texts]
+    encoded = dataclasses.replace(
+        corpus,
+        ids=np.concatenate(dialogues),
+        ends=np.cumsum([len(ids) for ids in dialogues], dtype=np.int64),
+        tokenizer=tokenizer,
+        rare_from=len(tokenizer),  # nothing is shown as <unk>: subwords stand for what is rare
+    )
+    return encoded, None
 
 
 def split(dialogues: int, train_percent: float, seed: int) -> tuple[Any, Any]:
@@ -86,10 +125,8 @@ def split(dialogues: int, train_percent: float, seed: int) -> tuple[Any, Any]:
         UserError: fewer than two dialogues; each part needs at least one.
     """
     if dialogues < 2:
-        raise UserError(
-            "the text has only one dialogue",
-            "add more, with a blank line between them: one part is kept for validation",
-        )
+        advice = "add more, with a blank line between them: one part is kept for validation"
+        raise UserError("the text has only one dialogue", advice)
     order = np.random.default_rng((seed, 0)).permutation(dialogues)
     train = min(max(1, round(dialogues * train_percent)), dialogues - 1)
     return np.sort(order[:train]), np.sort(order[train:])
@@ -123,16 +160,15 @@ def _open(cache: Path, key: str) -> Corpus:
             fingerprint=key,
         )
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
-        raise UserError(
-            f"the cache {cache} is damaged: {error}", "delete that folder; it is made anew"
-        ) from None
+        advice = "delete that folder; it will be rebuilt"
+        raise UserError(f"the cache {cache} is damaged: {error}", advice) from None
 
 
-def _build(cache: Path, paths: list[Path]) -> None:
+def _build(cache: Path, paths: list[Path], read: ReadText) -> None:
     """Encode into a folder that is complete or not there at all, whoever else does the same."""
     try:
         with atomic.directory(cache) as work:
-            _encode(paths, work)
+            _encode(paths, read, work)
     except OSError as error:
         if _is_complete(cache):
             return  # another process was faster: its cache is as good
@@ -142,58 +178,76 @@ def _build(cache: Path, paths: list[Path]) -> None:
         ) from None
 
 
-def _encode(paths: list[Path], work: Path) -> None:
+def _encode(paths: list[Path], read: ReadText, work: Path) -> None:
     """Two passes: the text goes to disk as code points and is counted, then becomes ids."""
+    names = ", ".join(map(str, paths))
     spool = work / "code_points.bin"
-    counts, first_seen, ends = _spool(paths, spool)
+    counts, ends = _spool(paths, read, spool)
     if not len(ends):
-        raise UserError(f"{_names(paths)}: no text in it", "put dialogues in it, see README.md")
-    used = np.flatnonzero(counts)
-    # Falling frequency, ties by first appearance.
-    order = used[np.lexsort((first_seen[used], -counts[used]))]
-    tokenizer = Tokenizer([chr(code) for code in order])
-    conversations, separators = _write_ids(spool, work / "ids.npy", tokenizer, ends)
+        raise UserError(f"{names}: no text in it", "put dialogues in it, see README.md")
+    order = counts.in_order()
+    conversations, separators = _write_ids(spool, work / "ids.npy", order, ends)
     spool.unlink()
     if not conversations:
         raise UserError(
-            f"{_names(paths)}: {len(ends):,} dialogues, but none of two utterances",
+            f"{names}: {counted(len(ends), 'dialogue')}, but none of two utterances",
             "write one utterance a line and leave a blank line between dialogues only",
         )
     np.save(work / "ends.npy", ends)
-    share = np.cumsum(counts[order]) / counts.sum()
+    share = np.cumsum(counts.of[order]) / counts.of.sum()
     meta = {
         "files": [str(path) for path in paths],
         "dialogues": len(ends),
         "conversations": conversations,
         "characters": int(ends[-1]) - len(ends) - separators,
         "rare_from": FIRST_CHARACTER + int(np.searchsorted(share, 1 - RARE_SHARE)) + 1,
-        "characters_in_id_order": tokenizer.characters,
+        "characters_in_id_order": [chr(code) for code in order],
     }
     (work / "vocabulary.json").write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
 
 
-def _spool(
-    paths: list[Path], spool: Path
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Write the clean text as uint32 code points.
+class _CharacterCounts:
+    """How often each character occurs, and where first; newlines do not count.
 
-    Returns:
-        counts and position of the first appearance by code point, (0x110000,) each, of the whole
-        raw text without newlines (the rule of the published vocabulary), and the dialogues' ends.
+    of: by code point, (0x110000,); counted is the raw text, the rule of the legacy vocabulary.
     """
-    counts = np.zeros(UNICODE_SIZE, np.int64)
-    first_seen = np.full(UNICODE_SIZE, np.iinfo(np.int64).max)
-    ends: list[npt.NDArray[np.int64]] = []
-    seen = written = 0
+
+    def __init__(self) -> None:
+        self.of = np.zeros(_END_OF_DIALOGUE, np.int64)
+        self._first_seen = np.full(_END_OF_DIALOGUE, np.iinfo(np.int64).max)
+        self._seen = 0
+
+    def add(self, codes: npt.NDArray[np.uint32]) -> None:
+        found = np.bincount(codes)
+        found[ord("\n") : ord("\n") + 1] = 0
+        counts = self.of[: len(found)]  # up to the highest code point in use, far from all
+        new = (found > 0) & (counts == 0)
+        if new.any():
+            where = np.flatnonzero(new[codes])[::-1]  # backwards: the first appearance is set last
+            self._first_seen[codes[where]] = where + self._seen
+        counts += found
+        self._seen += len(codes)
+
+    def in_order(self) -> npt.NDArray[np.int64]:
+        """The code points in use: falling frequency, ties by first appearance."""
+        used = np.flatnonzero(self.of)
+        return used[np.lexsort((self._first_seen[used], -self.of[used]))]
+
+
+def _spool(
+    paths: list[Path], read: ReadText, spool: Path
+) -> tuple[_CharacterCounts, npt.NDArray[np.int64]]:
+    """Write the clean text as uint32 code points; return the counts and the dialogues' ends."""
+    counts = _CharacterCounts()
+    ends = [np.empty(0, np.int64)]
+    written = 0
     with spool.open("wb") as out:
         for path in paths:
             at_start = written
-            for raw, clean in text_pieces(path):
+            for raw, clean in read(path):
                 raw_codes = _code_points(raw)
-                _count(raw_codes, counts, first_seen, seen)
-                seen += len(raw_codes)
-                codes = raw_codes if clean == raw else _code_points(clean)
-                codes = _mark_ends(codes)
+                counts.add(raw_codes)
+                codes = _mark_ends(raw_codes if clean == raw else _code_points(clean))
                 ends.append(np.flatnonzero(codes == _END_OF_DIALOGUE) + written + 1)
                 codes.tofile(out)
                 written += len(codes)
@@ -201,27 +255,11 @@ def _spool(
                 np.array([_END_OF_DIALOGUE], np.uint32).tofile(out)
                 written += 1
                 ends.append(np.array([written]))
-    counts[ord("\n")] = 0
-    return counts, first_seen, np.concatenate(ends) if ends else np.empty(0, np.int64)
+    return counts, np.concatenate(ends)
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
-
-
-def _count(
-    codes: npt.NDArray[np.uint32],
-    counts: npt.NDArray[np.int64],
-    first_seen: npt.NDArray[np.int64],
-    seen: int,
-) -> None:
-    here = np.bincount(codes)
-    counts = counts[: len(here)]  # up to the highest code point in use, far from all
-    new = (here > 0) & (counts == 0)
-    if new.any():
-        where = np.flatnonzero(new[codes])[::-1]  # backwards: the first appearance is set last
-        first_seen[codes[where]] = where + seen
-    counts += here
 
 
 def _mark_ends(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
@@ -234,15 +272,17 @@ def _mark_ends(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
 
 
 def _write_ids(
-    spool: Path, path: Path, tokenizer: Tokenizer, ends: npt.NDArray[np.int64]
+    spool: Path, path: Path, order: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
 ) -> tuple[int, int]:
-    """Turn code points into ids.
+    """Turn code points into ids; `order` holds the characters of the vocabulary.
 
     Returns:
         how many dialogues have two utterances or more, and the number of `<sep>`.
     """
-    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    table = np.append(tokenizer.lookup_table(), PAD).astype(dtype)
+    vocabulary = FIRST_CHARACTER + len(order)
+    table = np.full(_END_OF_DIALOGUE + 1, UNK, np.uint16 if vocabulary <= 1 << 16 else np.uint32)
+    table[order] = np.arange(FIRST_CHARACTER, vocabulary)
+    table[[ord("\n"), _END_OF_DIALOGUE]] = SEP, PAD
     header = {"descr": table.dtype.str, "fortran_order": False, "shape": (int(ends[-1]),)}
     conversation = np.zeros(len(ends), bool)
     total = start = 0
@@ -256,43 +296,3 @@ def _write_ids(
             total += len(separators)
             start += len(part)
     return int(conversation.sum()), total
-
-
-def _names(paths: list[Path]) -> str:
-    return ", ".join(map(str, paths))
-
-
-def describe(corpus: Corpus) -> None:
-    """Print what the text holds."""
-    note(
-        f"text: {len(corpus):,} dialogues ({corpus.conversations:,} of two or more utterances), "
-        f"{corpus.characters:,} characters, vocabulary {len(corpus.tokenizer):,}"
-    )
-
-
-def in_ids_of(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Corpus, npt.NDArray[Any] | None]:
-    """The corpus, and for each of its ids that of `tokenizer` (None where all agree).
-
-    Where the model reads pieces of words, the corpus is encoded anew, in memory: such models are
-    fine-tuned on texts that fit there.
-    """
-    if isinstance(tokenizer, Pieces):
-        return _encoded(corpus, tokenizer), None
-    return corpus, tokenizer.ids_from(corpus.tokenizer)
-
-
-def _encoded(corpus: Corpus, tokenizer: Pieces) -> Corpus:
-    ids, ends, end = [], [], 0
-    for number in range(len(corpus)):
-        text = corpus.tokenizer.decode(corpus.dialogue(number))
-        of_dialogue = np.array([*tokenizer.encode(text), PAD], np.uint32)
-        end += len(of_dialogue)
-        ids.append(of_dialogue)
-        ends.append(end)
-    return dataclasses.replace(
-        corpus,
-        ids=np.concatenate(ids),
-        ends=np.array(ends, np.int64),
-        tokenizer=tokenizer,
-        rare_from=len(tokenizer),  # nothing is shown as <unk>: pieces stand for what is rare
-    )

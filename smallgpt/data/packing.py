@@ -1,16 +1,18 @@
-"""Dialogues -> rows of `block_size` positions with next to nothing wasted.
+"""Dialogues -> rows of `block_size` positions with next to nothing wasted, and their order.
 
 A dialogue of n ids has n - 1 positions: the input is every id but the last, the target every id but
 the first. Several dialogues share a row; each keeps its own positions from 0 and, through its
 document number, its own attention (see model.GPT.forward).
 
-A dialogue longer than a row is continued in further rows, as pieces. The rule: a piece ends at the
-last `<sep>` in the last quarter of its row, else at the row's end; the next piece begins with the
-very id the last one ended on (that `<sep>`). So every id but the dialogue's first is a target once.
+A dialogue longer than a row is cut into chunks, each in a row of its own or with others. The rule:
+a chunk ends at the last `<sep>` in the last quarter of its row, else at the row's end; the next
+chunk begins with the very id the last one ended on (that `<sep>`). So every id but the dialogue's
+first is a target once. A dialogue that fits a row is one chunk.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +32,7 @@ IntArray = npt.NDArray[np.int64]
 class Batch:
     """Rows for the model; all tensors int64, shape (B, T).
 
-    ids: inputs; targets: the next ids, `IGNORED` where nothing is to be learnt;
+    ids: inputs; targets: the next ids, `IGNORED` where there is nothing to learn;
     positions: place in the dialogue; documents: which dialogue of the row, -1 for empty places.
     """
 
@@ -41,15 +43,19 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        tensors = (self.ids, self.targets, self.positions, self.documents)
+        tensors = self._tensors()
         if device.type == "cuda":
-            tensors = tuple(t.pin_memory() for t in tensors)  # type: ignore[assignment]
+            tensors = [t.pin_memory() for t in tensors]
         return Batch(*(t.to(device, non_blocking=True) for t in tensors))
 
     def parts(self, count: int) -> list[Batch]:
         """`count` batches of equal size, for gradient accumulation."""
-        pieces = [t.chunk(count) for t in (self.ids, self.targets, self.positions, self.documents)]
-        return [Batch(*part) for part in zip(*pieces, strict=True)]
+        return [
+            Batch(*part) for part in zip(*(t.chunk(count) for t in self._tensors()), strict=True)
+        ]
+
+    def _tensors(self) -> list[Tensor]:
+        return [self.ids, self.targets, self.positions, self.documents]
 
     def target_count(self) -> int:
         """Number of targets that count: real characters, each `<sep>` and end of dialogue."""
@@ -78,22 +84,22 @@ class PackedRows:
         id_map: npt.NDArray[Any] | None = None,
         replies_only: bool = False,
     ) -> None:
-        self.replies_only = replies_only
         self.corpus = corpus
         self.dialogues = dialogues
         self.block_size = block_size
         self.id_map = id_map
+        self.replies_only = replies_only
         starts, lengths, self.continued = split_long(corpus, dialogues, block_size)
         row, offset = pack(lengths, block_size, np.random.default_rng((seed, 1)))
         order = np.lexsort((offset, row))
         self._starts, self._lengths, self._offset = starts[order], lengths[order], offset[order]
         rows = int(row.max()) + 1 if len(row) else 0
-        self._first_piece = np.searchsorted(row[order], np.arange(rows + 1))
+        self._first_chunk = np.searchsorted(row[order], np.arange(rows + 1))
         self.positions = int(lengths.sum())
 
     def __len__(self) -> int:
         """Number of rows."""
-        return len(self._first_piece) - 1
+        return len(self._first_chunk) - 1
 
     def efficiency(self) -> float:
         """Share of the computed positions that carry a target."""
@@ -108,24 +114,24 @@ class PackedRows:
                 the model learns to read past unknown characters; targets keep the character.
             seed: of that chance.
         """
-        first, last = self._first_piece[rows], self._first_piece[rows + 1]
+        first, last = self._first_chunk[rows], self._first_chunk[rows + 1]
         count = last - first
-        piece = _ranges(first, count)
-        length = self._lengths[piece]
+        chunk = _ranges(first, count)
+        length = self._lengths[chunk]
         within = _ranges(np.zeros_like(length), length)
-        source = np.repeat(self._starts[piece], length) + within
-        row_of_piece = np.repeat(np.arange(len(rows)), count)
-        place = np.repeat(row_of_piece * self.block_size + self._offset[piece], length) + within
+        source = np.repeat(self._starts[chunk], length) + within
+        row_of_chunk = np.repeat(np.arange(len(rows)), count)
+        place = np.repeat(row_of_chunk * self.block_size + self._offset[chunk], length) + within
 
         ids = self.corpus.ids[source].astype(np.int64)
         targets = self.corpus.ids[source + 1].astype(np.int64)
         if self.replies_only:
-            turns = self._turns(ids, piece, length)
+            turns = self._turns(ids, chunk, length)
             targets = np.where(turns % 2 == 1, targets, IGNORED)
         shown = self._with_unknown(ids, unk_rate, seed)
         if self.id_map is not None:
-            learnt = targets != IGNORED
-            shown, targets = self.id_map[shown], self.id_map[np.where(learnt, targets, UNK)]
+            counts = targets != IGNORED
+            shown, targets = self.id_map[shown], self.id_map[np.where(counts, targets, UNK)]
             targets = np.where(targets == UNK, IGNORED, targets)
 
         def filled(values: IntArray, empty: int) -> Tensor:
@@ -140,23 +146,18 @@ class PackedRows:
             documents=filled(np.repeat(_ranges(np.zeros_like(count), count), length), -1),
         )
 
-    def _turns(self, ids: IntArray, piece: IntArray, length: IntArray) -> IntArray:
+    def _turns(self, ids: IntArray, chunk: IntArray, length: IntArray) -> IntArray:
         """The number of the utterance, from 0, that each target belongs to."""
-        starts, ends = self._starts[piece], self.corpus.ends
+        starts, ends = self._starts[chunk], self.corpus.ends
         dialogue = np.searchsorted(ends, starts, side="right")
         begins = np.where(dialogue > 0, ends[dialogue - 1], 0)
-        # Utterances of a continued dialogue that ended before the piece.
-        before = np.array(
-            [
-                np.count_nonzero(self.corpus.ids[begin:start] == SEP) if begin < start else 0
-                for begin, start in zip(begins, starts, strict=True)
-            ],
-            np.int64,
-        )
+        before = np.zeros_like(starts)
+        for i in np.flatnonzero(begins < starts):  # of a continued dialogue, ended earlier
+            before[i] = np.count_nonzero(self.corpus.ids[begins[i] : starts[i]] == SEP)
         ended = np.cumsum(ids == SEP)
         first = np.cumsum(length) - length
-        before_piece = ended[first] - (ids[first] == SEP)
-        return ended + np.repeat(before - before_piece, length)
+        before_chunk = ended[first] - (ids[first] == SEP)
+        return ended + np.repeat(before - before_chunk, length)
 
     def _with_unknown(self, ids: IntArray, rate: float, seed: tuple[int, ...]) -> IntArray:
         if not rate:
@@ -175,29 +176,25 @@ def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
 def split_long(
     corpus: Corpus, dialogues: IntArray, block_size: int
 ) -> tuple[IntArray, IntArray, int]:
-    """Cut the dialogues into pieces that fit a row.
+    """Cut the dialogues into chunks that fit a row.
 
     Returns:
-        where each piece's input starts in `corpus.ids`, its positions (1 to block_size), and how
+        where each chunk's input starts in `corpus.ids`, its positions (1 to block_size), and how
         many dialogues had to be continued.
     """
     begin = np.concatenate(([0], corpus.ends[:-1]))[dialogues]
     end = corpus.ends[dialogues] - 1  # the last id is a target only
-    starts, lengths = [], []
-    continued = 0
+    continued = int(np.count_nonzero(end - begin > block_size))
+    starts, lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     while len(begin):
         long = end - begin > block_size
         starts.append(begin[~long])
         lengths.append((end - begin)[~long])
         begin, end = begin[long], end[long]
-        if not starts[1:]:
-            continued = len(begin)
         cut = _last_separator(corpus.ids, begin, block_size)
         starts.append(begin)
         lengths.append(cut - begin)
         begin = cut
-    if not starts:
-        return np.empty(0, np.int64), np.empty(0, np.int64), 0
     return np.concatenate(starts), np.concatenate(lengths), continued
 
 
@@ -213,28 +210,28 @@ def _last_separator(ids: npt.NDArray[Any], begin: IntArray, block_size: int) -> 
 
 
 def pack(lengths: IntArray, block_size: int, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-    """Best-fit decreasing bin packing: each piece goes into the fullest row that has room.
+    """Best-fit decreasing bin packing: each chunk goes into the fullest row that has room.
 
-    Works on whole groups of pieces of equal length and rows of equal room, so the cost grows with
-    block_size², not with pieces (histogram packing, Krell et al., arXiv:2107.02027).
+    Works on whole groups of chunks of equal length and rows of equal room, so the cost grows with
+    block_size², not with chunks (histogram packing, Krell et al., arXiv:2107.02027).
 
     Returns:
-        the row of each piece and its offset in that row.
+        the row of each chunk and its offset in that row.
     """
     row, offset = np.empty_like(lengths), np.empty_like(lengths)
     room: list[list[IntArray]] = [[] for _ in range(block_size + 1)]  # rows by free positions
 
-    def fill(group: IntArray, free: int, pieces: IntArray) -> IntArray:
-        """Put pieces of one length into rows with `free` positions; return the pieces left over.
+    def fill(group: IntArray, free: int, chunks: IntArray) -> IntArray:
+        """Put chunks of one length into rows with `free` positions; return the chunks left over.
 
         Each row takes all it can before the next: the fullest row with room is the one just used.
         """
-        length = int(lengths[pieces[0]])
+        length = int(lengths[chunks[0]])
         each = free // length
-        placed = min(len(pieces), each * len(group))
+        placed = min(len(chunks), each * len(group))
         nth = np.arange(placed)
-        row[pieces[:placed]] = group[nth // each]
-        offset[pieces[:placed]] = block_size - free + nth % each * length
+        row[chunks[:placed]] = group[nth // each]
+        offset[chunks[:placed]] = block_size - free + nth % each * length
         full, more = divmod(placed, each)
         touched = full + (more > 0)
         for rows_left, taken in ((group[:full], each), (group[full:touched], more)):
@@ -242,26 +239,26 @@ def pack(lengths: IntArray, block_size: int, rng: np.random.Generator) -> tuple[
                 room[free - taken * length].append(rows_left)
         if touched < len(group):
             room[free].append(group[touched:])
-        return pieces[placed:]
+        return chunks[placed:]
 
     shuffled = rng.permutation(len(lengths))
     by_length = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
     bounds = np.flatnonzero(np.diff(lengths[by_length])) + 1
     rows = 0
-    for pieces in np.split(by_length, bounds) if len(lengths) else []:
-        length = int(lengths[pieces[0]])
+    for chunks in np.split(by_length, bounds) if len(lengths) else []:
+        length = int(lengths[chunks[0]])
         for free in range(length, block_size + 1):
-            while room[free] and len(pieces):
-                pieces = fill(room[free].pop(), free, pieces)
-        if len(pieces):
-            new = -(-len(pieces) // (block_size // length))
-            fill(np.arange(rows, rows + new), block_size, pieces)
+            while room[free] and len(chunks):
+                chunks = fill(room[free].pop(), free, chunks)
+        if len(chunks):
+            new = -(-len(chunks) // (block_size // length))
+            fill(np.arange(rows, rows + new), block_size, chunks)
             rows += new
     return row, offset
 
 
 class RowOrder:
-    """The endless sequence of rows of a run.
+    """The endless sequence of rows of a run: each epoch has a permutation of its own.
 
     Args:
         rows: number of rows in an epoch, at least 1.
@@ -271,21 +268,18 @@ class RowOrder:
     def __init__(self, rows: int, seed: int) -> None:
         self.rows = rows
         self.seed = seed
-        self._epoch = -1
-        self._permutation: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
-    def take(self, start: int, count: int) -> npt.NDArray[np.int64]:
+    def take(self, start: int, count: int) -> IntArray:
         """Rows number `start` to `start + count` of the sequence, counted over all epochs."""
         parts = [np.empty(0, np.int64)]
         while count:
             epoch, at = divmod(start, self.rows)
-            part = self._rows_of(epoch)[at : at + count]
+            part = _permutation(self.rows, self.seed, epoch)[at : at + count]
             parts.append(part)
             start, count = start + len(part), count - len(part)
         return np.concatenate(parts)
 
-    def _rows_of(self, epoch: int) -> npt.NDArray[np.int64]:
-        if epoch != self._epoch:
-            self._permutation = np.random.default_rng((self.seed, 2, epoch)).permutation(self.rows)
-            self._epoch = epoch
-        return self._permutation
+
+@functools.lru_cache(maxsize=1)
+def _permutation(rows: int, seed: int, epoch: int) -> IntArray:
+    return np.random.default_rng((seed, 2, epoch)).permutation(rows)

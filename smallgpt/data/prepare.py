@@ -14,150 +14,39 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TextIO
 
 from smallgpt.data.dialogue_formats import read_dialogues
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError
 
-
-class Duplicates:
-    """The dialogues seen so far."""
-
-    def __init__(self) -> None:
-        self._exact: set[bytes] = set()
-        self._near: set[bytes] = set()
-
-    def first(self, dialogue: list[str], survey: Survey) -> bool:
-        """Whether it is none of those seen before; else it is counted."""
-        exact, near = _digest("\n".join(dialogue)), _digest(essence(dialogue))
-        if exact in self._exact:
-            survey.exact += 1
-        elif near in self._near:
-            survey.near += 1
-        else:
-            self._exact.add(exact)
-            self._near.add(near)
-            return True
-        return False
-
-
-def essence(dialogue: list[str]) -> str:
-    """What near duplicates have in common: letters and digits only, one line an utterance.
-
-    Utterances of nothing else, such as "……", stay as they are.
-    """
-    return "\n".join(_letters(unicodedata.normalize("NFKC", u).casefold()) or u for u in dialogue)
-
-
-def _letters(text: str) -> str:
-    return "".join(c for c in text if unicodedata.category(c)[0] not in "PZC")
-
-
-def _digest(text: str, seed: int = 0) -> bytes:
-    salt = seed.to_bytes(16, "little")
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt).digest()
-
-
-def collect(
-    files: Iterable[Path],
-    survey: Survey,
-    kind: str | None = None,
-    skip_bad: bool = False,
-    keep_duplicates: bool = False,
-) -> Iterator[list[str]]:
-    """Stream the dialogues of several files, and count them.
-
-    Args:
-        kind: of the records (dialogue_formats.KINDS); by default recognised.
-        skip_bad: leave out records that are no dialogues.
-
-    Raises:
-        UserError: a file cannot be read, or without `skip_bad`, a record is no dialogue.
-    """
-    rejected = (lambda number, reason: survey.reject(reason)) if skip_bad else None
-    duplicates = Duplicates()
-    for file in files:
-        for dialogue in read_dialogues(file, kind, rejected):
-            if keep_duplicates or duplicates.first(dialogue, survey):
-                survey.add(dialogue)
-                yield dialogue
-
-
-def write(dialogues: Iterable[list[str]], target: Path) -> None:
-    """Write dialogues as a text for train.py; the file is complete or not there.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        with atomic.file(target) as work, work.open("w", encoding="utf-8", newline="\n") as file:
-            number = -1
-            for number, dialogue in enumerate(dialogues):
-                _write_one(file, dialogue, number)
-            if number < 0:
-                raise UserError(
-                    "there is no dialogue in it", "see what was rejected: smallgpt data stats"
-                )
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}") from None
-
-
-def split(
-    dialogues: Iterable[list[str]], shares: dict[Path, float], seed: int
-) -> dict[Path, Survey]:
-    """Share dialogues out by chance, near duplicates into the same part.
-
-    Args:
-        shares: of each file to write; they add up to 1.
-        seed: the same one gives each dialogue the same part, whatever others there are.
-
-    Raises:
-        UserError: a file cannot be written; then none is.
-    """
-    surveys = {path: Survey() for path in shares}
-    try:
-        with ExitStack() as stack:
-            files = {}
-            for path in shares:
-                work = stack.enter_context(atomic.file(path))
-                files[path] = stack.enter_context(work.open("w", encoding="utf-8", newline="\n"))
-            for dialogue in dialogues:
-                part = _part(dialogue, shares, seed)
-                _write_one(files[part], dialogue, surveys[part].dialogues)
-                surveys[part].add(dialogue)
-    except OSError as error:
-        raise UserError(f"the parts cannot be written: {error.strerror}") from None
-    return surveys
-
-
-def _part(dialogue: list[str], shares: dict[Path, float], seed: int) -> Path:
-    place = int.from_bytes(_digest(essence(dialogue), seed), "little") / 2**64
-    for path, share in shares.items():
-        place -= share
-        if place < 0:
-            return path
-    return next(iter(shares))
-
-
-def _write_one(file: TextIO, dialogue: list[str], number: int) -> None:
-    file.write(("\n" if number else "") + "\n".join(dialogue) + "\n")
-
-
-MOST_REASONS = 20
-"""Different reasons told; a reason with a part of the data in it would fill pages."""
+MOST_REASONS = 20  # that are listed; with a part of the data in each they would fill pages
 
 
 class Survey:
-    """Counts that grow with every dialogue, in bounded memory."""
+    """What the dialogues are: counts, and the hashes that duplicates are known by."""
 
     def __init__(self) -> None:
         self.dialogues = self.turns = self.characters = 0
         self.exact = self.near = 0
         """Duplicates left out."""
+        self._seen: set[bytes] = set()
+        self._seen_nearly: set[bytes] = set()
         self.rejected: Counter[str] = Counter()
         self.lengths: Counter[int] = Counter()
         """Dialogues by their characters, rounded up to a power of two."""
+
+    def is_duplicate(self, dialogue: list[str]) -> bool:
+        """Whether it was asked about before, or one nearly equal was; if so, it is counted."""
+        exact, near = _digest("\n".join(dialogue)), _digest(essence(dialogue))
+        if exact in self._seen:
+            self.exact += 1
+        elif near in self._seen_nearly:
+            self.near += 1
+        else:
+            self._seen.add(exact)
+            self._seen_nearly.add(near)
+            return False
+        return True
 
     def add(self, dialogue: list[str]) -> None:
         """Count a dialogue that is kept."""
@@ -190,11 +79,7 @@ class Survey:
         return result
 
     def draw(self, path: Path) -> None:
-        """The histogram as a picture.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Draw the histogram; an OSError says that it cannot be written."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -203,3 +88,88 @@ class Survey:
         axes.bar([f"{most:,}" for most, _ in found], [count for _, count in found])
         axes.set(xlabel="characters of a dialogue, at most", ylabel="dialogues")
         figure.savefig(path, dpi=90, format="png")
+
+
+def essence(dialogue: list[str]) -> str:
+    """What near duplicates have in common: letters and digits only, one line an utterance.
+
+    Utterances of nothing else, such as "……", stay as they are.
+    """
+
+    def letters(utterance: str) -> str:
+        folded = unicodedata.normalize("NFKC", utterance).casefold()
+        return "".join(c for c in folded if unicodedata.category(c)[0] not in "PZC")
+
+    return "\n".join(letters(utterance) or utterance for utterance in dialogue)
+
+
+def _digest(text: str, seed: int = 0) -> bytes:
+    salt = seed.to_bytes(16, "little")
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt).digest()
+
+
+def collect(
+    files: Iterable[Path],
+    survey: Survey,
+    kind: str | None = None,
+    skip_bad: bool = False,
+    keep_duplicates: bool = False,
+) -> Iterator[list[str]]:
+    """Stream the dialogues of several files, and count them.
+
+    Args:
+        kind: of the records (dialogue_formats.KINDS); by default recognised.
+        skip_bad: leave out records that are no dialogues; without it they raise a UserError.
+    """
+    rejected = (lambda number, reason: survey.reject(reason)) if skip_bad else None
+    for file in files:
+        for dialogue in read_dialogues(file, kind, rejected):
+            if keep_duplicates or not survey.is_duplicate(dialogue):
+                survey.add(dialogue)
+                yield dialogue
+
+
+def write(
+    dialogues: Iterable[list[str]], shares: dict[Path, float], seed: int = 0
+) -> dict[Path, int]:
+    """Write dialogues as texts for train.py; near duplicates come into the same one.
+
+    Args:
+        shares: of each file to write; they add up to 1.
+        seed: the same one gives each dialogue the same file, whatever others there are.
+
+    Returns:
+        the number of dialogues in each file.
+
+    Raises:
+        UserError: there is no dialogue, or a file cannot be written; then none is.
+    """
+    written = dict.fromkeys(shares, 0)
+    try:
+        with ExitStack() as stack:
+            files = {}
+            for path in shares:
+                work = stack.enter_context(atomic.file(path))
+                files[path] = stack.enter_context(work.open("w", encoding="utf-8", newline="\n"))
+            for dialogue in dialogues:
+                path = _file_of(dialogue, shares, seed)
+                files[path].write("\n" * (written[path] > 0) + "\n".join(dialogue) + "\n")
+                written[path] += 1
+            if not any(written.values()):
+                advice = "see what was rejected: smallgpt data stats"
+                raise UserError("there is no dialogue in it", advice)
+    except OSError as error:
+        names = ", ".join(map(str, shares))
+        raise UserError(f"{names} cannot be written: {error.strerror}") from None
+    return written
+
+
+def _file_of(dialogue: list[str], shares: dict[Path, float], seed: int) -> Path:
+    if len(shares) == 1:
+        return next(iter(shares))
+    place = int.from_bytes(_digest(essence(dialogue), seed), "little") / 2**64
+    for path, share in shares.items():
+        place -= share
+        if place < 0:
+            return path
+    return next(iter(shares))

@@ -6,10 +6,10 @@ A review is one example, however long; identical reviews are always in the same 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,13 @@ import numpy.typing as npt
 from smallgpt.config import SentimentConfig
 from smallgpt.data.tables import read_rows
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.words import counted
 
 IntArray = npt.NDArray[np.int64]
-MOST_LABELS = 1000
-"""More different labels than this are taken for a mistake in the label column."""
+MOST_LABELS = 1000  # with more, the label column must be the wrong one
 _MISSING = ("", "nan", "none", "null")
+_NUMBER = re.compile(r"-?[0-9]+")
+_WHOLE_NUMBER = re.compile(r"(-?[0-9]+)\.0*")  # as a table with gaps is often saved
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Reviews:
 
 @dataclass(frozen=True)
 class Split:
-    """Indices of the reviews to train on, to choose the best model with, and to judge it by."""
+    """Indices of the reviews to train on, to choose the best model with, and to test it on."""
 
     train: IntArray
     validation: IntArray
@@ -65,13 +67,13 @@ def read_reviews(
             there are fewer than two labels.
     """
     texts, found = [], []
-    empty_texts = empty_labels = 0
+    empty = {"text": 0, "label": 0}
     for row in read_rows(path, (text_column, label_column)):
         text, label = row.cells[text_column], _label(row.cells[label_column])
         if not text.strip() or text.strip().lower() == "nan":
-            empty_texts += 1
+            empty["text"] += 1
         elif label.lower() in _MISSING:
-            empty_labels += 1
+            empty["label"] += 1
         elif names is not None and label not in names:
             raise UserError(
                 f"{path}, line {row.number}: the label {label!r} is unknown",
@@ -80,9 +82,9 @@ def read_reviews(
         else:
             texts.append(text)
             found.append(label)
-    for count, what in ((empty_texts, "text"), (empty_labels, "label")):
+    for column, count in empty.items():
         if count:
-            note(f"{path}: {count:,} {'row' if count == 1 else 'rows'} without a {what} dropped")
+            note(f"{path}: {counted(count, 'row')} without a {column} dropped")
     if names is None:
         names = _names(path, label_column, found)
     number = {name: n for n, name in enumerate(names)}
@@ -90,20 +92,17 @@ def read_reviews(
 
 
 def _label(cell: str) -> str:
-    """`1.0`, as a table with gaps is often saved, is `1`."""
     cell = cell.strip()
-    whole, dot, rest = cell.partition(".")
-    return whole if dot and whole.lstrip("-").isdigit() and set(rest) <= {"0"} else cell
+    number = _WHOLE_NUMBER.fullmatch(cell)
+    return number[1] if number else cell
 
 
 def _names(path: Path, label_column: str, found: list[str]) -> list[str]:
-    names = sorted(set(found), key=lambda name: (not _is_number(name), _sort_key(name)))
+    names = sorted(set(found), key=lambda n: (0, int(n), n) if _NUMBER.fullmatch(n) else (1, 0, n))
     if not names:
-        raise UserError(f"{path}: no labelled review in it", "give a text and a label in each row")
+        raise UserError(f"{path}: no labelled review in it", "give each row a text and a label")
     if len(names) == 1:
-        raise UserError(
-            f"{path}: all labels are {names[0]!r}", "a classifier needs two different labels"
-        )
+        raise UserError(f"{path}: all labels are {names[0]!r}", "a classifier needs two of them")
     if len(names) > MOST_LABELS:
         raise UserError(
             f"{path}: {len(names):,} different labels in column {label_column!r}",
@@ -112,18 +111,10 @@ def _names(path: Path, label_column: str, found: list[str]) -> list[str]:
     return names
 
 
-def _is_number(name: str) -> bool:
-    return name.lstrip("-").isdigit() and name.isascii()
-
-
-def _sort_key(name: str) -> Any:
-    return int(name) if _is_number(name) else name
-
-
 def split_reviews(
     reviews: Reviews, train_percent: float, validation_percent: float, seed: int
 ) -> Split:
-    """Share the reviews out by label: each part gets the same share of each label, almost.
+    """Split the reviews by label: each part gets almost the same share of each label.
 
     Args:
         train_percent: share that is not for the test.
@@ -142,7 +133,7 @@ def split_reviews(
         validation = max(1, round((len(own) - test) * validation_percent))
         if len(own) < 3 or test + validation >= len(own):
             raise UserError(
-                f"{len(own)} different reviews with the label {name!r} are too few",
+                f"too few reviews with the label {name!r}: {counted(len(own), 'different one')}",
                 "each label needs some for training, validation and test; "
                 "add more, or change train_percent and validation_percent",
             )
@@ -155,14 +146,7 @@ def split_reviews(
 def read_and_split(
     config: SentimentConfig, names: list[str] | None = None
 ) -> tuple[Reviews, Split]:
-    """The reviews of a config's file, and their split.
-
-    Args:
-        names: as in `read_reviews`.
-
-    Raises:
-        UserError: see `read_reviews` and `split_reviews`.
-    """
+    """The reviews of a config's file, and their split; `names` as in `read_reviews`."""
     path = Path(config.sentimental_data_path).expanduser()
     reviews = read_reviews(path, config.text_column, config.label_column, names)
     return reviews, split_reviews(
@@ -170,20 +154,19 @@ def read_and_split(
     )
 
 
-def to_learn_from(config: SentimentConfig, also: list[Path]) -> Iterator[str]:
-    """The texts of a config's reviews but those kept for the test, then those of other files.
+def texts_outside_test(config: SentimentConfig, also: list[Path]) -> Iterator[str]:
+    """The texts of a config's reviews, and those of other files, that are not in its test part.
 
-    Each without blank lines, which would divide it in a text of dialogues.
+    Each is without blank lines, which would divide it in a text of dialogues.
     """
     own, split = read_and_split(config)
-    kept = {own.texts[i] for i in split.test}
-    texts = [text for text in own.texts if text not in kept]
+    test = {own.texts[i] for i in split.test}
     others = (
         row.cells[config.text_column]
         for file in also
         for row in read_rows(file, [config.text_column])
     )
-    for text in itertools.chain(texts, others):
+    for text in itertools.chain(own.texts, others):
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if lines and text not in kept:
+        if lines and text not in test:
             yield "\n".join(lines)

@@ -1,31 +1,30 @@
-"""Rows of CSV, TSV and JSONL files as a stream, in bounded memory."""
+"""Records of CSV, TSV, JSONL, JSON and Parquet files as a stream, in bounded memory."""
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, NoReturn
 
 import ijson
 
-from smallgpt.data.text import open_decompressed, read_bytes
+from smallgpt.data.text import DecodeError, decode, open_decompressed
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.words import counted
 
 _DELIMITERS = (",", "\t", ";", "|")
 _TABLE_SUFFIXES = (".csv", ".tsv")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 LONGEST = 1 << 24
-"""Characters of a line or a cell, at most: what a small packed file unpacks to must not fill the
-memory."""
+"""Characters of a record at most: what a small packed file unpacks to must not fill the memory."""
+Broken = Callable[[int, str], object]
+"""Called with the number of a broken record and the reason; if it returns, that one is left out."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """number: line in the file where it begins; cells: by column, all of them text."""
 
     number: int
@@ -43,90 +42,77 @@ def read_rows(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
     """
     columns = list(columns)
     if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "not found"
-        raise UserError(f"{path} {kind}", "give a CSV, TSV or JSONL file with a header")
-    lines = read_lines(path)
-    if is_jsonl(path):
-        return _json_rows(path, lines, columns)
-    return _table_rows(path, lines, columns)
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """Stream lines with their newlines, whichever kind, without a byte order mark.
-
-    Text is UTF-8, or GB18030 where it is not UTF-8, which is said.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    return _lines(path, _encoding(path))
-
-
-def header_of(path: Path, beginning: str) -> list[str]:
-    """The columns of a table, from its beginning; none where its name is not a table's."""
-    suffixes = [s.lower() for s in path.suffixes if s.lower() not in (".gz", ".xz")]
-    if not suffixes or suffixes[-1] not in _TABLE_SUFFIXES:
-        return []
-    header = beginning.partition("\n")[0]
-    return next(csv.reader([header.strip()], delimiter=_delimiter(header, [])), [])
+        problem = "is a directory" if path.is_dir() else "not found"
+        raise UserError(f"{path} {problem}", "give a CSV, TSV or JSONL file with a header")
+    return _json_rows(path, columns) if is_jsonl(path) else _table_rows(path, columns)
 
 
 def is_jsonl(path: Path) -> bool:
     """Whether a file's name says that it holds a JSON object a line."""
+    return _suffix(path) in _JSON_SUFFIXES
+
+
+def header_of(path: Path, beginning: str) -> list[str]:
+    """The columns of a table, from its beginning; none where its name is not a table's."""
+    if _suffix(path) not in _TABLE_SUFFIXES:
+        return []
+    return _header(beginning.partition("\n")[0])[1]
+
+
+def _suffix(path: Path) -> str:
+    """The ending of a file's name, whatever it is compressed with."""
     suffixes = [s.lower() for s in path.suffixes if s.lower() not in (".gz", ".xz")]
-    return bool(suffixes) and suffixes[-1] in _JSON_SUFFIXES
+    return suffixes[-1] if suffixes else ""
+
+
+def _read_lines(path: Path) -> Iterator[str]:
+    """Stream lines with their newlines, whichever kind."""
+    rest, number = "", 1
+    for text in decode(path, _encoding(path), translate=False):
+        lines = io.StringIO(rest + text, newline="").readlines()
+        rest = "" if lines[-1].endswith(("\n", "\r")) else lines.pop()
+        number += len(lines)
+        yield from lines
+        if len(rest) > LONGEST:
+            problem = f"line {number:,} is longer than {LONGEST:,} characters"
+            raise UserError(f"{path}, {problem}", "is it such a file, with its newlines?")
+    if rest:
+        yield rest
 
 
 def _encoding(path: Path) -> str:
-    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        for data in read_bytes(path):
-            decoder.decode(data, final=not data)
-    except UnicodeDecodeError:
+        for _ in decode(path):
+            pass
+    except DecodeError:
         note(f"{path}: not UTF-8, read as GB18030")
         return "gb18030"
     return "utf-8"
 
 
-def _lines(path: Path, encoding: str) -> Iterator[str]:
-    """Lines with their newlines, whichever kind; without a byte order mark."""
-    decoder = codecs.getincrementaldecoder(encoding)()
-    rest, first, number = "", True, 0
-    for data in read_bytes(path):
-        try:
-            text = rest + decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is neither UTF-8 nor GB18030: {error.reason}", "save it as UTF-8"
-            ) from None
-        if first and text:
-            text, first = text.removeprefix("\ufeff"), False
-        lines = io.StringIO(text, newline="").readlines()
-        # A last line without its newline goes on in the next part; so may a `\r` as `\r\n`.
-        rest = lines.pop() if data and lines else ""
-        number += len(lines)
-        yield from lines
-        if len(rest) > LONGEST:
-            raise UserError(
-                f"{path}, line {number + 1:,} is longer than {LONGEST:,} characters",
-                "is it such a file, with its newlines?",
-            )
-
-
-def _json_rows(path: Path, lines: Iterator[str], columns: list[str]) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
+def json_lines(path: Path, broken: Broken) -> Iterator[tuple[int, Any]]:
+    """Stream the JSON values of a file that holds one a line, with the numbers of the lines."""
+    for number, line in enumerate(_read_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f"{path}, line {number}: not JSON: {error}", "write one JSON object a line"
-            ) from None
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            broken(number, f"not JSON: {error}")
+        else:
+            yield number, value
+
+
+def _json_rows(path: Path, columns: list[str]) -> Iterator[Row]:
+    def broken(number: int, reason: str) -> NoReturn:
+        advice = 'write one JSON object a line: {"column": value, …}'
+        raise UserError(f"{path}, line {number:,}: {reason}", advice)
+
+    for number, values in json_lines(path, broken):
         if not isinstance(values, dict):
-            raise UserError(f"{path}, line {number}: not an object", 'write {"column": value, …}')
+            broken(number, "not an object")
         cells = {key: _cell(value) for key, value in values.items()}
-        _check_columns(f"{path}, line {number}", cells, columns)
+        _check_columns(f"{path}, line {number:,}", cells, columns)
         yield Row(number, cells)
 
 
@@ -136,43 +122,41 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _table_rows(path: Path, lines: Iterator[str], columns: list[str]) -> Iterator[Row]:
-    csv.field_size_limit(LONGEST)
+def _table_rows(path: Path, columns: list[str]) -> Iterator[Row]:
+    lines = _read_lines(path)
     header = next(lines, "")
     if not header.strip():
         raise UserError(f"{path} is empty", "give a CSV, TSV or JSONL file with a header")
-    delimiter = _delimiter(header, columns)
-    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
+    delimiter, names = _header(header, columns)
     _check_columns(str(path), names, columns)
     reader = csv.reader(lines, delimiter=delimiter)
     after = 2
     try:
         for cells in reader:
             number, after = after, reader.line_num + 2
-            if not cells:
-                continue
             if len(cells) > len(names):
-                raise UserError(
-                    f"{path}, line {number}: {len(cells)} cells for {len(names)} columns",
-                    'put texts that contain the delimiter in quotes: "…"',
-                )
-            cells += [""] * (len(names) - len(cells))
-            yield Row(number, dict(zip(names, cells, strict=True)))
+                problem = f"{counted(len(cells), 'cell')} for {counted(len(names), 'column')}"
+                advice = 'put texts that contain the delimiter in quotes: "…"'
+                raise UserError(f"{path}, line {number:,}: {problem}", advice)
+            if cells:
+                cells += [""] * (len(names) - len(cells))
+                yield Row(number, dict(zip(names, cells, strict=True)))
     except csv.Error as error:
-        raise UserError(f"{path}, line {after}: {error}") from None
+        raise UserError(f"{path}, line {after:,}: {error}") from None
 
 
-def _delimiter(header: str, columns: list[str]) -> str:
-    """The one that gives most of the wanted columns, then most columns."""
+def _header(line: str, columns: Iterable[str] = ()) -> tuple[str, list[str]]:
+    """The delimiter that gives most of the wanted columns, then most columns; and the columns."""
+    csv.field_size_limit(LONGEST)
+    found = {}
+    for delimiter in _DELIMITERS:
+        cells = next(csv.reader([line.strip("\r\n")], delimiter=delimiter), [])
+        found[delimiter] = [name.strip() for name in cells]
+    best = max(found, key=lambda d: (len(set(columns) & set(found[d])), len(found[d])))
+    return best, found[best]
 
-    def fit(delimiter: str) -> tuple[int, int]:
-        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
-        return len(set(columns) & set(names)), len(names)
 
-    return max(_DELIMITERS, key=fit)
-
-
-def _check_columns(where: str, names: Iterable[str], columns: list[str]) -> None:
+def _check_columns(where: str, names: Iterable[str], columns: Iterable[str]) -> None:
     for column in columns:
         if column not in names:
             raise UserError(
@@ -181,60 +165,48 @@ def _check_columns(where: str, names: Iterable[str], columns: list[str]) -> None
             )
 
 
-class _Bounded:
+class _BoundedReader:
     """A file that refuses to go on within a record of more than `LONGEST` bytes."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self._file, self._path = file, path
-        self.record, self.read_since = 1, 0
+        self.record, self.size = 1, 0
 
     def read(self, size: int) -> bytes:
-        self.read_since += size
-        if self.read_since > LONGEST:
-            raise UserError(
-                f"{self._path}, record {self.record:,} is longer than {LONGEST:,} bytes",
-                "is it a list of dialogues?",
-            )
+        self.size += size
+        if self.size > LONGEST:
+            problem = f"record {self.record:,} is longer than {LONGEST:,} bytes"
+            raise UserError(f"{self._path}, {problem}", "is it a list of dialogues?")
         return self._file.read(size)
 
 
-def list_items(path: Path) -> Iterator[tuple[int, Any]]:
-    """Stream the items of a JSON list, numbered from 1.
-
-    Raises:
-        UserError: it is broken, or an item is too long; what is before it has been given.
-    """
-    number = 0
+def json_items(path: Path) -> Iterator[tuple[int, Any]]:
+    """Stream the items of a JSON list, numbered from 1, as far as it is whole."""
     try:
         with open_decompressed(path) as file:
-            bounded = _Bounded(file, path)
-            for number, item in enumerate(ijson.items(bounded, "item", use_float=True), start=1):
-                yield number, item
-                bounded.record, bounded.read_since = number + 1, 0
+            reader = _BoundedReader(file, path)
+            for item in ijson.items(reader, "item", use_float=True):
+                yield reader.record, item
+                reader.record, reader.size = reader.record + 1, 0
     except (ijson.JSONError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:80]
         raise UserError(
-            f"{path}: the list is broken behind record {number:,}: {reason}",
+            f"{path}: the list is broken after record {reader.record - 1:,}: {reason}",
             "what follows cannot be read; get the file again",
         ) from None
 
 
-def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Stream the rows of a Parquet file, by column.
-
-    Raises:
-        UserError: it is damaged, or pyarrow is missing.
-    """
+def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Stream the rows of a Parquet file, by column, numbered from 1."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(
-            f"{path} is Parquet, which needs pyarrow", "install it: pip install pyarrow"
-        ) from None
+        advice = "install it: pip install pyarrow"
+        raise UserError(f"{path} is Parquet, which needs pyarrow", advice) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
+            batches = file.iter_batches(batch_size=1024)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from None

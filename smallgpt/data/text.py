@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -29,32 +29,17 @@ _MANY_NEWLINES = re.compile(r"\n{3,}")
 _LEADING_BLANKS = re.compile(r"\A\s*\n")
 
 
+class DecodeError(UserError):
+    """Bytes that are not text of the expected encoding."""
+
+
 def check_files(paths: list[Path]) -> None:
-    """Stop early, before any work, where a text file cannot be used.
-
-    Raises:
-        UserError: a path is missing, a directory, empty or unreadable.
-    """
+    """Stop early with a UserError where a text file is missing, empty or unreadable."""
     for path in paths:
-        try:
-            if path.is_dir():
-                raise UserError(f"data_path: {path} is a directory", "name the text file in it")
-            with path.open("rb") as file:
-                empty = not file.read(1)
-        except FileNotFoundError:
-            raise UserError(f"data_path: {path} not found", _where_to_get(path)) from None
-        except OSError as error:
-            raise UserError(f"data_path: {path} cannot be read: {error.strerror}") from None
+        with open_decompressed(path) as file:
+            empty = not file.read(1)
         if empty:
-            raise UserError(f"data_path: {path} is empty", "put dialogues in it, see README.md")
-
-
-def _where_to_get(path: Path) -> str:
-    return (
-        "use your own text (UTF-8, one utterance a line, a blank line between dialogues), "
-        "or the public text of 500,000 dialogues linked at github.com/yangjianxin1/GPT2-chitchat, "
-        f"or built-in small talk: python -m smallgpt data smalltalk --dialogues 60000 > {path}"
-    )
+            raise UserError(f"{path} is empty", "put dialogues in it, see README.md")
 
 
 def fingerprint(paths: list[Path]) -> str:
@@ -67,7 +52,7 @@ def fingerprint(paths: list[Path]) -> str:
 
 
 def read_text(path: Path) -> Iterator[tuple[str, str]]:
-    """Stream a file as pairs (raw, clean) of consecutive pieces of its text.
+    """Stream a file as pairs (raw, clean) of consecutive chunks of its text.
 
     In `raw`, newlines are `\\n` whatever the system that wrote them, and a byte order mark is gone.
     In `clean`, moreover, every separator between dialogues is exactly one blank line, and there are
@@ -77,7 +62,7 @@ def read_text(path: Path) -> Iterator[tuple[str, str]]:
         UserError: bytes that are not UTF-8 (with the line), or a damaged .gz or .xz file.
     """
     tail, started = "", False
-    for decoded in _decode(path):
+    for decoded in decode(path):
         text = tail + decoded
         # Whether white space at the end separates dialogues depends on what follows: keep it back.
         body = text.rstrip()
@@ -94,99 +79,80 @@ def read_text(path: Path) -> Iterator[tuple[str, str]]:
         yield tail, ""
 
 
-def _decode(path: Path) -> Iterator[str]:
-    """The text with `\\n` for every kind of newline, without a byte order mark."""
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
-    lines = _LineCount()
-    first = True
+def decode(path: Path, encoding: str = "utf-8", translate: bool = True) -> Iterator[str]:
+    """Stream a file's text without a byte order mark.
+
+    Args:
+        translate: make every newline `\\n`. Otherwise newlines stay, and no chunk ends within one.
+
+    Raises:
+        DecodeError: bytes that are not of this encoding (with the line).
+        UserError: the file cannot be read.
+    """
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate)
+    line_feeds = returns = 0  # the file's newlines, whichever it uses, are the more frequent
+    at_start = True
     for data in read_bytes(path):
         try:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            lines.add(error.object[: error.start])
-            bad = error.object[error.start]
-            utf16 = lines.complete == 0 and error.start == 0 and bad in (0xFE, 0xFF)
-            raise UserError(
-                f"{path}, line {lines.complete + 1}: not UTF-8 (byte 0x{bad:02x})",
-                "save the file as UTF-8, for example: "
-                f"iconv -f {'UTF-16' if utf16 else 'GB18030'} -t UTF-8 {path.name} > utf8.txt",
+            before, bad = error.object[: error.start], error.object[error.start]
+            line = max(line_feeds + before.count(b"\n"), returns + before.count(b"\r")) + 1
+            utf16 = line == 1 and not before and bad in (0xFE, 0xFF)
+            other = "UTF-16" if utf16 else "GB18030"
+            advice = f"for example: iconv -f {other} -t UTF-8 {path.name} > utf8.txt"
+            raise DecodeError(
+                f"{path}, line {line:,}: {'not' if encoding == 'utf-8' else 'neither UTF-8 nor'} "
+                f"{encoding.upper()} (byte 0x{bad:02x})",
+                f"save the file as UTF-8{', ' + advice if encoding == 'utf-8' else ''}",
             ) from None
-        lines.add(data)
-        if first and text:
-            text, first = text.removeprefix("\ufeff"), False
+        line_feeds += data.count(b"\n")
+        returns += data.count(b"\r")
         if text:
-            yield text
+            yield text.removeprefix("\ufeff") if at_start else text
+            at_start = False
 
 
-class _LineCount:
-    """Complete lines in the bytes so far, whichever newline the file uses."""
-
-    def __init__(self) -> None:
-        self._feeds = self._returns = 0
-
-    def add(self, data: bytes) -> None:
-        self._feeds += data.count(b"\n")
-        self._returns += data.count(b"\r")
-
-    @property
-    def complete(self) -> int:
-        return max(self._feeds, self._returns)
+def read_bytes(path: Path) -> Iterator[bytes]:
+    """Stream a file's decompressed bytes: chunks of `CHUNK_BYTES` at most, then one empty chunk."""
+    with open_decompressed(path) as file:
+        while data := file.read(CHUNK_BYTES):
+            yield data
+        yield b""
 
 
 @contextmanager
 def open_decompressed(path: Path) -> Iterator[IO[bytes]]:
-    """A file, decompressed where it is .gz or .xz by its content.
+    """A file, decompressed where it is .gz or .xz by its content; a bar shows how much is read.
 
     Raises:
         UserError: it cannot be read or is damaged, also while it is read.
     """
     try:
         with path.open("rb") as raw:
-            yield _decompressed(raw)
+            magic = raw.read(6)
+            raw.seek(0)
+            size, name = path.stat().st_size, f"reading {path.name}"
+            bar: Any = tqdm.wrapattr(raw, "read", total=size, desc=name, delay=1, leave=False)
+            with bar as file:
+                yield _decompressed(file, magic)
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged or cut off: {error}", "get the file again") from None
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} not found",
+            "use your own text (UTF-8, one utterance a line, a blank line between dialogues), or "
+            "the public text of 500,000 dialogues linked at github.com/yangjianxin1/GPT2-chitchat, "
+            "or built-in small talk: "
+            f"python -m smallgpt data smalltalk --dialogues 60000 > {path}",
+        ) from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory", "name the text file in it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def read_bytes(path: Path) -> Iterator[bytes]:
-    """Stream a file's decompressed bytes: chunks of `CHUNK_BYTES` at most, then one empty chunk.
-
-    Raises:
-        UserError: a damaged .gz or .xz file, or one that cannot be read.
-    """
-    with (
-        path.open("rb") as raw,
-        tqdm(
-            total=path.stat().st_size,
-            desc=f"reading {path.name}",
-            unit="B",
-            unit_scale=True,
-            delay=1,
-            leave=False,
-        ) as bar,
-    ):
-        file = _decompressed(raw)
-        while True:
-            try:
-                data = file.read(CHUNK_BYTES)
-            except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
-                raise UserError(
-                    f"{path} is damaged or cut off: {error}", "get the file again"
-                ) from None
-            except OSError as error:
-                raise UserError(f"{path} cannot be read: {error.strerror}") from None
-            bar.update(raw.tell() - bar.n)
-            yield data
-            if not data:
-                return
-
-
-def _decompressed(raw: IO[bytes]) -> IO[bytes]:
-    magic = raw.read(6)
-    raw.seek(0)
+def _decompressed(file: Any, magic: bytes) -> Any:
     if magic.startswith(GZIP_MAGIC):
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
-    if magic.startswith(XZ_MAGIC):
-        return lzma.LZMAFile(raw)
-    return raw
+        return gzip.GzipFile(fileobj=file)
+    return lzma.LZMAFile(file) if magic.startswith(XZ_MAGIC) else file

@@ -1,13 +1,13 @@
-"""Whether replies in small talk fit: the examination of a model on held-out dialogues."""
+"""Whether a model's replies in held-out small talk fit."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from smallgpt.demo.smalltalk import HeldOutDialogue, Line, templates
+from smallgpt.demo.smalltalk import Line, Turn, templates
 
 _NAME = re.compile(r"\{(\w+)\}")
 
@@ -22,17 +22,13 @@ class Judge:
     the next reply that fits may set it: later memory is wrong only if it cannot be right.
     """
 
-    def __init__(self, dialogue: HeldOutDialogue) -> None:
-        self._turns = dialogue.turns
+    def __init__(self, dialogue: Sequence[Turn]) -> None:
+        self._turns = iter(dialogue)
         self._known: dict[str, str] = {}
-        self._next = 0
 
-    def fits(self, turn_index: int, reply: str) -> bool:
-        """Whether `reply` fits turn `turn_index`; ValueError when turns are not in order."""
-        if turn_index != self._next:
-            raise ValueError(f"turn {self._next} is to be judged next, not {turn_index}")
-        self._next += 1
-        turn = self._turns[turn_index]
+    def fits(self, reply: str) -> bool:
+        """Whether `reply` fits the next turn."""
+        turn = next(self._turns)
         self._known.update(turn.said)
         lines = list(itertools.chain.from_iterable(turn.node.bots))
         for line in lines:
@@ -63,13 +59,9 @@ class Judge:
 
 @dataclass(frozen=True)
 class Score:
-    """How many replies fit: (fitting, all) by situation, and the misfits for reading.
-
-    A misfit is the conversation up to and with the reply, user and bot lines alternating.
-    """
+    """How many replies fit: (fitting, all) by situation."""
 
     by_situation: Mapping[str, tuple[int, int]]
-    misfits: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
 
     @property
     def fitting(self) -> int:
@@ -87,23 +79,19 @@ class Score:
         return self.fitting / self.total if self.total else 0.0
 
 
-def judge_all(dialogues: Iterable[HeldOutDialogue], respond: Callable[[list[str]], str]) -> Score:
+def judge_all(dialogues: Iterable[Sequence[Turn]], respond: Callable[[list[str]], str]) -> Score:
     """Play the dialogues with `respond`, which gets the conversation so far and replies.
 
     The conversation alternates user and bot lines, holds the bot's own earlier replies, and
     ends with the user's line.
     """
     counts: dict[str, tuple[int, int]] = {}
-    misfits = []
     for dialogue in dialogues:
         judge, history = Judge(dialogue), list[str]()
-        for index, turn in enumerate(dialogue.turns):
+        for turn in dialogue:
             history.append(turn.user)
             reply = respond(list(history))
             history.append(reply)
-            fits = judge.fits(index, reply)
             fitting, total = counts.get(turn.node.situation, (0, 0))
-            counts[turn.node.situation] = (fitting + fits, total + 1)
-            if not fits:
-                misfits.append(tuple(history))
-    return Score(dict(sorted(counts.items())), tuple(misfits))
+            counts[turn.node.situation] = (fitting + judge.fits(reply), total + 1)
+    return Score(dict(sorted(counts.items())))

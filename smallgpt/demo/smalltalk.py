@@ -24,6 +24,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from smallgpt.utils.words import counted
+
 MAX_TURNS = 5  # a turn is one user line and one bot line: at most ten utterances
 MEMORY_SHARE = 0.28  # of the dialogues: something said earlier is asked for at the end
 CHAIN_SHARE = 0.25  # of the dialogues: the user goes on to another topic
@@ -98,9 +100,6 @@ class Turn:
     pair: tuple[str, str] | None
 
 
-# -- reading the templates -------------------------------------------------------------------
-
-
 def parse(text: str) -> Templates:
     """Read templates from YAML `text`; ValueError names the situation and phrasing at fault."""
     raw: dict[str, Any] = yaml.safe_load(text)
@@ -108,7 +107,7 @@ def parse(text: str) -> Templates:
     scripts = []
     for situation, group in raw["situations"].items():
         try:
-            scripts += [_node(situation, script, slots, set(), set()) for script in group]
+            scripts += [_node(situation, script, slots) for script in group]
         except ValueError as error:
             raise ValueError(f"{situation}: {error}") from error
     return Templates(slots, tuple(scripts))
@@ -124,8 +123,8 @@ def _node(
     situation: str,
     raw: Mapping[str, Any],
     slots: Mapping[str, Sequence[str]],
-    by_user: set[str],
-    by_bot: set[str],
+    by_user: Set[str] = frozenset(),
+    by_bot: Set[str] = frozenset(),
 ) -> Node:
     """Build a turn and those after it; `by_user`, `by_bot`: who set which variables so far."""
     if unknown := set(raw) - {"user", "bot", "then", "needs", "lacks", "only", "weight"}:
@@ -186,9 +185,6 @@ def _sets(phrasings: Iterable[Iterable[Line]], known: Set[str]) -> set[str]:
     return first
 
 
-# -- drawing dialogues -----------------------------------------------------------------------
-
-
 def generate(dialogues: int, seed: int) -> Iterator[str]:
     """Yield `dialogues` distinct training dialogues, lines joined by newlines.
 
@@ -198,37 +194,12 @@ def generate(dialogues: int, seed: int) -> Iterator[str]:
         yield _text(turns)
 
 
-@dataclass(frozen=True)
-class HeldOutDialogue:
-    """A dialogue with at least one combination that `generate` never emits."""
+def held_out(dialogues: int, seed: int) -> list[tuple[Turn, ...]]:
+    """Draw `dialogues` distinct dialogues for evaluation, in the proportions of training.
 
-    turns: tuple[Turn, ...]
-
-    @property
-    def user_turns(self) -> tuple[str, ...]:
-        """What the user says, in order."""
-        return tuple(turn.user for turn in self.turns)
-
-    @property
-    def reference(self) -> tuple[str, ...]:
-        """One fitting reply for each user turn."""
-        return tuple(turn.bot for turn in self.turns)
-
-    @property
-    def situations(self) -> tuple[str, ...]:
-        """The situation of each user turn; they differ where the topic changes."""
-        return tuple(turn.node.situation for turn in self.turns)
-
-    @property
-    def held_out_pairs(self) -> tuple[tuple[str, str], ...]:
-        """The combinations (see `Turn.pair`) that training never holds."""
-        return tuple(turn.pair for turn in self.turns if turn.pair and is_held_out(turn.pair))
-
-
-def held_out(dialogues: int, seed: int) -> list[HeldOutDialogue]:
-    """Draw `dialogues` distinct dialogues for evaluation, in the proportions of training."""
-    drawn = itertools.islice(_distinct(seed, want_held_out=True), dialogues)
-    return [HeldOutDialogue(turns) for turns in drawn]
+    Each has at least one combination (see `Turn.pair`) that `generate` never emits.
+    """
+    return list(itertools.islice(_distinct(seed, want_held_out=True), dialogues))
 
 
 def is_held_out(pair: tuple[str, str]) -> bool:
@@ -250,7 +221,8 @@ def _distinct(seed: int, want_held_out: bool) -> Iterator[tuple[Turn, ...]]:
         if not repeats:
             seen.add(mark)
             yield turns
-    raise ValueError(f"the templates gave {len(seen)} distinct dialogues, then only repeats")
+    found = counted(len(seen), "distinct dialogue")
+    raise ValueError(f"the templates gave {found}, then only repeats")
 
 
 def _topics(rng: random.Random, kind: float) -> list[Node]:

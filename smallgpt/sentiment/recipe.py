@@ -34,6 +34,7 @@ from smallgpt.tokenizer.characters import SEP, Tokenizer
 from smallgpt.training import resume
 from smallgpt.training.trainer import Trainer
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.words import counted
 
 MOST_ROWS_TO_LEARN = 16
 """Of a longer review so many rows are learnt from."""
@@ -184,8 +185,8 @@ def _describe_run(data: _Data, here: Runtime, task: ReviewTask, source: Checkpoi
         f"model, {len(split.test):,} to test it once"
     )
     note(
-        f"rows: {config.block_size} positions at most; {task.examples.cut:,} long "
-        "reviews to train on are cut into several rows"
+        f"rows: {config.block_size} positions at most; "
+        f"{counted(task.examples.cut, 'long review')} to train on cut into several rows"
     )
     note(f"base: {source.path}, {config.n_layer} layers, {config.n_embd} wide")
     learning = sum(p.numel() for p in task.model.parameters() if p.requires_grad) / 1e6

@@ -17,16 +17,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from smallgpt.utils.errors import UserError
-
 UNK, SEP, PAD = 0, 1, 2
 FIRST_CHARACTER = 3
 START, EXTRACT = "<start>", "<extract>"
-UNICODE_SIZE = 0x110000
-"""Number of Unicode code points."""
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
@@ -55,6 +48,7 @@ class Tokenizer:
     def __init__(self, characters: Sequence[str], classifies: bool = False) -> None:
         self.characters = list(characters)
         self.classifies = classifies
+        self._texts = ["\ufffd", "\n", "", *self.characters]  # by id
         self._id_of = {c: i for i, c in enumerate(self.characters, FIRST_CHARACTER)}
         self._id_of["\n"] = SEP
         distinct = len(self._id_of) == len(self.characters) + 1
@@ -80,22 +74,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text: `<sep>` is a newline, `<pad>` nothing, `<unk>` and unused ids U+FFFD."""
-        return "".join(map(self._text_of, ids))
-
-    def _text_of(self, token: int) -> str:
-        if token == SEP:
-            return "\n"
-        if token == PAD:
-            return ""
-        index = token - FIRST_CHARACTER
-        return self.characters[index] if 0 <= index < len(self.characters) else "\ufffd"
-
-    def lookup_table(self) -> npt.NDArray[np.uint32]:
-        """Ids by Unicode code point, shape (0x110000,), for encoding whole files at once."""
-        table = np.full(UNICODE_SIZE, UNK, dtype=np.uint32)
-        table[[ord(c) for c in self.characters]] = np.arange(FIRST_CHARACTER, self.start)
-        table[ord("\n")] = SEP
-        return table
+        return "".join(self._texts[i] if i < len(self._texts) else "\ufffd" for i in ids)
 
     def with_marks(self) -> Tokenizer:
         """The tokenizer of a classifier with the same characters."""
@@ -106,14 +85,8 @@ class Tokenizer:
         new = [c for c in other.characters if c not in self._id_of]
         return Tokenizer([*self.characters, *new]) if new else self
 
-    def ids_from(self, other: Tokenizer) -> npt.NDArray[np.int64] | None:
-        """For each id of `other` our id of the same character; None where all agree."""
-        if other.characters == self.characters:
-            return None
-        return np.array([UNK, SEP, PAD, *self.encode("".join(other.characters))])
-
-    def unspeakable(self) -> list[int]:
-        """Ids a reply must not contain: `<unk>` and characters that are no text on a screen."""
+    def suppressed_ids(self) -> list[int]:
+        """Ids a reply must not contain: `<unk>` and characters that no screen shows as text."""
         return [UNK] + [i for i, c in enumerate(self.characters, FIRST_CHARACTER) if not is_text(c)]
 
     def save(self, directory: Path, **settings: Any) -> None:
@@ -160,28 +133,6 @@ class Tokenizer:
             },
         }
 
-    @classmethod
-    def load(cls, directory: Path) -> Tokenizer:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: the file is missing, broken, or not a character vocabulary of ours.
-        """
-        path = directory / TOKENIZER_FILE
-        try:
-            vocabulary: dict[str, int] = json.loads(path.read_text("utf-8"))["model"]["vocab"]
-            tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-            if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
-                raise ValueError("ids have gaps")
-            if tokens[:FIRST_CHARACTER] != ["<unk>", "\n", "<pad>"]:
-                raise ValueError("control tokens are not where ours are")
-            classifies = tokens[-2:] == [START, EXTRACT]
-            return cls(tokens[FIRST_CHARACTER : -2 if classifies else None], classifies)
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing", "is this a Small GPT checkpoint?") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is not a character vocabulary: {error}") from None
-
 
 def write_files(
     directory: Path, definition: dict[str, Any], classifies: bool, settings: dict[str, Any]
@@ -192,7 +143,6 @@ def write_files(
         definition: the contents of the former.
         settings: what else the latter is to say.
     """
-    _write_json(directory / TOKENIZER_FILE, definition)
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": "<unk>",
@@ -203,7 +153,23 @@ def write_files(
         **settings,
         **({} if classifies else {"chat_template": CHAT_TEMPLATE}),
     }
-    _write_json(directory / TOKENIZER_CONFIG_FILE, tokenizer_config)
+    for name, value in (TOKENIZER_FILE, definition), (TOKENIZER_CONFIG_FILE, tokenizer_config):
+        text = json.dumps(value, ensure_ascii=False, indent=1)
+        (directory / name).write_text(text + "\n", encoding="utf-8")
+
+
+def tokens_by_id(vocabulary: dict[str, int]) -> list[str]:
+    """The tokens in the order of their ids.
+
+    Raises:
+        ValueError: the ids have gaps, or the first three are not ours.
+    """
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
+        raise ValueError("ids have gaps or are given twice")
+    if tokens[:FIRST_CHARACTER] != ["<unk>", "\n", "<pad>"]:
+        raise ValueError("control tokens are not where ours are")
+    return tokens
 
 
 def added_token(number: int, content: str, special: bool = True) -> dict[str, Any]:
@@ -211,18 +177,11 @@ def added_token(number: int, content: str, special: bool = True) -> dict[str, An
     return {
         "id": number,
         "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
+        **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
         "special": special,
     }
 
 
 def is_text(character: str) -> bool:
-    """Whether a reply may contain it: what is no text on a screen is not said."""
+    """Whether a screen shows it as text, so that a reply may contain it."""
     return character.isprintable() or character in " \u3000"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Vocabularies of other programs: word pieces, or pieces of bytes, instead of characters.
+"""Subword vocabularies of other programs, of parts of words or of bytes (WordPiece, BPE).
 
-They have our order of ids (0 `<unk>`, 1 `<sep>`, 2 `<pad>`), into which formats/huggingface.py
-brings them, so that everything else need not know the difference. Text is cut by the `tokenizers`
-library.
+They have our order of ids (0 `<unk>`, 1 `<sep>`, 2 `<pad>`), into which checkpoints/foreign.py
+brings them, so that everything else need not know the difference. The `tokenizers` library splits
+the text.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from smallgpt.tokenizer.characters import (
     EXTRACT,
@@ -28,16 +25,16 @@ from smallgpt.tokenizer.characters import (
     Tokenizer,
     added_token,
     is_text,
+    tokens_by_id,
     write_files,
 )
 from smallgpt.utils.errors import UserError
 
-CONTINUES = "##"
-"""Before a piece that does not begin a word."""
+_CONTINUES = "##"  # before a subword that does not begin a word
 
 
-class Pieces(Tokenizer):
-    """A vocabulary of pieces of words or of bytes.
+class SubwordTokenizer(Tokenizer):
+    """A vocabulary of subwords.
 
     Args:
         definition: a tokenizer.json whose first ids are ours, without `<start>` and `<extract>`.
@@ -57,13 +54,8 @@ class Pieces(Tokenizer):
         except Exception as error:  # the library raises no narrower type
             raise ValueError(str(error)) from None
         self._backend.encode_special_tokens = True  # a typed "[SEP]" is text, never control
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        by_id = sorted(vocabulary, key=vocabulary.__getitem__)
-        if [vocabulary[token] for token in by_id] != list(range(len(by_id))):
-            raise ValueError("ids have gaps or are given twice")
-        if by_id[:FIRST_CHARACTER] != ["<unk>", "\n", "<pad>"]:
-            raise ValueError("control tokens are not where ours are")
-        self.characters = by_id[FIRST_CHARACTER:]
+        tokens = tokens_by_id(self._backend.get_vocab(with_added_tokens=True))
+        self.characters = tokens[FIRST_CHARACTER:]
         self._special = {t["id"] for t in definition["added_tokens"] if t["special"]}
         self._bytes = isinstance(self._backend.decoder, tokenizers.decoders.ByteLevel)
 
@@ -74,7 +66,7 @@ class Pieces(Tokenizer):
     def spans(self, text: str) -> list[tuple[int, str]]:
         """The ids of a text, each with its part of the text; the parts join to the text.
 
-        What a piece leaves out, such as a space, belongs to the piece before it.
+        What a subword leaves out, such as a space, belongs to the subword before it.
         """
         result: list[tuple[int, str]] = []
         for number, line in enumerate(text.split("\n")):
@@ -89,35 +81,29 @@ class Pieces(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text: `<sep>` is a newline, `<pad>` nothing."""
-        text, run = "", []
-        for token in [*ids, SEP]:
-            if token not in (SEP, PAD):
-                run.append(token)
-                continue
-            text += self._run_to_text(run) + ("\n" if token == SEP else "")
-            run = []
-        return text[:-1]
+        text = ""
+        for control, group in itertools.groupby(ids, lambda token: token in (SEP, PAD)):
+            run = list(group)
+            text += "\n" * run.count(SEP) if control else self._run_to_text(run)
+        return text
 
     def _run_to_text(self, run: list[int]) -> str:
         if self._bytes:
             return self._backend.decode(run, skip_special_tokens=False)
         text = ""
         for token in run:
-            piece = "\ufffd" if token == UNK else self._backend.id_to_token(token) or "\ufffd"
-            continues = piece.startswith(CONTINUES) and len(piece) > len(CONTINUES)
-            piece = piece.removeprefix(CONTINUES) if continues else piece
-            if text and not continues and _is_alphabetic(text[-1]) and _is_alphabetic(piece[0]):
+            subword = "\ufffd" if token == UNK else self._backend.id_to_token(token) or "\ufffd"
+            continues = subword.startswith(_CONTINUES) and len(subword) > len(_CONTINUES)
+            if continues:
+                subword = subword.removeprefix(_CONTINUES)
+            elif text and _is_alphabetic(text[-1]) and _is_alphabetic(subword[0]):
                 text += " "
-            text += piece
+            text += subword
         return text
 
-    def lookup_table(self) -> npt.NDArray[np.uint32]:
-        """There is none: a piece is no character."""
-        raise TypeError("pieces have no table of characters")
-
     def with_marks(self) -> Tokenizer:
-        """The tokenizer of a classifier with the same pieces."""
-        return Pieces(self.definition, classifies=True)
+        """The tokenizer of a classifier with the same subwords."""
+        return SubwordTokenizer(self.definition, classifies=True)
 
     def extended(self, other: Tokenizer) -> Tokenizer:
         """This vocabulary and, behind it, the characters of `other` that are `<unk>` in it."""
@@ -126,15 +112,11 @@ class Pieces(Tokenizer):
             return self
         definition = json.loads(json.dumps(self.definition))
         definition["model"]["vocab"] |= {c: len(self) + n for n, c in enumerate(new)}
-        return Pieces(definition)
+        return SubwordTokenizer(definition)
 
-    def ids_from(self, other: Tokenizer) -> npt.NDArray[np.int64] | None:
-        """There is no such table; see data.vocabulary."""
-        raise TypeError("pieces have no table of characters")
-
-    def unspeakable(self) -> list[int]:
-        """Ids a reply must not contain: `<unk>`, the other program's control tokens, and pieces
-        that are no text on a screen."""
+    def suppressed_ids(self) -> list[int]:
+        """Ids a reply must not contain: `<unk>`, the other program's control tokens, and subwords
+        that no screen shows as text."""
         others = range(FIRST_CHARACTER, len(self))
         strange = [i for i in others if not all(map(is_text, self.decode([i])))]
         return sorted({UNK, *self._special, *strange} - {SEP, PAD})
@@ -149,25 +131,30 @@ class Pieces(Tokenizer):
         write_files(directory, definition, self.classifies, settings)
 
 
-def load(directory: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint directory, of characters or of pieces.
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint directory, of characters or of subwords.
 
     Raises:
         UserError: it is missing, broken, or does not have our order of ids.
     """
+    path = directory / TOKENIZER_FILE
     try:
-        return Tokenizer.load(directory)
-    except UserError as problem:
-        path = directory / TOKENIZER_FILE
-        try:
-            definition = json.loads(path.read_text("utf-8"))
+        definition = json.loads(path.read_text("utf-8"))
+        kind, vocabulary = definition["model"].get("type"), definition["model"]["vocab"]
+        tokens = set(vocabulary) - {"<unk>", "<pad>", START, EXTRACT}
+        if kind not in (None, "WordLevel") or any(len(token) > 1 for token in tokens):
             added = definition["added_tokens"]
             classifies = [token["content"] for token in added[-2:]] == [START, EXTRACT]
             if classifies:
                 definition |= {"added_tokens": added[:-2], "post_processor": None}
-            return Pieces(definition, classifies)
-        except (OSError, ValueError, KeyError, TypeError):
-            raise problem from None
+            return SubwordTokenizer(definition, classifies)
+        characters = tokens_by_id(vocabulary)[FIRST_CHARACTER:]
+        classifies = characters[-2:] == [START, EXTRACT]
+        return Tokenizer(characters[:-2] if classifies else characters, classifies)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing", "is this a Small GPT checkpoint?") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a vocabulary of Small GPT: {error}") from None
 
 
 def _is_alphabetic(character: str) -> bool:

@@ -17,7 +17,8 @@ from smallgpt import runtime
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import checkpoint
 from smallgpt.config import Config, check_shares
-from smallgpt.data.corpus import Corpus, describe, in_ids_of, open_corpus, split
+from smallgpt.data.corpus import Corpus, describe, match_tokenizer, open_corpus, split
+from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import Batch, PackedRows, RowOrder
 from smallgpt.distributed import launch
 from smallgpt.distributed.world import ALONE, World
@@ -29,6 +30,7 @@ from smallgpt.training import resume
 from smallgpt.training.trainer import Task, Trainer
 from smallgpt.training.validation import Validation, validate
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.words import counted
 
 SAMPLE_REPLIES = 3
 
@@ -58,7 +60,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     here = runtime.start(config, world.local_rank if world.size > 1 else None)
 
     # 2. Data: text -> dialogues -> ids -> packed rows.
-    corpus = world.first_process_first(lambda: open_corpus(config.data_paths()))
+    corpus = world.first_process_first(lambda: open_corpus(config.data_paths(), text_chunks))
     world.agree("the text", corpus.fingerprint, "give every machine the same data_path files")
     base = resume.open_base(config, world, False) if config.base_model and not resumed else None
     tokenizer = corpus.tokenizer
@@ -81,7 +83,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         if base.weights:
             model.load_state_dict(checkpoint.weights_for_vocabulary(base, tokenizer))
         new = len(tokenizer) - len(base.tokenizer)
-        note(f"base: {base.path}; {new:,} characters are new to it, and added to its vocabulary")
+        added = counted(new, "new character")
+        note(f"base: {base.path}; {added} added to its vocabulary")
     model.to(here.device).train()
     task = DialogueTask(config, here, model, tokenizer, train_rows, validation_rows, world)
     trainer = Trainer(config, here, task, world)
@@ -106,7 +109,7 @@ def pack_corpus(
 ) -> tuple[PackedRows, PackedRows]:
     """Training and validation rows, in the ids of `tokenizer`."""
     train, held_back = split(len(corpus), config.train_percent, config.seed)
-    encoded, id_map = in_ids_of(corpus, tokenizer)
+    encoded, id_map = match_tokenizer(corpus, tokenizer)
     replies_only = config.loss_on == "replies"
 
     def packed(dialogues: npt.NDArray[np.int64]) -> PackedRows:
@@ -230,11 +233,11 @@ def _describe_run(config: Config, here: Runtime, task: DialogueTask) -> None:
     describe(rows.corpus)
     if rows.id_map is not None:
         unknown = int((rows.id_map[3:] == UNK).sum())
-        note(f"      in the checkpoint's vocabulary; {unknown:,} characters are unknown to it")
+        note(f"      in the checkpoint's vocabulary, with {counted(unknown, 'unknown character')}")
     note(
         f"rows: {len(rows):,} of {config.block_size} for training, "
         f"{100 * rows.efficiency():.1f} % of their positions used; "
-        f"{rows.continued:,} long dialogues continued in further rows"
+        f"{counted(rows.continued, 'long dialogue')} continued in further rows"
     )
     total = model.parameter_count() / 1e6
     note(f"model: {total:.2f} M parameters, {model.wpe.weight.numel() / 1e6:.2f} M for positions")

@@ -2,21 +2,14 @@
 
 import json
 import lzma
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from benchmarks.data import encode_plainly
 from benchmarks.data import main as benchmark
 from smallgpt.data.corpus import open_corpus
 from smallgpt.demo.smalltalk import generate
-from tests.helpers.processes import REPOSITORY, python_environment
 
 FIELDS = {
     "text",
@@ -34,57 +27,25 @@ FIELDS = {
     "peak_mb",
     "peak_by_text",
 }
-PARTS = [*"好早呀吗a😀𠮷é ", "\ufeff", "\u3000", "\t", "\x85", "\u2028", "\n", "\r", "\r\n"]
-PARTS += ["\n\n", "\n\n\n", "\n \n", "\n\u3000\u2028\n"]
 
 
-def check_same(path: Path) -> None:
+def test_plain_way_gives_the_same_ids_on_small_talk(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(generate(300, 1)), encoding="utf-8")
     corpus = open_corpus([path])
     characters, dialogues = encode_plainly(path)
     assert corpus.tokenizer.characters == characters
     assert [corpus.dialogue(i) for i in range(len(corpus))] == dialogues
 
 
-@settings(deadline=None, max_examples=150)
-@given(parts=st.lists(st.sampled_from(PARTS), max_size=40))
-@example(parts=["\ufeff", "\u3000", "\n", "好", "\r", "\r", " 呀 ", "\n \n", "  早"])
-def test_plain_way_gives_the_same_ids_on_awkward_texts(
-    parts: Sequence[str], tmp_path_factory: pytest.TempPathFactory
+def test_one_line_a_text_with_all_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path_factory.mktemp("awkward") / "text.txt"
-    path.write_bytes("".join([*parts, "\n\n早\n早"]).encode())
-    check_same(path)
-
-
-def test_plain_way_gives_the_same_ids_on_small_talk(tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
-    path.write_text("\n\n".join(generate(300, 1)), encoding="utf-8")
-    check_same(path)
-
-
-def run(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.data", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env=python_environment(),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-    )
-
-
-def measured(*paths: Path) -> list[dict[str, Any]]:
-    done = run(*(part for path in paths for part in ("--data", path)))
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def test_one_line_a_text_with_all_numbers(tmp_path: Path) -> None:
     text = "\n\n".join(generate(300, 1)).encode()
     (tmp_path / "plain.txt").write_bytes(text)
     (tmp_path / "packed.txt.xz").write_bytes(lzma.compress(text))
-    plain, packed = measured(tmp_path / "plain.txt", tmp_path / "packed.txt.xz")
+    benchmark([tmp_path / "plain.txt", tmp_path / "packed.txt.xz"])
+    plain, packed = map(json.loads, capsys.readouterr().out.splitlines())
     assert [plain["text"], packed["text"]] == ["plain.txt", "packed.txt.xz"]
     assert plain["decompression_seconds"] == 0 < packed["decompression_seconds"]
     assert plain["cold_seconds"] == plain["cold_seconds_beyond_decompression"]
@@ -105,7 +66,10 @@ def test_one_line_a_text_with_all_numbers(tmp_path: Path) -> None:
 def test_unusable_texts_are_told_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    unusable = {tmp_path / "missing.txt": "missing.txt not found", tmp_path: "is a directory"}
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes("早\n好\n".encode() + b"\xff")
+    missing = tmp_path / "missing.txt"
+    unusable = {missing: "not found", tmp_path: "is a directory", bad: "line 3: not UTF-8"}
     for path, problem in unusable.items():
         with pytest.raises(SystemExit) as stopped:
             benchmark([path])
@@ -114,10 +78,3 @@ def test_unusable_texts_are_told_without_a_traceback(
         assert problem in said.err
         assert "Traceback" not in said.err
         assert not said.out
-    bad = tmp_path / "bad.txt"
-    bad.write_bytes("早\n好\n".encode() + b"\xff")
-    done = run("--data", bad)
-    assert done.returncode == 2
-    assert "line 3: not UTF-8" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not done.stdout

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smallgpt.chat.prompt import prompt_ids
 from smallgpt.tokenizer.characters import SEP, UNK, as_utterance
-from smallgpt.tokenizer.subwords import Pieces
+from smallgpt.tokenizer.subwords import SubwordTokenizer
 from tests.helpers.models import vocabulary
 
 utterances = st.text(st.sampled_from("你我好吗ab \n\r\t<>"), max_size=12)
@@ -55,7 +55,7 @@ def test_what_is_left_out_is_counted_in_characters_not_in_subwords() -> None:
         tokenizers.models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>")
     )
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer = Pieces(json.loads(backend.to_str()))
+    tokenizer = SubwordTokenizer(json.loads(backend.to_str()))
     ids, left_out = prompt_ids(["hello " * 5 + "world!"], tokenizer, 8, 4)
     assert (ids, left_out) == ([3, 4, 5, SEP], len("hello " * 4))
 

@@ -123,7 +123,7 @@ def test_no_forged_file_makes_load_stumble(saved: Path, data: st.DataObject) -> 
         ("config.json", "[]", "a model of type None, not gpt2"),
         ("config.yaml", "[1, 2]", "config.yaml is not a mapping"),
         ("config.yaml", "n_layers: 2", "did you mean `n_layer`?"),
-        ("tokenizer.json", "{}", "tokenizer.json is not a character vocabulary"),
+        ("tokenizer.json", "{}", "tokenizer.json is not a vocabulary"),
         ("manifest.json", "[]", "manifest.json is damaged"),
         ("manifest.json", '{"step": "1", "sha256": {}}', "manifest.json is damaged"),
         ("manifest.json", '{"step": 1, "sha256": {"model.safetensors": 5}}', "is damaged"),

@@ -16,7 +16,7 @@ from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.sentiment import recipe
 from smallgpt.sentiment.explain import explain
 from smallgpt.tokenizer.characters import PAD, SEP, UNK
-from smallgpt.tokenizer.subwords import Pieces, load
+from smallgpt.tokenizer.subwords import SubwordTokenizer, load_tokenizer
 from smallgpt.utils.errors import UserError
 from tests.helpers.commands import Evil
 from tests.helpers.foreign import KINDS, make_foreign
@@ -119,8 +119,8 @@ def test_a_classifier_from_any_of_them(tmp_path: Path, kind: str, tied: bool) ->
     for text, verdict in zip(texts, verdicts, strict=True):
         theirs = {entry["label"]: entry["score"] for entry in pipeline([text])[0]}
         assert theirs == pytest.approx(verdict.probabilities, abs=1e-4)
-    again = load(path)
-    assert isinstance(again, Pieces) and again.classifies
+    again = load_tokenizer(path)
+    assert isinstance(again, SubwordTokenizer) and again.classifies
     assert again.encode("今天hello") == judge.tokenizer.encode("今天hello")
 
 

@@ -6,7 +6,6 @@ import lzma
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,25 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.data import encode_plainly
 from smallgpt.data import corpus as dialogues_module
 from smallgpt.data import text as text_module
-from smallgpt.data.corpus import CACHE_FOLDER, RARE_SHARE, Corpus, open_corpus, split
+from smallgpt.data.corpus import CACHE_FOLDER, RARE_SHARE, Corpus, describe, open_corpus, split
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP
 from smallgpt.utils.errors import UserError
 from tests.helpers.processes import python_environment
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden/original_tiny"
 
-LINES = st.lists(
-    st.sampled_from([*"好早呀吗a😀𠮷 ", "\u3000", "\n", "\r\n", "\r", "\n\n", "\n \n"]), max_size=25
-).map("".join)
+BYTE_ORDER_MARK = "\ufeff"
+PARTS = [
+    *"好早呀吗aé😀𠮷 \t\x85\u2028\u3000\ufeff\n\r",
+    "\r\n",
+    "\n\n",
+    "\n \n",
+    "\n\u3000\u2028\n",
+]
+LINES = st.lists(st.sampled_from(PARTS), max_size=30).map("".join)
 
 
 def write(path: Path, text: str) -> Path:
@@ -45,19 +51,6 @@ def texts_of(corpus: Corpus) -> list[str]:
     return found
 
 
-def naive(texts: list[str]) -> tuple[list[str], list[str]]:
-    """An independent implementation: the dialogues, and the characters in id order."""
-    counts: Counter[str] = Counter()
-    dialogues: list[str] = []
-    for text in texts:
-        text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-        counts.update(text.replace("\n", ""))
-        lines = [line if line.strip() else "" for line in text.rstrip().split("\n")]
-        blocks = "\n".join(lines).split("\n\n")
-        dialogues += [block.strip("\n") for block in blocks if block.strip("\n")]
-    return dialogues, [character for character, _ in counts.most_common()]
-
-
 def problem_of(*paths: Path) -> str:
     with pytest.raises(UserError) as stopped:
         open_corpus(list(paths))
@@ -67,11 +60,11 @@ def problem_of(*paths: Path) -> str:
 # encoding
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=60)
 @given(texts=st.lists(LINES, min_size=1, max_size=2), chunk_bytes=st.sampled_from([None, 7, 20]))
 @example(texts=["好\n呀\r"], chunk_bytes=None)
 @example(texts=["\ufeff\u3000\n好\n呀 \n \n早", " \n\n好"], chunk_bytes=7)
-def test_corpus_equals_a_naive_implementation(
+def test_corpus_equals_a_plain_implementation(
     texts: list[str], chunk_bytes: int | None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     texts = [f"{text}\n\n早\n早" for text in texts]  # at least one dialogue of two utterances
@@ -82,19 +75,25 @@ def test_corpus_equals_a_naive_implementation(
             patch.setattr(text_module, "CHUNK_BYTES", chunk_bytes)
             patch.setattr(dialogues_module, "_CHUNK", chunk_bytes)
         corpus = open_corpus(paths)
-    dialogues, characters = naive(texts)
-    assert texts_of(corpus) == dialogues
+    whole = "".join(f"\n\n{text.removeprefix(BYTE_ORDER_MARK)}" for text in texts)
+    characters, dialogues = encode_plainly(write(folder / "whole.txt", whole))
+    assert [corpus.dialogue(index) for index in range(len(corpus))] == dialogues
     assert corpus.tokenizer.characters == characters
     assert corpus.ids.dtype == np.uint16
-    assert corpus.conversations == sum("\n" in dialogue for dialogue in dialogues)
-    assert corpus.characters == sum(len(d.replace("\n", "")) for d in dialogues)
+    assert corpus.conversations == sum(SEP in ids for ids in dialogues)
+    assert corpus.characters == sum(len(ids) - ids.count(SEP) - 1 for ids in dialogues)
 
 
-def test_ids_of_a_small_text(tmp_path: Path) -> None:
+def test_ids_of_a_small_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = open_corpus([write(tmp_path / "t.txt", "好好呀\n早呀好\n\n\n早\n\n")])
     assert corpus.tokenizer.characters == ["好", "呀", "早"]
     assert corpus.ids.tolist() == [3, 3, 4, SEP, 5, 4, 3, PAD, 5, PAD]
     assert corpus.ends.tolist() == [8, 10]
+    describe(corpus)
+    describe(open_corpus([write(tmp_path / "t.txt", "好\n早")]))
+    said = capsys.readouterr().err
+    assert "text: 2 dialogues (1 of two or more utterances), 7 characters, vocabulary 6\n" in said
+    assert "text: 1 dialogue (1 of" in said
 
 
 def test_golden_vocabulary(tmp_path: Path) -> None:
@@ -146,10 +145,13 @@ def test_white_space_only(tmp_path: Path, text: str) -> None:
     assert "put dialogues in it" in message
 
 
-def test_no_dialogue_of_two_utterances(tmp_path: Path) -> None:
-    path = write(tmp_path / "lines.txt", "早上好\n\n晚上好\n\n你好")
+@pytest.mark.parametrize(
+    ("text", "count"), [("早上好\n\n晚上好\n\n你好", "3 dialogues"), ("早", "1 dialogue")]
+)
+def test_no_dialogue_of_two_utterances(tmp_path: Path, text: str, count: str) -> None:
+    path = write(tmp_path / "lines.txt", text)
     message = problem_of(path)
-    assert f"{path}: 3 dialogues, but none of two utterances" in message
+    assert f"{path}: {count}, but none of two utterances" in message
     assert "one utterance a line" in message
 
 
@@ -178,10 +180,12 @@ def forbid_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialogues_module, "_encode", encode)
 
 
-def test_second_open_gives_the_same_without_encoding(
+def test_cache_belongs_to_the_content_not_to_name_or_time(
     text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = open_corpus([text])
+    text = text.rename(text.with_name("renamed.txt"))
+    os.utime(text, (1, 1))
     forbid_encoding(monkeypatch)
     second = open_corpus([text])
     assert np.array_equal(first.ids, second.ids)
@@ -189,16 +193,6 @@ def test_second_open_gives_the_same_without_encoding(
     assert first.tokenizer.characters == second.tokenizer.characters
     for field in ("rare_from", "characters", "conversations", "fingerprint"):
         assert getattr(first, field) == getattr(second, field)
-
-
-def test_cache_belongs_to_the_content_not_to_name_or_time(
-    text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = texts_of(open_corpus([text]))
-    text = text.rename(text.with_name("renamed.txt"))
-    os.utime(text, (1, 1))
-    forbid_encoding(monkeypatch)
-    assert texts_of(open_corpus([text])) == expected
 
 
 def test_changed_content_of_the_same_size_and_time_is_encoded_anew(text: Path) -> None:
@@ -211,17 +205,24 @@ def test_changed_content_of_the_same_size_and_time_is_encoded_anew(text: Path) -
     assert len(cached(text.parent)) == 2
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError, UserError])
+@pytest.mark.parametrize(
+    "interruption",
+    [
+        KeyboardInterrupt("in the middle"),
+        MemoryError("in the middle"),
+        OSError(28, "No space left"),
+    ],
+)
 def test_interrupted_build_leaves_nothing_behind(
-    text: Path, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
+    text: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException
 ) -> None:
     def write_ids(*_: Any) -> None:
-        raise interruption("in the middle")
+        raise interruption
 
-    with monkeypatch.context() as patch:
+    expected = UserError if isinstance(interruption, OSError) else type(interruption)
+    with monkeypatch.context() as patch, pytest.raises(expected, match=r"middle|No space left"):
         patch.setattr(dialogues_module, "_write_ids", write_ids)
-        with pytest.raises(interruption):
-            open_corpus([text])
+        open_corpus([text])
     assert cached(text.parent) == []
     assert len(open_corpus([text])) == 2
 
@@ -233,24 +234,13 @@ def test_bad_text_leaves_nothing_behind(tmp_path: Path) -> None:
     assert cached(tmp_path) == []
 
 
-def test_full_disk_is_told_and_leaves_nothing_behind(
-    text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write_ids(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(dialogues_module, "_write_ids", write_ids)
-    assert "No space left on device" in problem_of(text)
-    assert cached(text.parent) == []
-
-
 BUILDER = """
 import sys, time
 from pathlib import Path
 import smallgpt.data.corpus as dialogues
 encode = dialogues._encode
-def encode_together(paths, work):
-    encode(paths, work)
+def encode_together(*args):
+    encode(*args)
     mine, other = map(Path, sys.argv[2:])
     mine.touch()  # both found no cache, and both are about to put theirs in place
     while not other.exists():
@@ -329,10 +319,7 @@ def test_split_is_disjoint_complete_and_repeatable(count: int, percent: float, s
     assert np.array_equal(validation, again[1])
 
 
-def test_split_depends_on_the_seed() -> None:
+def test_split_depends_on_the_seed_and_needs_two_dialogues() -> None:
     assert not np.array_equal(split(100, 0.5, 1)[0], split(100, 0.5, 2)[0])
-
-
-def test_one_dialogue_cannot_be_split() -> None:
     with pytest.raises(UserError, match="only one dialogue"):
         split(1, 0.8, 1)

@@ -1,13 +1,14 @@
-"""Dialogues survive every format that can hold them; what is broken is told with its place."""
+"""Dialogues survive every format that can hold them; errors name the place of what is broken."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import io
+import itertools
 import json
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from smallgpt.data import dialogue_formats, tables
 from smallgpt.data.corpus import open_corpus
-from smallgpt.data.dialogue_formats import KINDS, read_dialogues, recognise
-from smallgpt.data.prepare import Survey, collect, essence, split, write
+from smallgpt.data.dialogue_formats import KINDS, read_dialogues, recognise, text_chunks
+from smallgpt.data.prepare import Survey, collect, essence, write
 from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refused_command
 
@@ -84,7 +86,7 @@ def test_any_dialogue_survives_json(
         "ascii": json.dumps(records),
     }
     (tmp_path / "x.json").write_text(forms[form], "utf-8")
-    assert recognise(tmp_path / "x.json").kind == kind
+    assert recognise(tmp_path / "x.json")[1] == kind
     check(tmp_path / "x.json", dialogues)
 
 
@@ -115,7 +117,7 @@ def test_any_dialogue_survives_parquet_and_the_way_through_our_text(
     rows = pyarrow.Table.from_pylist([openai(dialogue) for dialogue in dialogues])
     pyarrow.parquet.write_table(rows, tmp_path / "x.parquet")
     check(tmp_path / "x.parquet", dialogues)
-    write(dialogues, tmp_path / "x.txt")
+    write(dialogues, {tmp_path / "x.txt": 1.0})
     assert list(read_dialogues(tmp_path / "x.txt", "text")) == dialogues
 
 
@@ -145,7 +147,7 @@ def test_what_the_formats_say_besides(tmp_path: Path) -> None:
 
 
 def test_text_that_begins_like_json_is_text(tmp_path: Path) -> None:
-    for beginning in ("[微笑]你好", "[1] 早", '["早"] 他说', "{早", '"早"'):
+    for beginning in ("[微笑]你好", "[1] 早", '["早"] 他说', "{早", '"早"', "[" * 5000):
         (tmp_path / "x.txt").write_text(f"{beginning}\n好\n", "utf-8")
         check(tmp_path / "x.txt", [[beginning, "好"]])
 
@@ -158,10 +160,15 @@ def test_compressed_and_gb18030(tmp_path: Path) -> None:
     check(tmp_path / "y.jsonl", SIMPLE)
 
 
-def test_training_reads_other_formats_as_it_reads_text(tmp_path: Path) -> None:
-    write(SIMPLE, tmp_path / "x.txt")
-    (tmp_path / "x.jsonl").write_text(as_lines(list(map(sharegpt, SIMPLE))), "utf-8")
-    ours, theirs = open_corpus([tmp_path / "x.txt"]), open_corpus([tmp_path / "x.jsonl"])
+@pytest.mark.parametrize("chunk", [10, 1 << 20])
+def test_training_reads_other_formats_as_it_reads_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(dialogue_formats, "_TEXT_CHUNK", chunk)
+    write(SIMPLE * 3, {tmp_path / "x.txt": 1.0})
+    (tmp_path / "x.jsonl").write_text(as_lines(list(map(sharegpt, SIMPLE * 3))), "utf-8")
+    ours = open_corpus([tmp_path / "x.txt"])
+    theirs = open_corpus([tmp_path / "x.jsonl"], text_chunks)
     assert theirs.tokenizer.characters == ours.tokenizer.characters
     assert theirs.ids.tolist() == ours.ids.tolist()
     assert theirs.ends.tolist() == ours.ends.tolist()
@@ -172,7 +179,7 @@ BAD = [
     ("3", "no list under 'messages'"),
     ('{"messages": []}', "fewer than two utterances"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "fewer than two"),
-    ('{"messages": [{"role": "tool", "content": "a"}]}', "role 'tool' is no speaker"),
+    ('{"messages": [{"role": "tool", "content": "a"}]}', "role 'tool' is not a speaker"),
     ('{"messages": [{"role": "user"}]}', "no text under 'content'"),
     (json.dumps(openai(["早", " "])), "an empty utterance"),
     ("[" * 100_000, "not JSON"),
@@ -197,7 +204,7 @@ def test_a_broken_line_is_refused_with_its_number_or_left_out(
 def test_a_broken_list_says_behind_which_record(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps(list(map(openai, SIMPLE)))[:-2] + "oops", "utf-8")
-    with pytest.raises(UserError, match="broken behind record"):
+    with pytest.raises(UserError, match="broken after record"):
         list(read_dialogues(path))
 
 
@@ -213,49 +220,60 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 
 def test_a_wrong_format_is_said(tmp_path: Path) -> None:
-    write(SIMPLE, tmp_path / "x.txt")
+    write(SIMPLE, {tmp_path / "x.txt": 1.0})
     for kind in set(KINDS) - {"text"}:
         with pytest.raises(UserError, match=f"does not look like {kind}"):
             list(read_dialogues(tmp_path / "x.txt", kind))
-    with pytest.raises(UserError, match="unknown"):
+    with pytest.raises(UserError, match="--format: 'word' is unknown"):
         recognise(tmp_path / "x.txt", "word")
 
 
-def test_a_long_list_in_bounded_memory(tmp_path: Path) -> None:
+@pytest.fixture
+def peak_memory() -> Iterator[Callable[[], int]]:
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+
+def test_a_long_list_in_bounded_memory(tmp_path: Path, peak_memory: Callable[[], int]) -> None:
     path = tmp_path / "x.json"
     record = json.dumps(openai(["早" * 200, "好" * 200]), ensure_ascii=False)
-    path.write_text("[" + ",\n".join([record] * 20_000) + "]", "utf-8")
-    assert path.stat().st_size > 24e6
-    tracemalloc.start()
-    assert sum(1 for _ in read_dialogues(path)) == 20_000
-    assert tracemalloc.get_traced_memory()[1] < 12e6
-    tracemalloc.stop()
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(["[", *itertools.repeat(record + ",\n", 9_999), record, "]"])
+    assert path.stat().st_size > 12e6
+    assert sum(1 for _ in read_dialogues(path)) == 10_000
+    assert peak_memory() < 8e6
 
 
 @pytest.mark.parametrize(
     ("name", "beginning", "said"),
     [
-        ("x.jsonl.gz", b'["\xe6\x97\xa9", "a"]\n["', "line 2 is longer than"),
-        ("x.json.gz", b'[["a", "b"], ["', "record 2 is longer than"),
-        ("x.csv.gz", b'prompt,response\n1,"', "line 2: field larger than"),
-        ("x.txt.gz", "早\n好\n\n".encode(), "a dialogue is longer than"),
+        ("x.jsonl.gz", '["早", "a"]\n["', "line 2 is longer than"),
+        ("x.json.gz", '[["a", "b"], ["', "record 2 is longer than"),
+        ("x.csv.gz", 'prompt,response\n1,"', "line 2: field larger than"),
+        ("x.txt.gz", "早\n好\n\n", "a dialogue is longer than"),
     ],
 )
 def test_a_small_file_that_unpacks_to_a_large_record(
-    tmp_path: Path, name: str, beginning: bytes, said: str
+    tmp_path: Path,
+    peak_memory: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    beginning: str,
+    said: str,
 ) -> None:
     """It is refused before it fills the memory."""
+    for module in (tables, dialogue_formats):
+        monkeypatch.setattr(module, "LONGEST", 1 << 21)
     path = tmp_path / name
     line = b"a" * 1023 + (b"\n" if name == "x.csv.gz" else b"a")
     with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(beginning)
-        for _ in range(400):
+        file.write(beginning.encode())
+        for _ in range(50):
             file.write(line * 1024)
-    assert path.stat().st_size < 4e6
-    tracemalloc.start()
+    assert path.stat().st_size < 5e5
     assert said in refusal_of(path)
-    assert tracemalloc.get_traced_memory()[1] < 250e6  # of 419e6 that it unpacks to
-    tracemalloc.stop()
+    assert peak_memory() < 32e6  # of 52e6 that it unpacks to
 
 
 def refusal_of(path: Path) -> str:
@@ -266,7 +284,7 @@ def refusal_of(path: Path) -> str:
 
 def test_duplicates(tmp_path: Path) -> None:
     near = ["早上好 呀！", "早上好,昨晚睡得好吗?"]
-    write([*SIMPLE, SIMPLE[0], near, ["……", "！"], ["！", "……"]], tmp_path / "x.txt")
+    write([*SIMPLE, SIMPLE[0], near, ["……", "！"], ["！", "……"]], {tmp_path / "x.txt": 1.0})
     survey = Survey()
     kept = list(collect([tmp_path / "x.txt"], survey))
     assert kept == [*SIMPLE, ["……", "！"], ["！", "……"]]
@@ -278,13 +296,13 @@ def test_duplicates(tmp_path: Path) -> None:
 def test_a_split_keeps_duplicates_together_and_is_stable(tmp_path: Path) -> None:
     dialogues = [[f"早{n % 400}", "好" + "！" * (n // 400)] for n in range(1200)]
     shares = {tmp_path / "a.txt": 0.8, tmp_path / "b.txt": 0.2}
-    split(dialogues, shares, seed=3)
+    write(dialogues, shares, seed=3)
     parts = [list(read_dialogues(path)) for path in shares]
     assert sorted(parts[0] + parts[1]) == sorted(dialogues)
     assert not {essence(d) for d in parts[0]} & {essence(d) for d in parts[1]}
     assert 0.15 < len(parts[1]) / 1200 < 0.25
     # The same seed, other dialogues beside them: each one's part stays.
-    split(dialogues[::2], shares, seed=3)
+    write(dialogues[::2], shares, seed=3)
     assert [d for d in parts[1] if d in dialogues[::2]] == list(read_dialogues(tmp_path / "b.txt"))
 
 
@@ -301,17 +319,25 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused_command("data", "convert", path, "--output", out)
     assert "line 4: not JSON" in said and "--skip-bad" in said
     assert not out.exists()
+    for file, problem in {
+        "missing": "not found",
+        ".": "is a directory",
+        "empty": "is empty",
+    }.items():
+        (tmp_path / "empty").touch()
+        said = refused_command("data", "convert", tmp_path / file, "--output", out)
+        assert said.startswith(f"error: {tmp_path / file} {problem}\n")
     said = run("data", "convert", path, "--output", out, "--skip-bad", "--picture", picture)
     assert "dialogues: 2\n" in said and "1 exact, 0 near" in said and "rejected: 1\n" in said
     assert picture.read_bytes().startswith(b"\x89PNG")
     check(out, SIMPLE)
     assert "turns: 6 (3.0 a dialogue)" in run("data", "stats", out)
-    run("data", "split", out, "--output-dir", tmp_path / "parts", "--validation", "0.5")
-    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [
-        "test.txt",
-        "train.txt",
-        "validation.txt",
-    ]
+    parts = tmp_path / "parts"
+    said = run("data", "split", out, "--output-dir", parts, "--validation", "0.5", "--test", "0.1")
+    for name in ("train", "validation", "test"):
+        count = sum(1 for _ in read_dialogues(parts / f"{name}.txt", "text"))
+        noun = "dialogue" if count == 1 else "dialogues"
+        assert f"written: {parts / name}.txt, {count} {noun}\n" in said
     assert "is an input" in refused_command("data", "convert", path, "--output", path, "--skip-bad")
     assert "leave nothing" in refused_command(
         "data", "split", out, "--output-dir", tmp_path, "--test", "0.99"

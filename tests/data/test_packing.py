@@ -1,7 +1,6 @@
-"""Packing: nothing lost, nothing twice, nothing wasted; batches equal a naive reconstruction."""
+"""Packing: nothing lost, nothing twice, nothing wasted; and the order of the rows."""
 
 import shutil
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smallgpt.data.corpus import Corpus, open_corpus
-from smallgpt.data.packing import PackedRows, pack, split_long
+from smallgpt.data.packing import PackedRows, RowOrder, pack, split_long
 from smallgpt.model.loss import IGNORED
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK
 from tests.helpers.corpora import BLOCK_SIZES, CORPORA, corpus_of, everything
@@ -25,7 +24,7 @@ CHITCHAT = Path(__file__).parents[3] / "shared/data/chitchat.txt.xz"
 
 
 def check_packing(lengths: npt.NDArray[np.int64], block_size: int) -> int:
-    """No row overflows, no two pieces overlap, no row is empty. Returns the number of rows."""
+    """No row overflows, no two chunks overlap, no row is empty. Returns the number of rows."""
     row, offset = pack(lengths, block_size, np.random.default_rng(0))
     used: dict[int, set[int]] = {}
     for r, o, length in zip(row.tolist(), offset.tolist(), lengths.tolist(), strict=True):
@@ -49,7 +48,7 @@ def first_fit_decreasing(lengths: list[int], block_size: int) -> int:
     return len(room)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.integers(1, 40), st.data())
 def test_packing_is_valid_and_as_tight_as_first_fit(block_size: int, data: st.DataObject) -> None:
     length = st.integers(1, block_size)
@@ -59,8 +58,8 @@ def test_packing_is_valid_and_as_tight_as_first_fit(block_size: int, data: st.Da
     assert rows <= first_fit_decreasing(lengths, block_size) + 1
 
 
-def test_short_pieces_fill_the_rest_of_many_rows() -> None:
-    # Each of 100 rows has room for four more pieces, not just for one.
+def test_short_chunks_fill_the_rest_of_many_rows() -> None:
+    # Each of 100 rows has room for four more chunks, not just for one.
     lengths = np.array([60] * 100 + [10] * 400)
     assert check_packing(lengths, 100) == 100
 
@@ -75,16 +74,16 @@ def test_partners_in_a_row_depend_on_the_seed_only() -> None:
 # split_long
 
 
-def naive_pieces(ids: list[int], block_size: int) -> list[tuple[int, int]]:
+def naive_chunks(ids: list[int], block_size: int) -> list[tuple[int, int]]:
     """(start, positions) by the rule in words: cut at the last `<sep>` of the last quarter."""
-    pieces, start, last = [], 0, len(ids) - 1
+    chunks, start, last = [], 0, len(ids) - 1
     while last - start > block_size:
-        end = start + block_size  # the id there is the piece's last target
+        end = start + block_size  # the id there is the chunk's last target
         cuts = [at for at in range(end, end - block_size // 4, -1) if ids[at] == SEP]
         cut = cuts[0] if cuts else end
-        pieces.append((start, cut - start))
+        chunks.append((start, cut - start))
         start = cut
-    return [*pieces, (start, last - start)]
+    return [*chunks, (start, last - start)]
 
 
 @settings(deadline=None)
@@ -94,13 +93,13 @@ def test_long_dialogues_are_continued_by_the_rule(corpus: Corpus, block_size: in
     expected = []
     for index in range(len(corpus)):
         begin = int(corpus.ends[index - 1]) if index else 0
-        pieces = naive_pieces(corpus.dialogue(index), block_size)
-        expected += [(begin + start, length) for start, length in pieces]
+        chunks = naive_chunks(corpus.dialogue(index), block_size)
+        expected += [(begin + start, length) for start, length in chunks]
     assert sorted(zip(starts.tolist(), lengths.tolist(), strict=True)) == sorted(expected)
     assert continued == int((np.diff(corpus.ends, prepend=0) - 1 > block_size).sum())
 
 
-def test_next_piece_begins_with_the_separator_the_last_one_ended_on() -> None:
+def test_next_chunk_begins_with_the_separator_the_last_one_ended_on() -> None:
     ids = [*range(3, 10), SEP, *range(10, 20)]
     rows = PackedRows(corpus_of([ids]), np.array([0]), 8, seed=0)
     batch = rows.batch(np.arange(len(rows)))
@@ -114,28 +113,10 @@ def test_next_piece_begins_with_the_separator_the_last_one_ended_on() -> None:
 
 @settings(deadline=None)
 @given(CORPORA, BLOCK_SIZES, st.integers(0, 100))
-def test_every_id_but_the_first_of_a_dialogue_is_a_target_once(
+def test_rows_hold_every_chunk_once_with_its_own_positions(
     corpus: Corpus, block_size: int, seed: int
 ) -> None:
-    rows = PackedRows(corpus, everything(corpus), block_size, seed)
-    batch = rows.batch(np.arange(len(rows)))
-    pairs = []
-    for row in range(len(rows)):
-        for place in range(block_size):
-            if batch.targets[row, place] != IGNORED:
-                pairs.append((int(batch.ids[row, place]), int(batch.targets[row, place])))
-    dialogues = [corpus.dialogue(index) for index in range(len(corpus))]
-    expected = [pair for ids in dialogues for pair in pairwise(ids)]
-    assert sorted(pairs) == sorted(expected)
-    assert batch.target_count() == rows.positions == len(expected)
-    assert rows.efficiency() == pytest.approx(len(expected) / (len(rows) * block_size))
-
-
-@settings(deadline=None)
-@given(CORPORA, BLOCK_SIZES, st.integers(0, 100))
-def test_rows_consist_of_whole_pieces_with_their_own_positions(
-    corpus: Corpus, block_size: int, seed: int
-) -> None:
+    """So every id but a dialogue's first is a target once; the rest of a row is marked as empty."""
     rows = PackedRows(corpus, everything(corpus), block_size, seed)
     batch = rows.batch(np.arange(len(rows)))
     found = []
@@ -149,26 +130,20 @@ def test_rows_consist_of_whole_pieces_with_their_own_positions(
             targets = batch.targets[row, places].tolist()
             assert ids[1:] == targets[:-1]
             found.append([*ids, targets[-1]])
-    expected = []
-    for index in range(len(corpus)):
-        dialogue = corpus.dialogue(index)
-        expected += [
-            dialogue[start : start + length + 1]
-            for start, length in naive_pieces(dialogue, block_size)
-        ]
+    expected = [
+        dialogue[start : start + length + 1]
+        for dialogue in map(corpus.dialogue, range(len(corpus)))
+        for start, length in naive_chunks(dialogue, block_size)
+    ]
     assert sorted(found) == sorted(expected)
 
-
-@settings(deadline=None)
-@given(CORPORA, BLOCK_SIZES)
-def test_padding_is_marked_and_never_a_target(corpus: Corpus, block_size: int) -> None:
-    rows = PackedRows(corpus, everything(corpus), block_size, seed=0)
-    batch = rows.batch(np.arange(len(rows)))
     empty = batch.documents == -1
-    assert torch.all(batch.ids[empty] == PAD)
+    assert torch.all(batch.ids[empty] == PAD) and torch.all(batch.ids[~empty] != PAD)
     assert torch.all(batch.positions[empty] == 0)
     assert torch.equal(batch.targets == IGNORED, empty)
-    assert torch.all(batch.ids[~empty] != PAD)
+    positions = len(corpus.ids) - len(corpus)
+    assert batch.target_count() == rows.positions == positions
+    assert rows.efficiency() == pytest.approx(positions / (len(rows) * block_size))
 
 
 def tensors(batch: object) -> dict[str, Tensor]:
@@ -253,6 +228,40 @@ def test_ids_are_translated_and_what_is_unknown_is_not_learnt(
     assert torch.equal(after.targets, torch.where(learnt, translated, IGNORED))
     assert torch.equal(after.positions, before.positions)
     assert torch.equal(after.documents, before.documents)
+
+
+# the order of rows
+
+ROWS = st.integers(1, 30)
+SEEDS = st.integers(0, 2**63 - 1)
+COUNTS = st.integers(0, 100)
+
+
+@settings(deadline=None)
+@given(ROWS, SEEDS, st.integers(0, 5))
+def test_each_epoch_is_a_permutation(rows: int, seed: int, epoch: int) -> None:
+    taken = RowOrder(rows, seed).take(epoch * rows, rows)
+    assert sorted(taken) == list(range(rows))
+
+
+@settings(deadline=None)
+@given(ROWS, SEEDS, COUNTS, COUNTS, COUNTS)
+def test_any_part_of_the_order_is_the_same_from_wherever_one_starts(
+    rows: int, seed: int, start: int, first: int, second: int
+) -> None:
+    order = RowOrder(rows, seed)
+    whole = order.take(start, first + second)
+    later = order.take(start + first, second)  # before the part in front of it
+    earlier = RowOrder(rows, seed).take(start, first)
+    assert np.array_equal(np.concatenate((earlier, later)), whole)
+    assert order.take(start, 0).shape == (0,) and order.take(start, 0).dtype == np.int64
+
+
+def test_epochs_and_seeds_differ() -> None:
+    order = RowOrder(100, seed=1)
+    first, second = order.take(0, 100), order.take(100, 100)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, RowOrder(100, seed=2).take(0, 100))
 
 
 # real text

@@ -90,38 +90,37 @@ def test_a_huge_review(tmp_path: Path) -> None:
 
 
 def test_labels_are_ordered_as_numbers_or_words(tmp_path: Path) -> None:
-    rows = [("10", "a"), ("9", "b"), ("坏", "c"), ("好", "d")]
-    assert read(write(tmp_path / "a.csv", rows)).names == ["9", "10", "坏", "好"]
+    rows = [(label, "a") for label in ("10", "9", "坏", "好", "--1", "-1.0")]
+    assert read(write(tmp_path / "a.csv", rows)).names == ["-1", "9", "10", "--1", "坏", "好"]
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
+    ("name", "content", "expected"),
     [
-        ("label,text\n1,a\n", "no column 'review'\n  -> the columns are: label, text"),
-        ("", "is empty"),
-        ("label,review\n", "no labelled review"),
-        ("label,review\n1,a\n1,b\n", "all labels are '1'"),
-        ("label,review\n1,a\n0,b,c\n", "line 3: 3 cells for 2 columns"),
-        ("review\n好\n", "no column 'label'"),
+        ("a.csv", "label,text\n1,a\n", "no column 'review'\n  -> the columns are: label, text"),
+        ("a.csv", "", "is empty"),
+        ("a.csv", "label,review\n", "no labelled review"),
+        ("a.csv", "label,review\n1,a\n1,b\n", "all labels are '1'"),
+        ("a.csv", "label,review\n1,a\n0,b,c\n", "line 3: 3 cells for 2 columns"),
+        ("a.csv", "review\n好\n", "no column 'label'"),
+        ("a.csv", b"label,review\n1,\xff\xff\xff\n", "line 2: neither UTF-8 nor GB18030"),
+        ("a.jsonl", '{"review": "a", "label": 1}\n{"review"\n', "line 2: not JSON"),
+        ("a.jsonl", "[1]\n", "line 1: not an object"),
+        ("a.jsonl", "[" * 100_000, "line 1: not JSON"),
     ],
 )
-def test_bad_tables(tmp_path: Path, content: str, expected: str) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text(content, "utf-8")
+def test_bad_tables(tmp_path: Path, name: str, content: str | bytes, expected: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
     assert expected in refusal(lambda: read(path))
 
 
 def test_other_bad_files(tmp_path: Path) -> None:
     assert "not found" in refusal(lambda: read(tmp_path / "none.csv"))
     assert "is a directory" in refusal(lambda: read(tmp_path))
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"review": "a", "label": 1}\n{"review"\n', "utf-8")
-    assert "line 2: not JSON" in refusal(lambda: read(bad))
-    bad.write_text("[1]\n", "utf-8")
-    assert "line 1: not an object" in refusal(lambda: read(bad))
-    garbage = tmp_path / "bad.csv"
-    garbage.write_bytes(b"label,review\n1,\xff\xff\xff\n")
-    assert "neither UTF-8 nor GB18030" in refusal(lambda: read(garbage))
+    (tmp_path / "one.csv").write_text("label\n1,0\n", "utf-8")
+    problem = refusal(lambda: read_reviews(tmp_path / "one.csv", "label", "label"))
+    assert "line 2: 2 cells for 1 column\n" in problem
     path = write(tmp_path / "a.csv")
     assert "line 3: the label '0' is unknown" in refusal(lambda: read(path, ["1", "2"]))
     many = write(tmp_path / "many.csv", [(f"l{n}", "a") for n in range(1001)])
@@ -156,8 +155,8 @@ def test_identical_reviews_stay_together() -> None:
     assert not texts[0] & texts[1] | texts[0] & texts[2] | texts[1] & texts[2]
 
 
-def test_too_few_reviews_of_a_label() -> None:
-    reviews = Reviews(list("abcdefgh"), np.array([0] * 6 + [1] * 2), ["好", "坏"])
-    assert "2 different reviews with the label '坏' are too few" in refusal(
-        lambda: split_reviews(reviews, 0.8, 0.1, 0)
-    )
+@pytest.mark.parametrize(("count", "said"), [(1, "1 different one"), (2, "2 different ones")])
+def test_too_few_reviews_of_a_label(count: int, said: str) -> None:
+    reviews = Reviews(list("abcdefgh")[: 6 + count], np.array([0] * 6 + [1] * count), ["好", "坏"])
+    problem = refusal(lambda: split_reviews(reviews, 0.8, 0.1, 0))
+    assert f"too few reviews with the label '坏': {said}\n" in problem

@@ -53,7 +53,7 @@ def test_new_characters_are_added_and_old_ids_stay(
 ) -> None:
     before, after = checkpoint.load(trained), checkpoint.load(finetune(tmp_path, trained))
     new = sorted(set(MINE) - set(before.tokenizer.characters) - {"\n"})
-    assert f"{len(new)} characters are new to it" in capfd.readouterr().err
+    assert f"{len(new)} new characters added to its vocabulary" in capfd.readouterr().err
     old = len(before.tokenizer)
     assert after.tokenizer.characters[: old - 3] == before.tokenizer.characters
     assert sorted(after.tokenizer.characters[old - 3 :]) == new

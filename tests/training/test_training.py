@@ -237,7 +237,7 @@ def test_resume_with_another_text_keeps_the_vocabulary(
     path = train(settings, resume_from="latest", data_path=str(tmp_path / "new.txt"))
     message = capsys.readouterr().err
     assert "knows no place in this text" in message
-    assert "1 characters are unknown" in message
+    assert "with 1 unknown character\n" in message
     assert "龘" not in checkpoint.load(path).tokenizer.characters
 
 
