@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, save_torch_state_dict
 
@@ -48,8 +47,8 @@ def make_ready(path: Path, target: Path, licence: str, most_bytes: str = MOST_BY
             _copy(path, work, most_bytes)
             card(stored, licence).save(work / CARD_FILE)
             files = {p.name: run_folder.sha256(p) for p in sorted(work.iterdir())}
-            manifest = {**_without_files(stored.manifest), "sha256": files}
-            (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+            manifest = json.dumps({**stored.manifest, "sha256": files}, indent=1)
+            (work / MANIFEST_FILE).write_text(manifest + "\n", "utf-8")
     except checkpoint.WRITE_ERRORS as error:
         raise UserError(f"{target} cannot be written: {first_line(error)}") from None
 
@@ -66,28 +65,37 @@ def _copy(path: Path, work: Path, most_bytes: str) -> None:
         file.chmod(0o644)
 
 
-def _without_files(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in manifest.items() if key != "sha256"}
-
-
 def card(stored: Checkpoint, licence: str) -> ModelCard:
     """The model card: what it is, learnt from what and how, how good it is, how to use it.
 
     Every figure is read from the checkpoint.
     """
     classifies = stored.labels is not None
-    own = "smallgpt" if huggingface.is_own(stored.config) else None
+    own = huggingface.is_own(stored.config)
+    library, tag = ("smallgpt", "smallgpt") if own else ("transformers", "gpt2")
     data = ModelCardData(
         language="zh",
         license=licence,
-        library_name=own or "transformers",
+        library_name=library,
         pipeline_tag="text-classification" if classifies else "text-generation",
-        tags=[own or "gpt2", "small-gpt", "sentiment-analysis" if classifies else "conversational"],
+        tags=[tag, "small-gpt", "sentiment-analysis" if classifies else "conversational"],
     )
     ours = "original" not in stored.manifest
     name = Path(stored.config.checkpoint_root).name if ours else stored.path.resolve().name
-    sections = [f"# {name}", _what(stored), _training(stored), _figures(stored), _usage(stored)]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {name}",
+        _what(stored),
+        _section("Training", _training(stored)),
+        _section("Evaluation", _figures(stored)),
+        _usage(stored),
+    ]
+    return ModelCard("\n\n".join(sections) + "\n")
+
+
+def _section(title: str, rows: list[tuple[str, str]]) -> str:
+    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    return f"## {title}\n\n" + ("\n".join(table) if rows else "This checkpoint was not evaluated.")
 
 
 def _what(stored: Checkpoint) -> str:
@@ -106,60 +114,46 @@ def _what(stored: Checkpoint) -> str:
     )
 
 
-def _training(stored: Checkpoint) -> str:
+def _training(stored: Checkpoint) -> list[tuple[str, str]]:
     config = stored.config
-    files = [Path(str(file)).name for file in config.data_paths()]
+    paths = config.data_paths()
     if isinstance(config, SentimentConfig):
-        files = [Path(config.sentimental_data_path).name]
+        paths = [Path(config.sentimental_data_path)]
+    data = ("data", ", ".join(Path(path).name for path in paths))
     if "original" in stored.manifest:  # of its training, the file tells no more
-        rows = [("data", ", ".join(files)), ("steps", f"{stored.step:,}, not with Small GPT")]
-        return "## Training\n\n" + _table(rows)
-    rows = [
-        ("data", ", ".join(files)),
+        return [data, ("steps", f"{stored.step:,}, not with Small GPT")]
+    optimizer = f"{config.optimizer}, lr {config.lr:g}, weight decay {config.weight_decay:g}"
+    return [
+        *([("began with", Path(config.base_model).name)] if config.base_model else []),
+        data,
         ("steps", f"{stored.step:,} of {config.train_batch} rows or texts"),
-        (
-            "optimizer",
-            f"{config.optimizer}, lr {config.lr:g}, weight decay {config.weight_decay:g}",
-        ),
+        ("optimizer", optimizer),
         ("dropout", f"{config.dropout:g}"),
         ("seed", f"{config.seed}"),
     ]
-    if config.base_model:
-        rows.insert(0, ("began with", Path(config.base_model).name))
-    return "## Training\n\n" + _table(rows)
 
 
-def _figures(stored: Checkpoint) -> str:
+def _figures(stored: Checkpoint) -> list[tuple[str, str]]:
+    """What the manifest says of validation, and report.json of the test of this very checkpoint."""
+    manifest = stored.manifest
     rows = [
-        (title, f"{stored.manifest[key]:.4f}")
+        (title, f"{manifest[key]:.4f}")
         for key, title in _FIGURES.items()
-        if isinstance(stored.manifest.get(key), float)
+        if isinstance(manifest.get(key), float)
     ]
-    rows += _tested(stored)
-    if not rows:
-        return "## Evaluation\n\nThis checkpoint was not evaluated."
-    return "## Evaluation\n\n" + _table(rows)
-
-
-def _tested(stored: Checkpoint) -> list[tuple[str, str]]:
-    """What a classifier's report says of this very checkpoint on the test part."""
     try:
         report = json.loads((stored.path.parent / "report.json").read_text("utf-8"))
-        if Path(report["model"]).name != stored.path.name:
-            return []
-        test = report["test"]
+        test, baseline = report["test"], report["reference"]["accuracy"]
         low, high = test["accuracy_95"]
-        return [
-            ("test accuracy", f"{test['accuracy']:.4f} (95 %: {low:.4f} to {high:.4f})"),
-            ("test macro F1", f"{test['macro_f1']:.4f}"),
-            ("the classical reference's", f"{report['reference']['accuracy']:.4f}"),
-        ]
+        if Path(report["model"]).name == stored.path.name:
+            rows += [
+                ("test accuracy", f"{test['accuracy']:.4f} (95 %: {low:.4f} to {high:.4f})"),
+                ("test macro F1", f"{test['macro_f1']:.4f}"),
+                ("the baseline's test accuracy", f"{baseline:.4f}"),
+            ]
     except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _table(rows: list[tuple[str, str]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+        pass
+    return rows
 
 
 def _usage(stored: Checkpoint) -> str:

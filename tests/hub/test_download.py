@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from smallgpt.config import load_config
-from smallgpt.hub import transfer
+from smallgpt.hub import download
 from smallgpt.hub.download import ASSETS, Asset, fetch
 from smallgpt.utils import atomic
 from tests.helpers.commands import refusal
@@ -89,7 +89,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Handler]]:
     Mine.address = f"http://127.0.0.1:{running.server_port}"
     monkeypatch.setenv("HF_ENDPOINT", Mine.address + "/")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.001)
     yield Mine
     running.shutdown()
     running.server_close()
@@ -181,7 +181,7 @@ def test_what_cannot_be_had_is_said(
 
 @KINDS
 def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.001)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     where = "one/two/x.bin" if kind == "hub" else "http://127.0.0.1:9/x.bin"
@@ -194,7 +194,7 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind
 def test_an_endpoint_that_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
-    monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.001)
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     said = refusal(lambda: fetch("x", tmp_path, Asset("a file", "data/x.bin", "one/two/x.bin")))
@@ -260,7 +260,7 @@ def test_a_full_disk(
     server: type[Handler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(tmp_path, BODY[:1000])
-    monkeypatch.setattr(transfer, "PART", "full")
+    monkeypatch.setattr(download, "PART", "full")
     (tmp_path / "data" / ".fetching-x.bin" / "full").symlink_to("/dev/full")
     said = refusal(lambda: fetch("x", tmp_path, asset(server, "address")))
     assert "No space left" in said and "make room" in said
