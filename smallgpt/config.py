@@ -203,8 +203,8 @@ class SentimentConfig(Config):
     character_dropout: float = 0.0
     """How often a character of a review is shown as <unk> in training."""
     reference_weight: float = 0.0
-    """From 0 to 1: how much of the loss is taken against the classical reference's probabilities
-    instead of the labels; each review is judged by a reference that did not learn from it."""
+    """From 0 to 1: how much of the loss is taken against the probabilities of the baseline (TF-IDF)
+    instead of the labels; each review is judged by a baseline that did not learn from it."""
     patience: int = 0
     """Stop after so many validations without a better one; 0 never."""
 

@@ -17,21 +17,24 @@ from smallgpt.utils.errors import UserError, user_errors
 sentiment_app = typer.Typer(no_args_is_help=True, help="Train, use and compare classifiers.")
 
 
+def _settings(config: Path, overrides: list[str] | None) -> SentimentConfig:
+    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)  # before torch is imported
+    return load_config(config, overrides or [], SentimentConfig)
+
+
 @sentiment_app.command("train")
 @user_errors()
 def sentiment_train(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Train a classifier on labelled reviews, and test it beside a classical reference.
+    """Train a classifier on labelled reviews, and test it beside a baseline (TF-IDF).
 
     Example: python sentimentalTrain.py config/sentimental_demo.yaml sentimental_data_path=my.csv
 
     Ctrl-C stops after the step in hand and saves; resume_from=latest goes on.
     """
-    overrides = overrides or []
-    settings = load_config(config, overrides, SentimentConfig)
-    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
+    settings = _settings(config, overrides)
     from smallgpt.sentiment import recipe
 
-    recipe.run(settings, typed("sentimentalTrain.py", config, overrides))
+    recipe.run(settings, typed("sentimentalTrain.py", config, overrides or []))
 
 
 @sentiment_app.command()
@@ -97,12 +100,10 @@ def ablation(
 
     What is finished is not done again: the same command goes on where it was stopped.
     """
-    overrides = overrides or []
-    settings = load_config(config, overrides, SentimentConfig)
-    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
+    settings = _settings(config, overrides)
     from smallgpt.sentiment import ablation as comparison
 
-    command = ["-m", "smallgpt", "sentiment", "ablation", str(config), *overrides]
+    command = ["-m", "smallgpt", "sentiment", "ablation", str(config), *(overrides or [])]
     command += [f"--seeds={seeds}", *(f"--cell={name}" for name in cell or [])]
     comparison.run(settings, seeds, shlex.join(command), cell)
 
@@ -127,7 +128,7 @@ def text(
 
     Example: smallgpt sentiment text config/sentimental_demo.yaml > data/reviews.txt
     """
-    settings = load_config(config, overrides or [], SentimentConfig)
+    settings = _settings(config, overrides)
     from smallgpt.data import reviews
 
     for review in reviews.to_learn_from(settings, also or []):

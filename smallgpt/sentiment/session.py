@@ -20,9 +20,8 @@ from smallgpt.config import SentimentConfig
 from smallgpt.data.reviews import Reviews, Split
 from smallgpt.model.classifier import Classifier
 from smallgpt.runtime import Runtime, python_command
-from smallgpt.sentiment import report, scores
+from smallgpt.sentiment import baseline, report, scores
 from smallgpt.sentiment.examples import Examples
-from smallgpt.sentiment.reference import NAME, out_of_fold, reference
 from smallgpt.sentiment.trainer import ClassifierTrainer, FrozenStates, Verdicts, judge
 from smallgpt.tokenizer.characters import Tokenizer
 from smallgpt.training.interruption import StopRequest
@@ -61,8 +60,8 @@ class Session:
         self.validation_examples, self.test_examples = validation, test
         soft_labels = None
         if config.reference_weight:
-            note("asking the classical reference about the reviews to learn from ...")
-            soft_labels = out_of_fold(reviews, split.train, config.split_seed)
+            note("asking the baseline about the reviews to learn from ...")
+            soft_labels = baseline.out_of_fold(reviews, split.train, config.split_seed)
         self.trainer = ClassifierTrainer(config, here, model, train, self.root, soft_labels)
         self.frozen_validation = (
             FrozenStates(model, validation, here, self.root) if config.frozen else None
@@ -174,24 +173,24 @@ class Session:
         run_folder.prune(self.root, self.config.keep_last)
 
     def test(self) -> Path:
-        """Judge the part kept for the test by the best model, and by the classical reference."""
+        """Judge the part kept for the test by the best model, and by the baseline."""
         path = run_folder.best(run_folder.checkpoints(self.root))
         self.model.load_state_dict(checkpoint.load(path, classifier=True).weights)
         began = time.perf_counter()
         verdicts = judge(self.model, self.test_examples, self.here, self.config.test_batch)
         assert verdicts is not None
         judging = time.perf_counter() - began
-        note("training the classical reference ...")
+        note("training the baseline ...")
         began = time.perf_counter()
         learnt = np.concatenate([self.split.train, self.split.validation])
-        classical = reference(self.reviews, learnt, self.split.test)
+        classical = baseline.probabilities(self.reviews, learnt, self.split.test)
         result = self._result(path, verdicts, classical)
         result["test"]["judging_seconds"] = round(judging, 3)
         result["reference"]["training_seconds"] = round(time.perf_counter() - began, 3)
         report.write(self.root, result, verdicts, classical, self.reviews.part(self.split.test))
         print(f"{path}, step {result['best']['step']}, on reviews kept for the test:")
         print(scores.describe(result["test"]))
-        print(f"classical reference ({NAME}), on the same reviews:")
+        print(f"baseline ({baseline.NAME}), on the same reviews:")
         print(scores.describe(result["reference"]))
         note(f"written: {self.root / report.REPORT_FILE} and {report.PICTURE_FILE}")
         note(
@@ -214,5 +213,5 @@ class Session:
                 **scores.score(verdicts.probabilities(), labels, names),
                 "training_seconds": round(self.seconds, 3),
             },
-            "reference": {"name": NAME, **scores.score(classical, labels, names)},
+            "reference": {"name": baseline.NAME, **scores.score(classical, labels, names)},
         }

@@ -20,7 +20,7 @@ from tests.helpers.models import save_with_pairs
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 import transformers
-from huggingface_hub import ModelCard  # noqa: E402
+from huggingface_hub import ModelCard
 
 
 def code_of(card: ModelCard, path: Path) -> dict[str, Any]:

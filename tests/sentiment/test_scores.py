@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from smallgpt.sentiment import scores
-from smallgpt.sentiment.scores import bootstrap_interval, calibration_error, paired_p_value, score
+from smallgpt.sentiment.scores import accuracy_interval, calibration_error, paired_p_value, score
 
 
 def example(classes: int, reviews: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -63,9 +63,9 @@ def test_calibration_error() -> None:
     assert calibration_error(too_sure, labels) == pytest.approx(0.2)
 
 
-def test_bootstrap_interval_is_the_normal_one_for_many_reviews() -> None:
+def test_accuracy_interval_is_the_normal_one_for_many_reviews() -> None:
     right = np.arange(10_000) % 10 != 0
-    low, high = bootstrap_interval(right)
+    low, high = accuracy_interval(right)
     width = 1.96 * np.sqrt(0.9 * 0.1 / 10_000)
     assert low == pytest.approx(0.9 - width, abs=6e-4)
     assert high == pytest.approx(0.9 + width, abs=6e-4)

@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_whole_path(folder: Path) -> None:
     done = make(folder)
     assert done.returncode == 0, done.stderr
-    assert "| mask |" in done.stdout and "| classical reference |" in done.stdout
+    assert "| mask |" in done.stdout and "| baseline |" in done.stdout
     runs = folder / "checkpoints" / "sentiment_full"
     (domains,) = run_folder.checkpoints(runs / "domains")[-1:]
     (hotels,) = run_folder.checkpoints(runs / "hotels" / "mask" / "seed0")[-1:]

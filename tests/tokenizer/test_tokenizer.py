@@ -139,7 +139,8 @@ def test_missing_and_binary_vocabulary(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     folder = tmp_path_factory.mktemp("checkpoint")
     TOKENIZER.save(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
