@@ -98,7 +98,7 @@ def paired_p_value(first: FloatArray, second: FloatArray) -> float:
     """
     difference = first - second
     difference = difference[difference != 0]
-    if not len(difference):
+    if len(difference) < 2:
         return 1.0
     test = stats.permutation_test(
         (difference,),
