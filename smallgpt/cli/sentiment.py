@@ -103,8 +103,8 @@ def ablation(
     settings = _settings(config, overrides)
     from smallgpt.sentiment import ablation as comparison
 
-    command = ["-m", "smallgpt", "sentiment", "ablation", str(config), *(overrides or [])]
-    command += [f"--seeds={seeds}", *(f"--cell={name}" for name in cell or [])]
+    options = [f"--seeds={seeds}", *(f"--cell={name}" for name in cell or [])]
+    command = ["-m", "smallgpt", "sentiment", "ablation", str(config), *(overrides or []), *options]
     comparison.run(settings, seeds, shlex.join(command), cell)
 
 

@@ -25,6 +25,20 @@ _FIGURES = {
     "validation_accuracy": "validation accuracy",
 }
 
+_CLASSIFY = """\
+from transformers import pipeline
+judge = pipeline("text-classification", "PATH", top_k=None)
+judge(["房间很干净"])"""
+_REPLY = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+messages = [{"role": "user", "content": "早上好呀"}]
+inputs = tokenizer.apply_chat_template(
+    messages, return_tensors="pt", return_dict=True,
+)
+tokenizer.decode(model.generate(**inputs)[0])"""
+
 
 def make_ready(path: Path, target: Path, licence: str, most_bytes: str = MOST_BYTES) -> None:
     """Write a directory to upload.
@@ -159,22 +173,7 @@ def _figures(stored: Checkpoint) -> list[tuple[str, str]]:
 def _usage(stored: Checkpoint) -> str:
     if huggingface.is_own(stored.config):
         call = 'predict(["房间很干净"])' if stored.labels else 'reply("早上好呀")'
-        code = ["import smallgpt", 'model = smallgpt.load("PATH")', f"model.{call}"]
-    elif stored.labels:
-        code = [
-            "from transformers import pipeline",
-            'judge = pipeline("text-classification", "PATH", top_k=None)',
-            'judge(["房间很干净"])',
-        ]
+        code = f'import smallgpt\nmodel = smallgpt.load("PATH")\nmodel.{call}'
     else:
-        code = [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            'model = AutoModelForCausalLM.from_pretrained("PATH")',
-            'tokenizer = AutoTokenizer.from_pretrained("PATH")',
-            'messages = [{"role": "user", "content": "早上好呀"}]',
-            "inputs = tokenizer.apply_chat_template(",
-            '    messages, return_tensors="pt", return_dict=True',
-            ")",
-            "tokenizer.decode(model.generate(**inputs)[0])",
-        ]
-    return "## Use\n\n```python\n" + "\n".join(code) + "\n```"
+        code = _CLASSIFY if stored.labels else _REPLY
+    return f"## Use\n\n```python\n{code}\n```"

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import Result
 
 from smallgpt.config import load_config
 from smallgpt.hub import download
 from smallgpt.hub.download import ASSETS, Asset, fetch
 from smallgpt.utils import atomic
-from tests.helpers.commands import refusal
-from tests.helpers.processes import REPOSITORY, Run
+from tests.helpers.commands import python_here, refusal
+from tests.helpers.processes import REPOSITORY
 
 BODY = bytes(range(256)) * 3000
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -304,17 +305,17 @@ def test_what_is_offered(server: type[Handler], tmp_path: Path) -> None:
         assert (tmp_path / str(config.resume_from)).exists()
 
 
-def test_the_command(server: type[Handler], tmp_path: Path, run: Run) -> None:
+def test_the_command(server: type[Handler], tmp_path: Path) -> None:
     """The README's, from a mirror; hotel reviews are not on the hub."""
-    mirror = {"HF_ENDPOINT": server.address, "HF_HUB_OFFLINE": "0"}
-    done = run("-m", "smallgpt", "download", "pretrained-300M", env=mirror)
-    said = done.stderr.decode()
-    assert done.returncode == 0, said
-    assert done.stdout == b"checkpoints/pretrained/cpt300M.pth\n"
-    assert f"sha256 {SHA256}, recorded in" in said and "100%" in said
-    misspelt = run("-m", "smallgpt", "download", "pretrained-90M", "chitcat", env=mirror)
-    assert misspelt.returncode == 2 and b"fetching" not in misspelt.stderr
-    again = run("-m", "smallgpt", "download", "chitchat", env=mirror)
-    said = again.stderr.decode()
-    assert again.returncode == 2 and again.stdout == b""
-    assert "not the file that was expected" in said and "Traceback" not in said
+
+    def run(*names: str) -> Result:
+        return python_here(tmp_path, "-m", "smallgpt", "download", *names)
+
+    done = run("pretrained-300M")
+    assert (done.exit_code, done.stdout) == (0, "checkpoints/pretrained/cpt300M.pth\n")
+    assert f"sha256 {SHA256}, recorded in" in done.stderr and "100%" in done.stderr
+    misspelt = run("pretrained-90M", "chitcat")
+    assert misspelt.exit_code == 2 and "fetching" not in misspelt.stderr
+    again = run("chitchat")
+    assert (again.exit_code, again.stdout) == (2, "")
+    assert "not the file that was expected" in again.stderr and "Traceback" not in again.stderr
