@@ -23,6 +23,13 @@ CELLS = {
     "no mask": {"use_mask": False, "frozen": False},
     "no mask, frozen": {"use_mask": False, "frozen": True},
 }
+_COLUMNS = {  # title: key in report.json, factor, digits
+    "accuracy, %": ("accuracy", 100, 2),
+    "macro F1": ("macro_f1", 1, 4),
+    "ROC-AUC": ("roc_auc", 1, 4),
+    "calibration error": ("calibration_error", 1, 4),
+    "training, s": ("training_seconds", 1, 0),
+}
 TABLE_FILE, PICTURE_FILE = "ablation.md", "ablation.png"
 
 
@@ -121,17 +128,11 @@ def table(cells: list[Cell], seeds: int) -> str:
         f"{seeds} {'seed' if seeds == 1 else 'seeds'} each, the same split, "
         f"{len(cells[0].right):,} reviews to test; mean ± standard deviation.",
         "",
-        "| | accuracy, % | macro F1 | ROC-AUC | calibration error | training, s |",
-        "|---|---|---|---|---|---|",
+        f"| | {' | '.join(_COLUMNS)} |",
+        "|---" * (len(_COLUMNS) + 1) + "|",
     ]
     for cell in cells:
-        figures = [
-            _spread(100 * cell.all("accuracy"), 2),
-            _spread(cell.all("macro_f1"), 4),
-            _spread(cell.all("roc_auc"), 4),
-            _spread(cell.all("calibration_error"), 4),
-            _spread(cell.all("training_seconds"), 0),
-        ]
+        figures = [_spread(by * cell.all(key), digits) for key, by, digits in _COLUMNS.values()]
         lines.append(f"| {cell.name} | {' | '.join(figures)} |")
     lines += [
         "",
