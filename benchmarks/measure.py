@@ -10,10 +10,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +22,41 @@ from smallgpt.utils.errors import UserError, note
 
 CHITCHAT = Path("../shared/data/chitchat.txt.xz")
 SMALLTALK = Path("data/smalltalk.txt")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's shape; rows of 256 a step of the plain recipe and, on a CPU, of ours."""
+
+    layers: int
+    heads: int
+    width: int
+    plain_rows: int
+    our_rows: int
+
+    def keys(self) -> dict[str, int]:
+        """The shape as keys of a config."""
+        return {"n_layer": self.layers, "n_head": self.heads, "n_embd": self.width}
+
+
+SIZES = {
+    "tiny": Size(2, 2, 32, 4, 4),
+    "12M": Size(6, 6, 384, 32, 32),
+    "90M": Size(12, 12, 768, 8, 16),
+    "300M": Size(26, 15, 960, 8, 8),
+}
+
+
+def size_named(name: str) -> Size:
+    """One of `SIZES`.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in SIZES:
+        raise UserError(f"--size: {name!r} is unknown", f"use one of {', '.join(SIZES)}")
+    return SIZES[name]
 
 
 def benchmark_text(given: Path | None) -> Path:
@@ -136,27 +172,23 @@ def matmul_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> f
     """Floating-point operations a second of a square matrix product: the best of several."""
     a = torch.randn(size, size, device=device).to(dtype)
     b = torch.randn(size, size, device=device).to(dtype)
-    return 2 * size**3 / min(seconds_of(lambda: a @ b, device) for _ in range(12))
+    return 2 * size**3 / min(timed(lambda: a @ b, device)[0] for _ in range(12))
 
 
 def read_bandwidth(megabytes: int = 400) -> float:
     """Bytes a second at which the CPU reads memory that no cache holds: the best of several."""
     numbers = torch.ones(megabytes * 250_000)
-    return numbers.nbytes / min(seconds_of(numbers.sum, torch.device("cpu")) for _ in range(12))
+    return numbers.nbytes / min(timed(numbers.sum)[0] for _ in range(12))
 
 
-def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of one call, until the device has finished."""
-    _finish(device)
+def timed(work: Callable[[], T], device: torch.device | None = None) -> tuple[float, T]:
+    """Wall-clock seconds of one call, until the device has finished, and what it returned."""
+    finish = torch.cuda.synchronize if device and device.type == "cuda" else lambda device: None
+    finish(device)
     began = time.perf_counter()
-    work()
-    _finish(device)
-    return time.perf_counter() - began
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    result = work()
+    finish(device)
+    return time.perf_counter() - began, result
 
 
 def median(values: Iterable[float]) -> float:

@@ -31,10 +31,10 @@ import torch.distributed as dist
 import typer
 
 from benchmarks import scaling_paper
-from benchmarks.measure import benchmark_text, median, print_json
+from benchmarks.measure import SIZES, benchmark_text, median, print_json, size_named
 from benchmarks.torchrun import NETWORK_COUNTERS, Group, answer, bytes_on_loopback, own_network
-from benchmarks.training import SIZES
 from smallgpt import runtime
+from smallgpt.cli.arguments import run_script
 from smallgpt.config import Config
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.dialogue_formats import text_chunks
@@ -42,7 +42,7 @@ from smallgpt.distributed.world import World
 from smallgpt.model.gpt import GPT
 from smallgpt.training.pretrain import DialogueTask, pack_corpus
 from smallgpt.training.trainer import Trainer
-from smallgpt.utils.errors import UserError, user_errors
+from smallgpt.utils.errors import UserError
 
 MODULE = "benchmarks.scaling"
 WARM_UP_STEPS = 2
@@ -181,25 +181,17 @@ def compare(
 
 
 def our_config(size: str, text: Path, rows: int) -> Config:
-    """A model of a size of benchmarks.training on one's own text."""
-    shape = SIZES[size]
+    """A model of one of `SIZES` on one's own text."""
     return Config(
+        **size_named(size).keys(),  # type: ignore[arg-type]
         data_path=str(text),
         vocab_size=len(open_corpus([text], text_chunks).tokenizer),
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        n_embd=shape.width,
         train_batch=2 * rows,
         device="cpu",
         ddp=True,
     )
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.command()
-@user_errors()
 def main(
     size: Annotated[str, typer.Option(help=f"Of {', '.join(SIZES)}.")] = "12M",
     data: Annotated[Path | None, typer.Option(help="Text of dialogues.")] = None,
@@ -223,9 +215,7 @@ def main(
     if paper:
         print(scaling_paper.report(step_seconds))
         return
-    if size not in SIZES:
-        raise UserError(f"--size: {size!r} is not known", f"one of {', '.join(SIZES)}")
-    rows = rows or SIZES[size].our_rows
+    rows = rows or size_named(size).our_rows
     at_once = min(at_once, rows)
     if rows % at_once:
         raise UserError(f"--rows: {rows} is not divisible by {at_once}", "change --at-once")
@@ -234,4 +224,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run_script(main)

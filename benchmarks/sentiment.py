@@ -21,10 +21,10 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from benchmarks.measure import Contestant, median, print_json, seconds_of
+from benchmarks.measure import SIZES, Contestant, Size, median, print_json, size_named, timed
 from benchmarks.plain import PlainGPT
-from benchmarks.training import SIZES, Size
 from smallgpt import runtime
+from smallgpt.cli.arguments import run_script
 from smallgpt.config import SentimentConfig
 from smallgpt.data.reviews import Reviews, read_reviews
 from smallgpt.model.classifier import Classifier
@@ -32,7 +32,7 @@ from smallgpt.sentiment.examples import Examples
 from smallgpt.sentiment.task import ReviewTask
 from smallgpt.tokenizer.characters import Tokenizer
 from smallgpt.training.trainer import Trainer
-from smallgpt.utils.errors import UserError, note, user_errors
+from smallgpt.utils.errors import UserError, note
 
 HOTELS = Path("../shared/data/ChnSentiCorp_htl_train.csv")
 ROW = 256
@@ -94,9 +94,7 @@ class PlainSide:
 
     def epoch(self, steps: int) -> float:
         """Seconds of an epoch, from those of some steps."""
-        device = torch.device("cpu")
-        taken = [seconds_of(self._step, device) for _ in range(steps)]
-        return median(taken) * len(self.ids) / BATCH
+        return median(timed(self._step)[0] for _ in range(steps)) * len(self.ids) / BATCH
 
     def _step(self) -> None:
         rows = self.order[(self.at + torch.arange(BATCH)) % len(self.order)]
@@ -114,13 +112,10 @@ class OurSide:
 
     def __init__(self, size: str, path: Path | None, count: int, frozen: bool) -> None:
         reviews, tokenizer = reviews_to_use(path, count)
-        shape = SIZES[size]
         config = SentimentConfig(
+            **SIZES[size].keys(),  # type: ignore[arg-type]
             block_size=ROW,
             vocab_size=len(tokenizer),
-            n_layer=shape.layers,
-            n_head=shape.heads,
-            n_embd=shape.width,
             train_batch=BATCH,
             frozen=frozen,
             device="cpu",
@@ -129,18 +124,12 @@ class OurSide:
         runtime.seed_everything(0)
         model = Classifier(config, 2).train()
         examples = Examples(reviews.texts, reviews.labels, tokenizer, ROW, use_mask=True)
-        made: list[ReviewTask] = []
-
-        def make() -> None:
-            folder = Path(tempfile.gettempdir())
-            none = Examples([], reviews.labels[:0], tokenizer, ROW, use_mask=True)
-            made.append(
-                ReviewTask(config, here, model, tokenizer, examples, none, ["0", "1"], folder)
-            )
-
-        self.seconds_of_states = seconds_of(make, here.device)
-        self.device = here.device
-        self.trainer = Trainer(config, here, made[0])
+        folder = Path(tempfile.gettempdir())
+        none = Examples([], reviews.labels[:0], tokenizer, ROW, use_mask=True)
+        self.seconds_of_states, task = timed(
+            lambda: ReviewTask(config, here, model, tokenizer, examples, none, ["0", "1"], folder)
+        )
+        self.trainer = Trainer(config, here, task)
 
     def states(self) -> float:
         """Seconds of what is done once."""
@@ -148,15 +137,10 @@ class OurSide:
 
     def epoch(self) -> float:
         """Seconds of an epoch."""
-
-        def work() -> None:
-            for _ in range(int(self.trainer.task.steps_per_epoch)):
-                self.trainer.step()
-
-        return seconds_of(work, self.device)
+        steps = range(int(self.trainer.task.steps_per_epoch))
+        return timed(lambda: [self.trainer.step() for _ in steps])[0]
 
 
-@user_errors()
 def main(
     data: Annotated[Path | None, typer.Option(help="Reviews: CSV with review and label.")] = None,
     size: Annotated[str, typer.Option(help=", ".join(SIZES))] = "12M",
@@ -165,8 +149,7 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Of the plain recipe, a round.")] = 3,
 ) -> None:
     """Print seconds of an epoch of the plain recipe, ours and ours frozen, and their ratios."""
-    if size not in SIZES:
-        raise UserError(f"--size: {size!r} is unknown", f"sizes: {', '.join(SIZES)}")
+    size_named(size)
     plain_seconds, whole_seconds, frozen_seconds = [], [], []
     with ExitStack() as stack:
         plain = stack.enter_context(Contestant(PlainSide, size, data, reviews))
@@ -196,4 +179,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -11,7 +11,6 @@ time: steps x the median step, so what else the machine does and validation do n
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.measure import benchmark_text, median, print_json
+from benchmarks.measure import benchmark_text, median, print_json, timed
 from benchmarks.plain import PlainTrainer, padded_rows
 from smallgpt import runtime
+from smallgpt.cli.arguments import run_script
 from smallgpt.config import Config
 from smallgpt.data.corpus import Corpus, open_corpus, split
 from smallgpt.data.dialogue_formats import text_chunks
@@ -32,7 +32,7 @@ from smallgpt.model.gpt import GPT
 from smallgpt.training.pretrain import DialogueTask
 from smallgpt.training.trainer import Trainer
 from smallgpt.training.validation import validate
-from smallgpt.utils.errors import note, user_errors
+from smallgpt.utils.errors import note
 
 HELD_OUT = 1000
 """Dialogues the loss is measured on; only such as fit a row whole, so that both see the same."""
@@ -178,9 +178,8 @@ def _step_seconds(trainer: Trainer) -> float:
 def _steps(trainer: PlainTrainer | Trainer) -> Iterator[tuple[int, float]]:
     """Train without end: the number of each step, and its seconds."""
     while True:
-        began = time.perf_counter()
-        trainer.step()
-        yield trainer.completed, time.perf_counter() - began
+        seconds, _ = timed(trainer.step)
+        yield trainer.completed, seconds
 
 
 def _point(contestant: str, step: int, loss: float, step_seconds: float) -> Point:
@@ -209,7 +208,6 @@ def draw(plain: Curve, ours: Curve, file: Path) -> None:
     figure.savefig(file)
 
 
-@user_errors()
 def main(
     budget: Annotated[float, typer.Option(help="Seconds the plain recipe trains.")] = 900,
     data: Annotated[Path | None, typer.Option(help="Text of dialogues to train on.")] = None,
@@ -239,4 +237,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

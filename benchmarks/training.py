@@ -12,7 +12,6 @@ measured in the same run in the same precision.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,45 +19,30 @@ import torch
 import typer
 
 from benchmarks.measure import (
+    SIZES,
     Contestant,
+    Size,
     benchmark_text,
     matmul_peak,
     median,
     print_json,
-    seconds_of,
+    size_named,
+    timed,
 )
 from benchmarks.plain import PlainTrainer, padded_rows
 from smallgpt import runtime
+from smallgpt.cli.arguments import run_script
 from smallgpt.config import Config, load_config
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.model.gpt import GPT
 from smallgpt.training.pretrain import DialogueTask, pack_corpus
 from smallgpt.training.trainer import Trainer
-from smallgpt.utils.errors import UserError, note, user_errors
+from smallgpt.utils.errors import note
 
 WARM_UP_STEPS = 2
 DIALOGUES = 4000
 """The plain recipe takes its rows from so many dialogues; more would only take time to pad."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """A model's shape; rows of 256 a step of the plain recipe and, on a CPU, of ours."""
-
-    layers: int
-    heads: int
-    width: int
-    plain_rows: int
-    our_rows: int
-
-
-SIZES = {
-    "tiny": Size(2, 2, 32, 4, 4),
-    "12M": Size(6, 6, 384, 32, 32),
-    "90M": Size(12, 12, 768, 8, 16),
-    "300M": Size(26, 15, 960, 8, 8),
-}
 
 
 class PlainSide:
@@ -81,13 +65,7 @@ class PlainSide:
 
     def step(self) -> tuple[int, int, float]:
         """Positions, real characters and seconds of a step."""
-        characters = 0
-
-        def work() -> None:
-            nonlocal characters
-            characters = self.trainer.step()
-
-        seconds = seconds_of(work, self.device)
+        seconds, characters = timed(self.trainer.step, self.device)
         return self.trainer.batch * 256, characters, seconds
 
 
@@ -107,14 +85,8 @@ class OurSide:
 
     def step(self) -> tuple[int, int, float]:
         """Positions, real characters and seconds of a step."""
-        characters = 0
-
-        def work() -> None:
-            nonlocal characters
-            characters = self.trainer.step().tokens
-
-        seconds = seconds_of(work, self.here.device)
-        return self.config.train_batch * self.config.block_size, characters, seconds
+        seconds, result = timed(self.trainer.step, self.here.device)
+        return self.config.train_batch * self.config.block_size, result.tokens, seconds
 
     def describe(self) -> tuple[int, str]:
         """Number of parameters without positions, and the precision."""
@@ -136,14 +108,11 @@ def our_config(name: str, text: Path, device: str, optimizer: Any, compile_step:
     if device != "cpu":
         changes = [f"data_path={text}", f"device={device}", f"vocab_size={max(vocabulary, 7587)}"]
         return load_config(f"config/train{name}.yaml", changes)
-    size = SIZES[name]
     return Config(
+        **SIZES[name].keys(),  # type: ignore[arg-type]
         data_path=str(text),
         vocab_size=vocabulary,
-        n_layer=size.layers,
-        n_head=size.heads,
-        n_embd=size.width,
-        train_batch=size.our_rows,
+        train_batch=SIZES[name].our_rows,
         optimizer=optimizer,
         compile=compile_step,
         device=device,
@@ -195,7 +164,6 @@ def _rates(steps: list[tuple[int, int, float]]) -> tuple[float, float]:
     return steps[0][0] / seconds, characters / seconds
 
 
-@user_errors()
 def main(
     size: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SIZES)}.")] = None,
     data: Annotated[Path | None, typer.Option(help="Text of dialogues.")] = None,
@@ -212,12 +180,11 @@ def main(
         return
     names = size or ["12M", "90M"]
     for name in names:
-        if name not in SIZES:
-            raise UserError(f"--size: {name!r} is not known", f"one of {', '.join(SIZES)}")
+        size_named(name)
     text = benchmark_text(data)
     for name in names:
         compare(name, our_config(name, text, device, optimizer, compile_step), text, rounds)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

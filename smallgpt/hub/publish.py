@@ -26,6 +26,20 @@ _FIGURES = {
     "validation_accuracy": "validation accuracy",
 }
 
+_CLASSIFY = """\
+from transformers import pipeline
+judge = pipeline("text-classification", "PATH", top_k=None)
+judge(["房间很干净"])"""
+_REPLY = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+messages = [{"role": "user", "content": "早上好呀"}]
+inputs = tokenizer.apply_chat_template(
+    messages, return_tensors="pt", return_dict=True,
+)
+tokenizer.decode(model.generate(**inputs)[0])"""
+
 
 def make_ready(path: Path, target: Path, licence: str, most_bytes: str = MOST_BYTES) -> None:
     """Write a directory to upload.
@@ -70,18 +84,31 @@ def card(stored: Checkpoint, licence: str) -> ModelCard:
     Every figure is read from the checkpoint.
     """
     classifies = stored.labels is not None
-    own = "smallgpt" if huggingface.is_own(stored.config) else None
+    own = huggingface.is_own(stored.config)
+    library, tag = ("smallgpt", "smallgpt") if own else ("transformers", "gpt2")
     data = ModelCardData(
         language="zh",
         license=licence,
-        library_name=own or "transformers",
+        library_name=library,
         pipeline_tag="text-classification" if classifies else "text-generation",
-        tags=[own or "gpt2", "small-gpt", "sentiment-analysis" if classifies else "conversational"],
+        tags=[tag, "small-gpt", "sentiment-analysis" if classifies else "conversational"],
     )
     ours = "original" not in stored.manifest
     name = Path(stored.config.checkpoint_root).name if ours else stored.path.resolve().name
-    sections = [f"# {name}", _what(stored), _training(stored), _figures(stored), _usage(stored)]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {name}",
+        _what(stored),
+        _section("Training", _training(stored)),
+        _section("Evaluation", _figures(stored)),
+        _usage(stored),
+    ]
+    return ModelCard("\n\n".join(sections) + "\n")
+
+
+def _section(title: str, rows: list[tuple[str, str]]) -> str:
+    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    return f"## {title}\n\n" + ("\n".join(table) if rows else "This checkpoint was not evaluated.")
 
 
 def _what(stored: Checkpoint) -> str:
@@ -100,81 +127,52 @@ def _what(stored: Checkpoint) -> str:
     )
 
 
-def _training(stored: Checkpoint) -> str:
+def _training(stored: Checkpoint) -> list[tuple[str, str]]:
     config = stored.config
-    files = [Path(str(file)).name for file in config.data_paths()]
+    paths = config.data_paths()
     if isinstance(config, SentimentConfig):
-        files = [Path(config.sentimental_data_path).name]
+        paths = [Path(config.sentimental_data_path)]
+    data = ("data", ", ".join(Path(path).name for path in paths))
     if "original" in stored.manifest:  # of its training, the file tells no more
-        rows = [("data", ", ".join(files)), ("steps", f"{stored.step:,}, not with Small GPT")]
-        return "## Training\n\n" + _table(rows)
-    rows = [
-        ("data", ", ".join(files)),
+        return [data, ("steps", f"{stored.step:,}, not with Small GPT")]
+    optimizer = f"{config.optimizer}, lr {config.lr:g}, weight decay {config.weight_decay:g}"
+    return [
+        *([("began with", Path(config.base_model).name)] if config.base_model else []),
+        data,
         ("steps", f"{stored.step:,} of {config.train_batch} rows or texts"),
-        (
-            "optimizer",
-            f"{config.optimizer}, lr {config.lr:g}, weight decay {config.weight_decay:g}",
-        ),
+        ("optimizer", optimizer),
         ("dropout", f"{config.dropout:g}"),
         ("seed", f"{config.seed}"),
     ]
-    if config.base_model:
-        rows.insert(0, ("began with", Path(config.base_model).name))
-    return "## Training\n\n" + _table(rows)
 
 
-def _figures(stored: Checkpoint) -> str:
+def _figures(stored: Checkpoint) -> list[tuple[str, str]]:
+    """What the manifest says of validation, and report.json of the test of this very checkpoint."""
+    manifest = stored.manifest
     rows = [
-        (title, f"{stored.manifest[key]:.4f}")
+        (title, f"{manifest[key]:.4f}")
         for key, title in _FIGURES.items()
-        if isinstance(stored.manifest.get(key), float)
+        if isinstance(manifest.get(key), float)
     ]
-    rows += _tested(stored)
-    if not rows:
-        return "## Evaluation\n\nThis checkpoint was not evaluated."
-    return "## Evaluation\n\n" + _table(rows)
-
-
-def _tested(stored: Checkpoint) -> list[tuple[str, str]]:
-    """What a classifier's report says of this very checkpoint on the test part."""
     try:
         report = json.loads((stored.path.parent / "report.json").read_text("utf-8"))
-        if Path(report["model"]).name != stored.path.name:
-            return []
-        test = report["test"]
+        test, baseline = report["test"], report["reference"]["accuracy"]
         low, high = test["accuracy_95"]
-        return [
-            ("test accuracy", f"{test['accuracy']:.4f} (95 %: {low:.4f} to {high:.4f})"),
-            ("test macro F1", f"{test['macro_f1']:.4f}"),
-            ("the classical reference's", f"{report['reference']['accuracy']:.4f}"),
-        ]
+        if Path(report["model"]).name == stored.path.name:
+            rows += [
+                ("test accuracy", f"{test['accuracy']:.4f} (95 %: {low:.4f} to {high:.4f})"),
+                ("test macro F1", f"{test['macro_f1']:.4f}"),
+                ("the baseline's test accuracy", f"{baseline:.4f}"),
+            ]
     except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _table(rows: list[tuple[str, str]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+        pass
+    return rows
 
 
 def _usage(stored: Checkpoint) -> str:
     if huggingface.is_own(stored.config):
         call = 'predict(["房间很干净"])' if stored.labels else 'reply("早上好呀")'
-        code = ["import smallgpt", 'model = smallgpt.load("PATH")', f"model.{call}"]
-    elif stored.labels:
-        code = [
-            "from transformers import pipeline",
-            'judge = pipeline("text-classification", "PATH", top_k=None)',
-            'judge(["房间很干净"])',
-        ]
+        code = f'import smallgpt\nmodel = smallgpt.load("PATH")\nmodel.{call}'
     else:
-        code = [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            'model = AutoModelForCausalLM.from_pretrained("PATH")',
-            'tokenizer = AutoTokenizer.from_pretrained("PATH")',
-            'messages = [{"role": "user", "content": "早上好呀"}]',
-            "inputs = tokenizer.apply_chat_template(",
-            '    messages, return_tensors="pt", return_dict=True',
-            ")",
-            "tokenizer.decode(model.generate(**inputs)[0])",
-        ]
-    return "## Use\n\n```python\n" + "\n".join(code) + "\n```"
+        code = _CLASSIFY if stored.labels else _REPLY
+    return f"## Use\n\n```python\n{code}\n```"

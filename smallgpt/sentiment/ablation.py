@@ -1,4 +1,4 @@
-"""Four ways to train the same classifier, several times each, beside the classical reference."""
+"""Four ways to train the same classifier, several times each, beside the baseline."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smallgpt.config import SentimentConfig
-from smallgpt.sentiment import recipe
-from smallgpt.sentiment.report import REPORT_FILE, VERDICTS_FILE
+from smallgpt.sentiment import recipe, report
 from smallgpt.sentiment.scores import paired_p_value
 from smallgpt.utils.errors import UserError, note
 
@@ -24,7 +23,13 @@ CELLS = {
     "no mask": {"use_mask": False, "frozen": False},
     "no mask, frozen": {"use_mask": False, "frozen": True},
 }
-REFERENCE = "classical reference"
+_COLUMNS = {  # title: key in report.json, factor, digits
+    "accuracy, %": ("accuracy", 100, 2),
+    "macro F1": ("macro_f1", 1, 4),
+    "ROC-AUC": ("roc_auc", 1, 4),
+    "calibration error": ("calibration_error", 1, 4),
+    "training, s": ("training_seconds", 1, 0),
+}
 TABLE_FILE, PICTURE_FILE = "ablation.md", "ablation.png"
 
 
@@ -63,81 +68,71 @@ def run(
     if config.lm_weight and names != ["mask"]:
         raise UserError(
             "lm_weight: the frozen and unmasked cells cannot have it",
-            "set it to 0, or compare --cell mask alone with the reference",
+            "set it to 0, or compare --cell mask alone with the baseline",
         )
+    cells = []
     for name in names:
-        changes = CELLS[name]
-        for number in range(seeds):
-            folder = _folder(root, name, number)
-            if (folder / REPORT_FILE).exists():
+        folders = [
+            root / name.replace(", ", "_").replace(" ", "_") / f"seed{n}" for n in range(seeds)
+        ]
+        for seed, folder in enumerate(folders, config.seed):
+            if (folder / report.REPORT_FILE).exists():
                 continue
-            note(f"--- {name}, seed {config.seed + number}")
-            chosen = dataclasses.replace(
-                config,
-                **changes,  # type: ignore[arg-type]
-                seed=config.seed + number,
-                checkpoint_root=str(folder),
-                resume_from="auto",
-                keep_last=1,
+            note(f"--- {name}, seed {seed}")
+            changes: dict[str, Any] = {"seed": seed, "checkpoint_root": str(folder), **CELLS[name]}
+            recipe.run(
+                dataclasses.replace(config, resume_from="auto", keep_last=1, **changes), command
             )
-            recipe.run(chosen, command)
-    cells = [
-        _read(name, [_folder(root, name, number) for number in range(seeds)]) for name in names
-    ]
-    cells.append(_read_reference(_folder(root, names[0], 0)))
+        cells.append(_read(name, folders, "test", "verdict"))
+        baseline = _read("baseline", folders[:1], "reference", "reference")
+    cells.append(baseline)  # the same in each cell
     path = root / TABLE_FILE
     path.write_text(table(cells, seeds), "utf-8")
-    draw(root / PICTURE_FILE, cells)
+    with report.picture(root / PICTURE_FILE, width=8) as (axes,):
+        for number, cell in enumerate(cells):
+            accuracy = 100 * cell.all("accuracy")
+            axes.plot(accuracy, [number] * len(accuracy), "o", alpha=0.5)
+            axes.plot(accuracy.mean(), number, "k|", markersize=20)
+        axes.set_yticks(range(len(cells)), [cell.name for cell in cells])
+        axes.invert_yaxis()
+        axes.set(xlabel="accuracy on the test, % (bar: mean)")
+        axes.grid(axis="x", alpha=0.3)
     print(path.read_text("utf-8"), end="")
     note(f"written: {path} and {PICTURE_FILE}")
     return path
 
 
-def _folder(root: Path, name: str, number: int) -> Path:
-    return root / name.replace(", ", "_").replace(" ", "_") / f"seed{number}"
+def _read(name: str, folders: list[Path], part: str, column: str) -> Cell:
+    """What the reports of some runs say.
 
-
-def _read(name: str, folders: list[Path]) -> Cell:
-    right = np.mean([_right(folder, "verdict") for folder in folders], axis=0)
-    return Cell(name, [_report(folder)["test"] for folder in folders], right)
-
-
-def _read_reference(folder: Path) -> Cell:
-    return Cell(REFERENCE, [_report(folder)["reference"]], _right(folder, "reference"))
-
-
-def _report(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / REPORT_FILE).read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{folder / REPORT_FILE} is damaged: {error}", f"delete {folder}; it is done again"
-        ) from None
-
-
-def _right(folder: Path, column: str) -> npt.NDArray[np.float64]:
-    with (folder / VERDICTS_FILE).open(encoding="utf-8", newline="") as file:
-        return np.array([row["label"] == row[column] for row in csv.DictReader(file)], np.float64)
+    Args:
+        part, column: where the figures are in report.json, and the verdicts in test.csv.
+    """
+    tests, right = [], []
+    for folder in folders:
+        file = folder / report.REPORT_FILE
+        try:
+            tests.append(json.loads(file.read_text("utf-8"))[part])
+        except ValueError as error:
+            raise UserError(
+                f"{file} is damaged: {error}", f"delete {folder}; it is done again"
+            ) from None
+        with (folder / report.VERDICTS_FILE).open(encoding="utf-8", newline="") as verdicts:
+            right.append([row["label"] == row[column] for row in csv.DictReader(verdicts)])
+    return Cell(name, tests, np.mean(right, axis=0))
 
 
 def table(cells: list[Cell], seeds: int) -> str:
     """Markdown: mean and standard deviation over seeds, then p-values between the cells."""
-    reviews = len(cells[0].right)
-    runs = f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
     lines = [
-        f"{runs} each, the same split, {reviews:,} reviews to test; mean ± standard deviation.",
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'} each, the same split, "
+        f"{len(cells[0].right):,} reviews to test; mean ± standard deviation.",
         "",
-        "| | accuracy, % | macro F1 | ROC-AUC | calibration error | training, s |",
-        "|---|---|---|---|---|---|",
+        f"| | {' | '.join(_COLUMNS)} |",
+        "|---" * (len(_COLUMNS) + 1) + "|",
     ]
     for cell in cells:
-        figures = [
-            _spread(100 * cell.all("accuracy"), 2),
-            _spread(cell.all("macro_f1"), 4),
-            _spread(cell.all("roc_auc"), 4),
-            _spread(cell.all("calibration_error"), 4),
-            _spread(cell.all("training_seconds"), 0),
-        ]
+        figures = [_spread(by * cell.all(key), digits) for key, by, digits in _COLUMNS.values()]
         lines.append(f"| {cell.name} | {' | '.join(figures)} |")
     lines += [
         "",
@@ -158,20 +153,3 @@ def table(cells: list[Cell], seeds: int) -> str:
 def _spread(values: npt.NDArray[np.float64], digits: int) -> str:
     mean = f"{values.mean():.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
-
-
-def draw(path: Path, cells: list[Cell]) -> None:
-    """Accuracy of every run, by cell."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    for number, cell in enumerate(cells):
-        accuracy = 100 * cell.all("accuracy")
-        axes.plot(accuracy, [number] * len(accuracy), "o", alpha=0.5)
-        axes.plot(accuracy.mean(), number, "k|", markersize=20)
-    axes.set_yticks(range(len(cells)), [cell.name for cell in cells])
-    axes.invert_yaxis()
-    axes.set(xlabel="accuracy on the test, % (bar: mean)")
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=90)

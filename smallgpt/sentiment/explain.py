@@ -9,12 +9,14 @@ numerical integral.
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from smallgpt.model.classifier import Classifier
 from smallgpt.sentiment.predictor import Prediction, Predictor
 from smallgpt.tokenizer.characters import PAD
 
@@ -40,64 +42,46 @@ def explain(predictor: Predictor, text: str) -> Explanation:
     (prediction,) = predictor.predict([text])
     verdict = predictor.names.index(prediction.label)
     examples = predictor.rows_of([text])
+    rows = len(examples.lengths)
     shares: list[float] = []
     difference = 0.0
-    rows = len(examples.lengths)
     for row in range(rows):
-        ids, ends = examples.gather(np.array([row]))
-        length = int(examples.lengths[row])
-        of_row, of_margin = _integrate(predictor, ids, ends, slice(1, length - 1), verdict)
-        shares += [share / rows for share in of_row]
-        difference += of_margin / rows
+        ids_1T, ends_1 = (t.to(predictor.runtime.device) for t in examples.gather(np.array([row])))
+        text_of_row = slice(1, int(examples.lengths[row]) - 1)
+        share_T, margin = _integrate(predictor.model, ids_1T, ends_1, text_of_row, verdict)
+        shares += [share / rows for share in share_T]
+        difference += margin / rows
     characters = [part for _, part in predictor.tokenizer.spans(text)]
     return Explanation(prediction, characters, shares, difference)
 
 
 def _integrate(
-    predictor: Predictor, ids_1T: Tensor, ends_1: Tensor, place: slice, verdict: int
+    model: Classifier, ids_1T: Tensor, ends_1: Tensor, place: slice, verdict: int
 ) -> tuple[list[float], float]:
     """The shares of the ids at `place`, and the difference they should add up to."""
-    model, device = predictor.model, predictor.runtime.device
+
+    def margin(x_1TE: Tensor) -> Tensor:
+        """The verdict's logit less the mean of the others, where the first block is given `x`."""
+        hook = model.transformer.drop.register_forward_hook(lambda module, given, result: x_1TE)
+        try:
+            logits = model(ids_1T, ends_1)[0].float()
+        finally:
+            hook.remove()
+        return logits[verdict] - (logits.sum() - logits[verdict]) / (len(logits) - 1)
+
     with torch.no_grad():
-        ids_1T = ids_1T.to(device)
         empty_1T = ids_1T.clone()
         empty_1T[:, place] = PAD
         own = model.transformer.embed(ids_1T)
         baseline = own.clone()
         baseline[:, place] = model.transformer.embed(empty_1T)[:, place]
-    path = (torch.arange(POINTS, device=device) + 0.5) / POINTS  # midpoint rule
+        difference = float(margin(own) - margin(baseline))
     gradient = torch.zeros_like(own)
-    for position in path:
+    for point in range(POINTS):
+        position = (point + 0.5) / POINTS  # midpoint rule
         x_1TE = (baseline + position * (own - baseline)).requires_grad_(True)
-        margin = _margin(predictor, x_1TE, ends_1, verdict)
-        gradient += torch.autograd.grad(margin, x_1TE)[0]
-    shares = ((own - baseline) * gradient / POINTS).sum(-1)[0, place]
-    with torch.no_grad():
-        full = _margin(predictor, own, ends_1, verdict)
-        none = _margin(predictor, baseline, ends_1, verdict)
-    return shares.tolist(), float(full - none)
-
-
-def _margin(predictor: Predictor, x_1TE: Tensor, ends_1: Tensor, verdict: int) -> Tensor:
-    """The verdict's logit less the mean of the others, where the first block is given `x_1TE`."""
-    last_of_embedding = predictor.model.transformer.drop
-    handle = last_of_embedding.register_forward_hook(lambda module, given, result: x_1TE)
-    try:
-        ids = torch.zeros(x_1TE.shape[:2], dtype=torch.int64, device=x_1TE.device)
-        logits = predictor.model(ids, ends_1.to(x_1TE.device))[0].float()
-    finally:
-        handle.remove()
-    return logits[verdict] - (logits.sum() - logits[verdict]) / (len(logits) - 1)
-
-
-def to_terminal(explanation: Explanation) -> str:
-    """The text with a background for each character: green for the verdict, red against it."""
-    return "".join(
-        character
-        if character.isspace() or not strength
-        else f"\x1b[38;2;0;0;0;48;2;{';'.join(map(str, colour))}m{character}\x1b[0m"
-        for character, colour, strength in _coloured(explanation)
-    )
+        gradient += torch.autograd.grad(margin(x_1TE), x_1TE)[0]
+    return ((own - baseline) * gradient / POINTS).sum(-1)[0, place].tolist(), difference
 
 
 def strongest(explanation: Explanation, count: int = 10) -> str:
@@ -107,38 +91,40 @@ def strongest(explanation: Explanation, count: int = 10) -> str:
     return "  ".join(f"{character} {share:+.3f}" for character, share in ranked)
 
 
+def to_terminal(explanation: Explanation) -> str:
+    """The text with a background for each character: green for the verdict, red against it."""
+    return "".join(
+        character
+        if character.isspace() or not share
+        else f"\x1b[38;2;0;0;0;48;2;{';'.join(colour)}m{character}\x1b[0m"
+        for character, share, colour in _coloured(explanation)
+    )
+
+
 def to_html(explanations: list[Explanation]) -> str:
     """A page of its own with all texts."""
-    parts = []
+    paragraphs = []
     for explanation in explanations:
         spans = "".join(
-            f'<span style="background: rgb({",".join(map(str, colour))})" '
+            f'<span style="background: rgb({",".join(colour)})" '
             f'title="{share:+.4f}">{html.escape(character)}</span>'
-            for (character, colour, _), share in zip(
-                _coloured(explanation), explanation.shares, strict=True
-            )
+            for character, share, colour in _coloured(explanation)
         )
-        prediction = explanation.prediction
-        parts.append(
-            f"<p><b>{html.escape(prediction.label)}</b> {prediction.probability:.4f}<br>{spans}</p>"
-        )
+        label, probability = explanation.prediction.label, explanation.prediction.probability
+        paragraphs.append(f"<p><b>{html.escape(label)}</b> {probability:.4f}<br>{spans}</p>\n")
     return (
         '<!doctype html>\n<html lang="zh"><head><meta charset="utf-8"><title>Small GPT</title>'
         "<style>body{max-width:50em;margin:2em auto;font:18px/1.8 sans-serif}"
         "p{white-space:pre-wrap}</style></head><body>\n"
         "<p>Green speaks for the verdict, red against it (integrated gradients).</p>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
+        + "".join(paragraphs)
+        + "</body></html>\n"
     )
 
 
-def _coloured(explanation: Explanation) -> list[tuple[str, tuple[int, int, int], float]]:
-    """Each character with its colour, the paler the weaker, and its strength from 0 to 1."""
-    strongest_share = max((abs(share) for share in explanation.shares), default=0.0) or 1.0
-    coloured = []
+def _coloured(explanation: Explanation) -> Iterator[tuple[str, float, list[str]]]:
+    """Each character with its share and its colour (red, green, blue), the paler the weaker."""
+    largest = max(map(abs, explanation.shares), default=0.0) or 1.0
     for character, share in zip(explanation.characters, explanation.shares, strict=True):
-        strength = abs(share) / strongest_share
-        full = _GREEN if share > 0 else _RED
-        colour = tuple(round(255 + strength * (part - 255)) for part in full)
-        coloured.append((character, (colour[0], colour[1], colour[2]), strength))
-    return coloured
+        full, strength = _GREEN if share > 0 else _RED, abs(share) / largest
+        yield character, share, [str(round(255 + strength * (part - 255))) for part in full]

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +19,6 @@ from smallgpt.sentiment.task import judge
 from smallgpt.tokenizer.characters import Tokenizer
 
 ROWS_AT_A_TIME = 64
-TEXTS_AT_A_TIME = 512
-"""Sorted by length together."""
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -69,16 +65,23 @@ class Predictor:
             return []
         verdicts = judge(self.model, self.rows_of(texts), self.runtime, ROWS_AT_A_TIME)
         assert verdicts is not None
-        return [self._prediction([float(p) for p in row]) for row in verdicts.probabilities()]
+        return [
+            Prediction(self.names[row.argmax()], dict(zip(self.names, row.tolist(), strict=True)))
+            for row in verdicts.probabilities()
+        ]
+
+    def predict_each(
+        self, texts: Iterable[str], at_once: int = 512
+    ) -> Iterator[tuple[str, Prediction]]:
+        """Each text with its verdict, in bounded memory: `at_once` are read and judged together."""
+        iterator = iter(texts)
+        while chunk := list(islice(iterator, at_once)):
+            yield from zip(chunk, self.predict(chunk), strict=True)
 
     def rows_of(self, texts: Sequence[str]) -> Examples:
         """The texts as the model reads them; their labels are unknown, and 0."""
         config, unknown = self.config, np.zeros(len(texts), np.int64)
         return Examples(texts, unknown, self.tokenizer, config.block_size, config.use_mask)
-
-    def _prediction(self, probabilities: list[float]) -> Prediction:
-        by_name = dict(zip(self.names, probabilities, strict=True))
-        return Prediction(max(by_name, key=by_name.__getitem__), by_name)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Predictor:
@@ -92,14 +95,6 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Predictor:
     model = Classifier(stored.config, len(stored.labels), stored.config.pooling).eval()
     model.load_state_dict(stored.weights)
     device = torch.device(device)
-    parameters = sum(p.numel() for p in model.parameters())
-    precision = choose_precision("auto", device, parameters)
+    precision = choose_precision("auto", device, sum(p.numel() for p in model.parameters()))
     runtime = Runtime(device, precision.dtype, "as chat would")
     return Predictor(model.to(device), stored.tokenizer, stored.labels, stored.config, runtime)
-
-
-def in_parts(items: Iterable[Item], size: int = TEXTS_AT_A_TIME) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one shorter, without reading ahead."""
-    iterator = iter(items)
-    while part := list(islice(iterator, size)):
-        yield part

@@ -26,9 +26,8 @@ from smallgpt.distributed import launch
 from smallgpt.distributed.world import World
 from smallgpt.model.classifier import Classifier
 from smallgpt.runtime import Runtime, python_command
-from smallgpt.sentiment import report, scores
+from smallgpt.sentiment import baseline, report, scores
 from smallgpt.sentiment.examples import Examples
-from smallgpt.sentiment.reference import NAME, out_of_fold, reference
 from smallgpt.sentiment.task import ReviewTask, judge
 from smallgpt.tokenizer.characters import SEP, Tokenizer
 from smallgpt.training import resume
@@ -110,8 +109,10 @@ def _prepare(config: SentimentConfig, typed: Set[str], world: World) -> tuple[_D
     data = _Data(reviews, split, tokenizer, config)
     soft_labels = None
     if config.reference_weight:
-        note("asking the classical reference about the reviews to learn from ...")
-        asked = world.only_first(lambda: out_of_fold(reviews, split.train, config.split_seed))
+        note("asking the baseline about the reviews to learn from ...")
+        asked = world.only_first(
+            lambda: baseline.out_of_fold(reviews, split.train, config.split_seed)
+        )
         soft_labels = world.share(asked)
     task = ReviewTask(
         config,
@@ -204,10 +205,10 @@ def _test(path: Path, data: _Data, trainer: Trainer) -> None:
     verdicts = judge(model, data.examples("test"), trainer.runtime, config.test_batch)
     assert verdicts is not None
     judging = time.perf_counter() - began
-    note("training the classical reference ...")
+    note("training the baseline ...")
     began = time.perf_counter()
     learnt = np.concatenate([split.train, split.validation])
-    classical = reference(reviews, learnt, split.test)
+    expected = baseline.probabilities(reviews, learnt, split.test)
     best, labels = trainer.best, reviews.labels[split.test]
     result: dict[str, Any] = {
         "model": str(path),
@@ -225,16 +226,16 @@ def _test(path: Path, data: _Data, trainer: Trainer) -> None:
             "judging_seconds": round(judging, 3),
         },
         "reference": {
-            "name": NAME,
-            **scores.score(classical, labels, reviews.names),
+            "name": baseline.NAME,
+            **scores.score(expected, labels, reviews.names),
             "training_seconds": round(time.perf_counter() - began, 3),
         },
     }
     root = Path(config.checkpoint_root)
-    report.write(root, result, verdicts, classical, reviews.part(split.test))
+    report.write(root, result, verdicts, expected, reviews.part(split.test))
     print(f"{path}, step {result['best']['step']}, on reviews kept for the test:")
     print(scores.describe(result["test"]))
-    print(f"classical reference ({NAME}), on the same reviews:")
+    print(f"baseline ({baseline.NAME}), on the same reviews:")
     print(scores.describe(result["reference"]))
     note(f"written: {root / report.REPORT_FILE} and {report.PICTURE_FILE}")
     predict = f"{python_command()} -m smallgpt sentiment predict {shlex.quote(str(path))}"

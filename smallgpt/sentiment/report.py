@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,78 +25,72 @@ def write(
     root: Path,
     result: dict[str, Any],
     verdicts: Verdicts,
-    classical: npt.NDArray[np.float64],
+    baseline: npt.NDArray[np.float64],
     reviews: Reviews,
 ) -> None:
     """Write all three into `root`; report.json last, so that where it is, all are.
 
     Args:
-        classical: the probabilities of the classical reference, (N, C).
+        baseline: its probabilities, (N, C).
 
     Raises:
         UserError: they cannot be written.
     """
+    names, probabilities = reviews.names, verdicts.probabilities()
     try:
-        _write_verdicts(root / VERDICTS_FILE, verdicts, classical, reviews)
-        draw(root / PICTURE_FILE, result, verdicts, reviews.names)
+        with (root / VERDICTS_FILE).open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["label", "verdict", "reference", *(f"p_{n}" for n in names), "review"])
+            for text, label, row, other in zip(
+                reviews.texts, reviews.labels, probabilities, baseline.argmax(1), strict=True
+            ):
+                judged = [names[label], names[int(row.argmax())], names[other]]
+                table.writerow([*judged, *(f"{p:.6f}" for p in row), text])
+        _draw(root / PICTURE_FILE, result, verdicts, names)
         with atomic.file(root / REPORT_FILE) as work:
             work.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", "utf-8")
     except OSError as error:
         raise UserError(f"the report cannot be written to {root}: {error.strerror}") from None
 
 
-def _write_verdicts(
-    path: Path, verdicts: Verdicts, classical: npt.NDArray[np.float64], reviews: Reviews
-) -> None:
-    names = reviews.names
-    rows = zip(
-        reviews.texts,
-        reviews.labels,
-        verdicts.probabilities(),
-        classical.argmax(1),
-        strict=True,
-    )
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["label", "verdict", "reference", *(f"p_{n}" for n in names), "review"])
-        for text, label, row, other in rows:
-            judged = [names[label], names[int(row.argmax())], names[other]]
-            table.writerow([*judged, *(f"{p:.6f}" for p in row), text])
+@contextmanager
+def picture(path: Path, width: float, columns: int = 1) -> Iterator[list[Any]]:
+    """Axes side by side to draw on; saved at the end of the block. `width` in inches."""
+    from matplotlib.figure import Figure  # only here, as it is slow to import
 
-
-def draw(path: Path, result: dict[str, Any], verdicts: Verdicts, names: list[str]) -> None:
-    """Validation over time, confusion matrix and reliability, side by side."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    curve, confusion, calibration = figure.subplots(1, 3)
-    history = result["validation"]
-    curve.plot([h["step"] for h in history], [100 * h["validation_accuracy"] for h in history])
-    curve.axvline(result["best"]["step"], linestyle=":", color="grey")
-    curve.axhline(100 * result["reference"]["accuracy"], linestyle="--", color="grey")
-    curve.set(
-        xlabel="step (dotted: the best)",
-        ylabel="%",
-        title="validation accuracy (dashed: reference's on the test)",
-    )
-    counts = np.array(result["test"]["confusion"])
-    confusion.imshow(counts / np.maximum(1, counts.sum(1, keepdims=True)), "Blues", vmin=0, vmax=1)
-    names = _drawable(names)
-    if len(names) <= 12:
-        for (row, column), count in np.ndenumerate(counts):
-            confusion.text(column, row, f"{count:,}", ha="center", va="center")
-        confusion.set_xticks(range(len(names)), names)
-        confusion.set_yticks(range(len(names)), names)
-    confusion.set(xlabel="judged as", ylabel="label", title="confusion")
-    middle, confidence, accuracy, share = reliability(
-        verdicts.probabilities(), verdicts.labels.numpy()
-    )
-    blues = [(0.1, 0.3, 0.7, 0.2 + 0.8 * s) for s in share / share.max()]  # the darker the more
-    calibration.bar(middle, accuracy, width=0.06, color=blues)
-    calibration.plot([0, 1], [0, 1], linestyle=":", color="grey")
-    calibration.plot(confidence, accuracy, "k.")
-    calibration.set(xlabel="confidence", ylabel="share right", title="calibration")
+    figure = Figure(figsize=(width, 4), layout="constrained")
+    yield list(figure.subplots(1, columns, squeeze=False)[0])
     figure.savefig(path, dpi=90)
+
+
+def _draw(path: Path, result: dict[str, Any], verdicts: Verdicts, names: list[str]) -> None:
+    """Validation over time, confusion matrix and reliability."""
+    with picture(path, 13, 3) as (curve, confusion, calibration):
+        history = result["validation"]
+        curve.plot([h["step"] for h in history], [100 * h["validation_accuracy"] for h in history])
+        curve.axvline(result["best"]["step"], linestyle=":", color="grey")
+        curve.axhline(100 * result["reference"]["accuracy"], linestyle="--", color="grey")
+        title = "validation accuracy (dashed: baseline's on the test)"
+        curve.set(xlabel="step (dotted: the best)", ylabel="%", title=title)
+
+        counts = np.array(result["test"]["confusion"])
+        share = counts / np.maximum(1, counts.sum(1, keepdims=True))
+        confusion.imshow(share, "Blues", vmin=0, vmax=1)
+        if len(names) <= 12:
+            for (row, column), count in np.ndenumerate(counts):
+                confusion.text(column, row, f"{count:,}", ha="center", va="center")
+            confusion.set_xticks(range(len(names)), _drawable(names))
+            confusion.set_yticks(range(len(names)), _drawable(names))
+        confusion.set(xlabel="judged as", ylabel="label", title="confusion")
+
+        middle, confidence, accuracy, share = reliability(
+            verdicts.probabilities(), verdicts.labels.numpy()
+        )
+        blues = [(0.1, 0.3, 0.7, 0.2 + 0.8 * s) for s in share / share.max()]  # darker: more
+        calibration.bar(middle, accuracy, width=0.06, color=blues)
+        calibration.plot([0, 1], [0, 1], linestyle=":", color="grey")
+        calibration.plot(confidence, accuracy, "k.")
+        calibration.set(xlabel="confidence", ylabel="share right", title="calibration")
 
 
 def _drawable(names: list[str]) -> list[str]:

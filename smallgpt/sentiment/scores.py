@@ -1,4 +1,4 @@
-"""How good the verdicts on reviews are that nobody learnt from."""
+"""How good the verdicts are on reviews that nobody learnt from."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 from sklearn import metrics
 
 from smallgpt.data.reviews import IntArray
 
 FloatArray = npt.NDArray[np.floating[Any]]
-
 BINS = 15
 """Of the calibration error, by confidence."""
-RESAMPLES = 2000
 
 
 def score(probabilities: FloatArray, labels: IntArray, names: list[str]) -> dict[str, Any]:
@@ -30,27 +29,20 @@ def score(probabilities: FloatArray, labels: IntArray, names: list[str]) -> dict
         roc_auc (of the second of two classes, else one against the rest, mean of the classes; None
         where a class is missing); calibration_error; confusion (rows: right label, columns: ours).
     """
-    verdicts = probabilities.argmax(1)
-    numbers = list(range(len(names)))
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+    verdicts, numbers = probabilities.argmax(1), list(range(len(names)))
+    right = verdicts == labels
+    by_class = metrics.precision_recall_fscore_support(
         labels, verdicts, labels=numbers, zero_division=0
     )
-    right = verdicts == labels
-    low, high = bootstrap_interval(right)
     return {
         "reviews": len(labels),
         "accuracy": float(right.mean()),
-        "accuracy_95": [low, high],
+        "accuracy_95": list(accuracy_interval(right)),
         "classes": {
-            name: {
-                "precision": float(precision[n]),
-                "recall": float(recall[n]),
-                "f1": float(f1[n]),
-                "reviews": int(support[n]),
-            }
-            for n, name in enumerate(names)
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "reviews": int(n)}
+            for name, p, r, f, n in zip(names, *by_class, strict=True)
         },
-        "macro_f1": float(f1.mean()),
+        "macro_f1": float(by_class[2].mean()),
         "roc_auc": _roc_auc(probabilities, labels),
         "calibration_error": calibration_error(probabilities, labels),
         "confusion": metrics.confusion_matrix(labels, verdicts, labels=numbers).tolist(),
@@ -67,14 +59,14 @@ def _roc_auc(probabilities: FloatArray, labels: IntArray) -> float | None:
     return float(metrics.roc_auc_score(labels, normed, multi_class="ovr"))
 
 
-def bootstrap_interval(right: npt.NDArray[np.bool_], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a share: percentiles over resamples of the reviews (Efron, 1979).
+def accuracy_interval(right: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927), which is sound for few reviews and near 100 %, too.
 
-    Resampling yes/no values with replacement is drawing from a binomial distribution.
+    Args:
+        right: whether each review was judged right, (N,).
     """
-    drawn = np.random.default_rng(seed).binomial(len(right), right.mean(), RESAMPLES) / len(right)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(low), float(high)
+    interval = stats.binomtest(int(right.sum()), len(right)).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 def calibration_error(probabilities: FloatArray, labels: IntArray) -> float:
@@ -91,17 +83,14 @@ def reliability(
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """By bin that is not empty: its middle, mean confidence, accuracy and share of the reviews."""
     confidence = probabilities.max(1).astype(np.float64)
-    right = (probabilities.argmax(1) == labels).astype(np.float64)
     bin_of = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    count = np.bincount(bin_of, minlength=BINS)
-    used = count > 0
-    middle = ((np.arange(BINS) + 0.5) / BINS)[used]
-    mean_confidence = np.bincount(bin_of, confidence, BINS)[used] / count[used]
-    accuracy = np.bincount(bin_of, right, BINS)[used] / count[used]
-    return middle, mean_confidence, accuracy, count[used] / len(labels)
+    used, bin_of, count = np.unique(bin_of, return_inverse=True, return_counts=True)
+    mean_confidence = np.bincount(bin_of, confidence) / count
+    accuracy = np.bincount(bin_of, probabilities.argmax(1) == labels) / count
+    return (used + 0.5) / BINS, mean_confidence, accuracy, count / len(labels)
 
 
-def paired_p_value(first: FloatArray, second: FloatArray, seed: int = 0) -> float:
+def paired_p_value(first: FloatArray, second: FloatArray) -> float:
     """Whether two classifiers differ on the same reviews: sign-flip permutation test, two-sided.
 
     Args:
@@ -109,13 +98,17 @@ def paired_p_value(first: FloatArray, second: FloatArray, seed: int = 0) -> floa
     """
     difference = first - second
     difference = difference[difference != 0]
-    if not len(difference):
+    if len(difference) < 2:
         return 1.0
-    generator = np.random.default_rng(seed)
-    flips = 10_000
-    signs = generator.integers(0, 2, (flips, len(difference)), np.int8) * 2 - 1
-    as_large = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9
-    return float((as_large.sum() + 1) / (flips + 1))
+    test = stats.permutation_test(
+        (difference,),
+        lambda values, axis: values.sum(axis).round(9),  # equal but for rounding is equal
+        permutation_type="samples",
+        vectorized=True,
+        batch=500,
+        rng=np.random.default_rng(0),
+    )
+    return float(test.pvalue)
 
 
 def describe(scores: dict[str, Any]) -> str:

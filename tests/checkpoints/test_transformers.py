@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from smallgpt.tokenizer.characters import PAD, SEP
 from tests.helpers.models import TINY, random_model, vocabulary
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a wrong path is to fail, not to be looked for elsewhere
-transformers = pytest.importorskip("transformers")
+transformers: Any = importlib.import_module("transformers")
 # Unprintable characters and unused ids stand in the vocabulary, and must never be said.
 TOKENIZER = type(vocabulary())([*vocabulary().characters, "\t", "\x00", "\u2028"])
 UNUSED = 6

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -42,19 +41,10 @@ def test_demo_from_nothing_to_fitting_replies(clone: Path) -> None:
     assert len(replies) == 2
     assert "好" in replies[0] or "早" in replies[0]
     assert "小积" in replies[1]
-    seconds = [
-        float(s)
-        for s in re.findall(
-            r'"seconds": ([\d.]+)',
-            (clone / "checkpoints" / "demo" / "metrics.jsonl").read_text("utf-8"),
-        )
-    ]
-    assert max(seconds) < 300
-
-    began = time.monotonic()
+    metrics = (clone / "checkpoints" / "demo" / "metrics.jsonl").read_bytes()
     again = shell("echo 晚安 | make demo", clone)
     assert len(again.stdout.splitlines()) == 1
-    assert time.monotonic() - began < 30
+    assert (clone / "checkpoints" / "demo" / "metrics.jsonl").read_bytes() == metrics  # not again
 
 
 def test_demo_model_passes_its_examination(clone: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from smallgpt.cli.main import app
@@ -17,6 +20,27 @@ from smallgpt.utils.errors import UserError
 def smallgpt(*arguments: str | Path, typed: str = "") -> Result:
     """The `smallgpt` command, in this process."""
     return CliRunner().invoke(app, [str(a) for a in arguments], input=typed.encode())
+
+
+def python_here(folder: Path, *arguments: str | Path, typed: str = "") -> Result:
+    """`python ARGUMENTS` in `folder`, but in this process: a script, or `-m` and a module."""
+    words = [str(a) for a in arguments]
+    program = typer.Typer()
+
+    @program.command()
+    def run() -> None:
+        if words[0] == "-m":
+            patch.delitem(sys.modules, words[1], raising=False)  # or runpy warns
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(words[0], run_name="__main__")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", words[1:] if words[0] == "-m" else words)
+        patch.setenv("GOMP_SPINCOUNT", "1")  # so that what a program sets is undone
+        patch.setattr(os, "fsync", lambda descriptor: None)  # no waiting for the disk
+        return CliRunner().invoke(program, input=typed.encode())
 
 
 def refused_command(*arguments: str | Path, typed: str = "") -> str:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import Result
 
 from smallgpt.config import load_config
-from smallgpt.hub import transfer
+from smallgpt.hub import download
 from smallgpt.hub.download import ASSETS, Asset, fetch
 from smallgpt.utils import atomic
-from tests.helpers.commands import refusal
-from tests.helpers.processes import REPOSITORY, Run
+from tests.helpers.commands import python_here, refusal
+from tests.helpers.processes import REPOSITORY
 
 BODY = bytes(range(256)) * 3000
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -78,7 +79,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Handler]]:
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.001)
+
+
+@pytest.fixture
+def server(online: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Handler]]:
     class Mine(Handler):
         plan: list[str] = []  # noqa: RUF012
         seen: list[tuple[str, str | None]] = []  # noqa: RUF012
@@ -88,8 +95,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Handler]]:
     thread.start()
     Mine.address = f"http://127.0.0.1:{running.server_port}"
     monkeypatch.setenv("HF_ENDPOINT", Mine.address + "/")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.001)
     yield Mine
     running.shutdown()
     running.server_close()
@@ -141,26 +146,29 @@ def test_another_run_goes_on(server: type[Handler], tmp_path: Path, kind: str) -
     assert [asked for _, asked in server.seen] == ["bytes=1000-"]
 
 
-def test_a_run_killed_before_the_renaming(server: type[Handler], tmp_path: Path) -> None:
-    begin(tmp_path, BODY, server.etag)
+@pytest.mark.parametrize(
+    ("beginning", "etag", "plan", "fetched"),
+    [
+        (BODY, Handler.etag, [], 1),  # killed before the renaming: nothing is fetched again
+        (b"old" * 100, '"the old one"', [], 1),
+        (BODY + b"?", "", [], 2),  # more than there is
+        (BODY[:1000], "", ["ignores range"], 1),
+        (BODY[:1000], "", ["another part"], 2),
+    ],
+)
+def test_what_a_killed_run_left(
+    server: type[Handler],
+    tmp_path: Path,
+    beginning: bytes,
+    etag: str,
+    plan: list[str],
+    fetched: int,
+) -> None:
+    begin(tmp_path, beginning, etag)
+    server.plan += plan
     assert fetch("x", tmp_path, asset(server, "address")).read_bytes() == BODY
-
-
-def test_the_beginning_of_another_version(server: type[Handler], tmp_path: Path) -> None:
-    begin(tmp_path, b"old" * 100, '"the old one"')
-    assert fetch("x", tmp_path, asset(server, "address")).read_bytes() == BODY
-
-
-def test_more_than_there_is(server: type[Handler], tmp_path: Path) -> None:
-    begin(tmp_path, BODY + b"?")
-    assert fetch("x", tmp_path, asset(server, "address")).read_bytes() == BODY
-
-
-@pytest.mark.parametrize("deed", ["ignores range", "another part"])
-def test_a_server_that_cannot_resume(server: type[Handler], tmp_path: Path, deed: str) -> None:
-    begin(tmp_path, BODY[:1000])
-    server.plan += [deed]
-    assert fetch("x", tmp_path, asset(server, "address")).read_bytes() == BODY
+    assert len(server.seen) == fetched
+    assert left(tmp_path) == ["x.bin", "x.bin.sha256"]
 
 
 @KINDS
@@ -179,26 +187,24 @@ def test_what_cannot_be_had_is_said(
     assert not (tmp_path / "data" / "x.bin").exists()
 
 
-@KINDS
-def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.001)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    where = "one/two/x.bin" if kind == "hub" else "http://127.0.0.1:9/x.bin"
+@pytest.mark.parametrize(
+    ("endpoint", "where"),
+    [
+        ("http://127.0.0.1:9", "one/two/x.bin"),
+        ("http://127.0.0.1:9", "http://127.0.0.1:9/x.bin"),
+        ("hf-mirror", "one/two/x.bin"),
+        ("ftp://127.0.0.1:9", "one/two/x.bin"),
+        ("http://[::1", "one/two/x.bin"),
+    ],
+)
+@pytest.mark.usefixtures("online")
+def test_without_a_network_or_with_a_wrong_mirror(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str, where: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
     said = refusal(lambda: fetch("x", tmp_path, Asset("a file", "data/x.bin", where)))
     assert "cannot be fetched" in said and "network" in said and "HF_ENDPOINT" in said
     assert left(tmp_path) == []
-
-
-@pytest.mark.parametrize("endpoint", ["hf-mirror", "ftp://127.0.0.1:9", "http://[::1"])
-def test_an_endpoint_that_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
-) -> None:
-    monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.001)
-    monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    said = refusal(lambda: fetch("x", tmp_path, Asset("a file", "data/x.bin", "one/two/x.bin")))
-    assert "HF_ENDPOINT" in said
 
 
 def test_offline(server: type[Handler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +266,7 @@ def test_a_full_disk(
     server: type[Handler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(tmp_path, BODY[:1000])
-    monkeypatch.setattr(transfer, "PART", "full")
+    monkeypatch.setattr(download, "PART", "full")
     (tmp_path / "data" / ".fetching-x.bin" / "full").symlink_to("/dev/full")
     said = refusal(lambda: fetch("x", tmp_path, asset(server, "address")))
     assert "No space left" in said and "make room" in said
@@ -299,17 +305,17 @@ def test_what_is_offered(server: type[Handler], tmp_path: Path) -> None:
         assert (tmp_path / str(config.resume_from)).exists()
 
 
-def test_the_command(server: type[Handler], tmp_path: Path, run: Run) -> None:
+def test_the_command(server: type[Handler], tmp_path: Path) -> None:
     """The README's, from a mirror; hotel reviews are not on the hub."""
-    mirror = {"HF_ENDPOINT": server.address, "HF_HUB_OFFLINE": "0"}
-    done = run("-m", "smallgpt", "download", "pretrained-300M", env=mirror)
-    said = done.stderr.decode()
-    assert done.returncode == 0, said
-    assert done.stdout == b"checkpoints/pretrained/cpt300M.pth\n"
-    assert f"sha256 {SHA256}, recorded in" in said and "100%" in said
-    misspelt = run("-m", "smallgpt", "download", "pretrained-90M", "chitcat", env=mirror)
-    assert misspelt.returncode == 2 and b"fetching" not in misspelt.stderr
-    again = run("-m", "smallgpt", "download", "chitchat", env=mirror)
-    said = again.stderr.decode()
-    assert again.returncode == 2 and again.stdout == b""
-    assert "not the file that was expected" in said and "Traceback" not in said
+
+    def run(*names: str) -> Result:
+        return python_here(tmp_path, "-m", "smallgpt", "download", *names)
+
+    done = run("pretrained-300M")
+    assert (done.exit_code, done.stdout) == (0, "checkpoints/pretrained/cpt300M.pth\n")
+    assert f"sha256 {SHA256}, recorded in" in done.stderr and "100%" in done.stderr
+    misspelt = run("pretrained-90M", "chitcat")
+    assert misspelt.exit_code == 2 and "fetching" not in misspelt.stderr
+    again = run("chitchat")
+    assert (again.exit_code, again.stdout) == (2, "")
+    assert "not the file that was expected" in again.stderr and "Traceback" not in again.stderr

@@ -19,8 +19,8 @@ from tests.helpers.commands import refusal
 from tests.helpers.models import save_with_pairs
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-transformers = pytest.importorskip("transformers")
-from huggingface_hub import ModelCard  # noqa: E402
+import transformers
+from huggingface_hub import ModelCard
 
 
 def code_of(card: ModelCard, path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from smallgpt.sentiment import scores
-from smallgpt.sentiment.scores import bootstrap_interval, calibration_error, paired_p_value, score
+from smallgpt.sentiment.scores import accuracy_interval, calibration_error, paired_p_value, score
 
 
 def example(classes: int, reviews: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -33,10 +33,14 @@ def test_figures_are_those_counted_by_hand(classes: int) -> None:
     for n, name in enumerate(names):
         hit = confusion[n][n]
         precision, recall = hit / sum(row[n] for row in confusion), hit / sum(confusion[n])
-        figures = result["classes"][name]
-        assert figures["precision"] == pytest.approx(precision)
-        assert figures["recall"] == pytest.approx(recall)
-        assert figures["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+        assert result["classes"][name] == pytest.approx(
+            {
+                "precision": precision,
+                "recall": recall,
+                "f1": 2 * precision * recall / (precision + recall),
+                "reviews": sum(confusion[n]),
+            }
+        )
     assert result["macro_f1"] == pytest.approx(metrics.f1_score(labels, verdicts, average="macro"))
     assert f"{100 * result['accuracy']:.2f} %" in scores.describe(result)
 
@@ -63,20 +67,22 @@ def test_calibration_error() -> None:
     assert calibration_error(too_sure, labels) == pytest.approx(0.2)
 
 
-def test_bootstrap_interval_is_the_normal_one_for_many_reviews() -> None:
-    right = np.arange(10_000) % 10 != 0
-    low, high = bootstrap_interval(right)
+def test_the_interval_is_wilsons() -> None:
+    right = np.arange(10_000) % 10 != 0  # the normal one, as there are many reviews
     width = 1.96 * np.sqrt(0.9 * 0.1 / 10_000)
-    assert low == pytest.approx(0.9 - width, abs=6e-4)
-    assert high == pytest.approx(0.9 + width, abs=6e-4)
+    assert accuracy_interval(right) == pytest.approx((0.9 - width, 0.9 + width), abs=6e-4)
+    z2 = 1.959964**2  # by hand for all of 30 right: n / (n + z²) to 1
+    assert accuracy_interval(np.ones(30, bool)) == pytest.approx((30 / (30 + z2), 1.0), abs=1e-6)
 
 
 def test_paired_p_value() -> None:
-    generator = np.random.default_rng(0)
-    first = (generator.random(500) < 0.9).astype(float)
+    first = (np.random.default_rng(0).random(500) < 0.9).astype(float)
     assert paired_p_value(first, first) == 1.0
     assert paired_p_value(first, np.zeros(500)) < 0.001
-    # McNemar's exact test on 12 against 4 reviews: p = 0.0768.
     one, other = np.zeros(100), np.zeros(100)
+    one[0] = 1  # a single review of difference says nothing
+    assert paired_p_value(one, other) == 1.0
+    # McNemar's exact test on 12 against 4 reviews: p = 0.0768, the same for thirds that add up.
     one[:12], other[12:16] = 1, 1
-    assert paired_p_value(one, other) == pytest.approx(0.0768, abs=0.01)
+    for share in (1, 1 / 3):
+        assert paired_p_value(share * one, share * other) == pytest.approx(0.0768, abs=0.01)

@@ -20,7 +20,7 @@ from smallgpt.checkpoints import checkpoint, run_folder
 from smallgpt.config import SentimentConfig, config_from_dict, config_to_yaml
 from smallgpt.data.reviews import read_reviews
 from smallgpt.model.gpt import GPT
-from smallgpt.sentiment import ablation, recipe, reference
+from smallgpt.sentiment import ablation, baseline, recipe
 from smallgpt.sentiment.explain import explain, strongest, to_html, to_terminal
 from smallgpt.training.trainer import Trainer
 from tests.helpers.commands import refusal
@@ -54,10 +54,11 @@ def test_it_learns_and_reports(classified: Path) -> None:
 
 
 def test_transformers_gives_the_same_probabilities(classified: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     transformers.logging.disable_progress_bar()
     predictor = smallgpt.load(classified)
-    pipeline = transformers.pipeline("text-classification", model=str(classified), top_k=None)
+    pipeline: Any = transformers.pipeline("text-classification", model=str(classified), top_k=None)
     assert type(pipeline.model).__name__ == "GPT2ForSequenceClassification"
     padding = {} if predictor.config.use_mask else {"padding": "max_length"}
     texts = ["今天好好", "错错错", "他<pad>x\n好", "", "好<extract>错"]
@@ -173,7 +174,7 @@ def test_the_number_of_processes_does_not_change_the_run(
         figures = [[line[key] for line in result["validation"]] for result in (many, one)]
         assert figures[0] == pytest.approx(figures[1], rel=1e-3)
     assert many["test"]["confusion"] == one["test"]["confusion"]
-    assert done.stdout.count("classical reference") == 1
+    assert done.stdout.count("baseline") == 1
     for said in ("3 processes", "step 20: validation", "use it: "):
         assert done.stderr.count(said) == 1, done.stderr
 
@@ -278,21 +279,21 @@ def test_a_classifier_with_pairs_of_characters(trained: Path, tmp_path: Path) ->
     assert by_hand.predict(texts)[0].probability != predictor.predict(texts)[0].probability
 
 
-def test_the_reference_never_judges_what_it_learnt(
+def test_the_baseline_never_judges_what_it_learnt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reviews = read_reviews(write_reviews(tmp_path / "reviews.csv"), "review", "label")
     learnt = np.arange(3, 98)
     judged = np.zeros(len(reviews), np.int64)
-    real = reference.reference
+    real = baseline.probabilities
 
     def watched(reviews: Any, one: Any, other: Any) -> Any:
         assert not set(one) & set(other) and set(one) | set(other) == set(learnt)
         judged[other] += 1
         return real(reviews, one, other)
 
-    monkeypatch.setattr(reference, "reference", watched)
-    soft = reference.out_of_fold(reviews, learnt, seed=0)
+    monkeypatch.setattr(baseline, "probabilities", watched)
+    soft = baseline.out_of_fold(reviews, learnt, seed=0)
     assert judged[learnt].tolist() == [1] * len(learnt)
     assert (soft.argmax(1) == reviews.labels[learnt]).mean() > 0.9
     np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-5)
@@ -353,4 +354,4 @@ def test_one_cell_may_have_the_language_model_loss(trained: Path, tmp_path: Path
     assert "cannot have it" in refusal(lambda: ablation.run(chosen, 1, "X"))
     assert "no cell 'msk'" in refusal(lambda: ablation.run(chosen, 1, "X", ["msk"]))
     table = ablation.run(chosen, 1, "X", ["mask"]).read_text("utf-8")
-    assert "| mask |" in table and "frozen" not in table and "classical reference" in table
+    assert "| mask |" in table and "frozen" not in table and "| baseline |" in table

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from smallgpt.checkpoints import checkpoint
 from smallgpt.config import SentimentConfig, load_config
 from smallgpt.data.reviews import read_reviews, split_reviews
 from smallgpt.sentiment import recipe
-from tests.helpers.commands import refused_command, smallgpt
-from tests.helpers.processes import REPOSITORY, python_environment
+from tests.helpers.commands import python_here, refused_command, smallgpt
+from tests.helpers.processes import REPOSITORY
 from tests.helpers.reviews import classifier_config, write_reviews
 
 
@@ -82,19 +81,19 @@ def test_explanations(model: str, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(model: str, trained: Path, tmp_path: Path) -> None:
     source = write_reviews(tmp_path / "in.csv", 10)
-    predict = ("sentiment", "predict")
-    assert "go together" in refused_command(*predict, model, "--input", source)
-    assert "no further texts" in refused_command(
-        *predict, model, "好", "--input", source, "--output", "o"
-    )
-    assert "no column 'text'" in refused_command(
-        *predict, model, "--input", source, "--output", tmp_path / "o.csv", "--text-column", "text"
-    )
-    assert "is the input" in refused_command(*predict, model, "--input", source, "--output", source)
-    assert "is a language model, not a classifier" in refused_command(*predict, trained, "好")
-    assert "not found" in refused_command(*predict, tmp_path / "none", "好")
-    assert "is a classifier (0, 1), not a model to talk with" in refused_command("chat", model)
-    assert "is a classifier" in refused_command("evaluate", model, "--smalltalk")
+    given = ("sentiment", "predict", model, "--input", source)
+    to = ("--output", tmp_path / "o.csv")
+    for told, arguments in {
+        "go together": given,
+        "no further texts": (*given, *to, "好"),
+        "no column 'text'": (*given, *to, "--text-column", "text"),
+        "is the input": (*given, "--output", source),
+        "is a language model, not a classifier": ("sentiment", "predict", trained, "好"),
+        "not found": ("sentiment", "predict", tmp_path / "none", "好"),
+        "is a classifier (0, 1), not a model to talk with": ("chat", model),
+        "is a classifier": ("evaluate", model, "--smalltalk"),
+    }.items():
+        assert told in refused_command(*arguments)
 
 
 def test_inspect_says_what_it_tells_apart(model: str) -> None:
@@ -105,40 +104,30 @@ def test_inspect_says_what_it_tells_apart(model: str) -> None:
 def test_the_script_and_a_misspelt_key(trained: Path, tmp_path: Path) -> None:
     write_reviews(tmp_path / "reviews.csv")
 
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                *(sys.executable, REPOSITORY / "sentimentalTrain.py"),
-                REPOSITORY / "config" / "sentimental_demo.yaml",
-                *("sentimental_data_path=reviews.csv", f"base_model={trained.parent}"),
-                *("max_steps=4", "eval_freq=2", "device=cpu", *more),
-            ],
-            cwd=tmp_path,
-            env=python_environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    done = run()
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("accuracy ") == 2  # ours and the reference's
+    config = REPOSITORY / "config" / "sentimental_demo.yaml"
+    changes = ["sentimental_data_path=reviews.csv", f"base_model={trained.parent}", "device=cpu"]
+    script = REPOSITORY / "sentimentalTrain.py"
+    changes += ["max_steps=4", "eval_freq=2"]
+    done = python_here(tmp_path, script, config, *changes)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.count("accuracy ") == 2  # ours and the baseline's
     assert "sentiment predict checkpoints/sentimental_demo/cpt" in done.stderr
-    refused = run("use_maks=False")
-    assert refused.returncode == 2 and "did you mean `use_mask`?" in refused.stderr
+    refused = python_here(tmp_path, script, config, *changes, "use_maks=False")
+    assert refused.exit_code == 2 and "did you mean `use_mask`?" in refused.stderr
 
 
-@pytest.mark.parametrize("name", ["sentimental", "sentimental1", "sentimental2", "sentimental3"])
-def test_shipped_configs_are_the_published_four(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "use_mask", "frozen"),
+    [
+        ("sentimental", True, False),
+        ("sentimental1", True, True),
+        ("sentimental2", False, False),
+        ("sentimental3", False, True),
+    ],
+)
+def test_shipped_configs_are_the_published_four(name: str, use_mask: bool, frozen: bool) -> None:
     chosen = load_config(REPOSITORY / "config" / f"{name}.yaml", [], SentimentConfig)
-    cells = {
-        "sentimental": (True, False),
-        "sentimental1": (True, True),
-        "sentimental2": (False, False),
-        "sentimental3": (False, True),
-    }
-    assert (chosen.use_mask, chosen.frozen) == cells[name]
+    assert (chosen.use_mask, chosen.frozen) == (use_mask, frozen)
     assert (chosen.block_size, chosen.train_batch, chosen.test_batch) == (256, 24, 8)
     assert (chosen.lr, chosen.min_lr, chosen.warmup_steps) == (5e-5, 6e-6, 100)
     assert (chosen.decay_steps, chosen.max_epoch, chosen.eval_freq) == (5000, 20, 100)
@@ -147,8 +136,6 @@ def test_shipped_configs_are_the_published_four(name: str) -> None:
 
 
 def test_a_damaged_classifier_is_refused(model: str, tmp_path: Path) -> None:
-    import shutil
-
     copy = shutil.copytree(model, tmp_path / "cpt1")
     weights = copy / "model.safetensors"
     data = bytearray(weights.read_bytes())

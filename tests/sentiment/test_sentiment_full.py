@@ -22,16 +22,9 @@ TINY = (
 
 
 def make(folder: Path) -> subprocess.CompletedProcess[str]:
+    files = ("HOTELS=hotels.csv", "DOMAINS=others.csv", "CHATS=chats.txt", "SEEDS=1")
     return subprocess.run(
-        [
-            "make",
-            "sentiment-full",
-            "HOTELS=hotels.csv",
-            "DOMAINS=others.csv",
-            "CHATS=chats.txt",
-            "SEEDS=1",
-            f"FULL_KEYS={TINY}",
-        ],
+        ["make", "sentiment-full", *files, f"FULL_KEYS={TINY}"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -52,8 +45,8 @@ def folder(tmp_path: Path) -> Path:
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     (tmp_path / ".venv" / ".run").touch()
-    write_reviews(tmp_path / "hotels.csv")
-    write_reviews(tmp_path / "others.csv")
+    write_reviews(tmp_path / "hotels.csv", 80)
+    write_reviews(tmp_path / "others.csv", 40)
     (tmp_path / "chats.txt").write_text(DIALOGUES, "utf-8")
     return tmp_path
 
@@ -61,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_whole_path(folder: Path) -> None:
     done = make(folder)
     assert done.returncode == 0, done.stderr
-    assert "| mask |" in done.stdout and "| classical reference |" in done.stdout
+    assert "| mask |" in done.stdout and "| baseline |" in done.stdout
     runs = folder / "checkpoints" / "sentiment_full"
     (domains,) = run_folder.checkpoints(runs / "domains")[-1:]
     (hotels,) = run_folder.checkpoints(runs / "hotels" / "mask" / "seed0")[-1:]
