@@ -18,15 +18,16 @@ from tests.helpers.processes import (
     TRAIN,
     children,
     finished,
+    forked,
     losses,
     same_weights,
     started,
     torchrun_command,
     train,
+    wait_for_steps,
     write_run,
 )
 
-ALONE: list[str | Path] = [sys.executable, TRAIN, "run.yaml"]
 LONG = ["max_steps=100000", "decay_steps=100000"]
 
 
@@ -36,15 +37,6 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("straight"))
     train(folder)
     return folder
-
-
-def wait_for_steps(folder: Path, run: subprocess.Popen[str], lines: int = 3) -> None:
-    log = folder / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and log.read_bytes().count(b"\n") >= lines):
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # -- disks ------------------------------------------------------------------------------------
@@ -77,7 +69,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(
     train(folder, "max_steps=4")
     room = os.statvfs(small_disk)
     filler.write_bytes(bytes(max(0, room.f_bavail * room.f_bsize - left)))
-    full = finished([*ALONE, "resume_from=auto"], folder)
+    full = forked(folder, "run.yaml", "resume_from=auto")
     assert full.returncode == 2
     assert "cpt8 cannot be written: No space left on device" in full.stderr
     assert "cpt4 is intact" in full.stderr
@@ -92,7 +84,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(
 def test_a_read_only_disk_is_told(small_disk: Path) -> None:
     folder = write_run(small_disk)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    done = finished(ALONE, folder)
+    done = forked(folder, "run.yaml")
     assert done.returncode == 2
     assert "checkpoint_root: cannot write to run: Read-only file system" in done.stderr
     assert "Traceback" not in done.stderr
@@ -129,7 +121,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(
     folder = write_run(tmp_path)
     train(folder, "max_steps=8")
     damage(folder / "run" / "cpt8" / name)
-    done = finished([*ALONE, f"resume_from={resume_from}"], folder)
+    done = forked(folder, "run.yaml", f"resume_from={resume_from}")
     assert done.returncode == 0
     assert f"run/cpt8/{name} is damaged" in done.stderr
     assert "cpt8 is kept as run/damaged-cpt8; going on from run/cpt4" in done.stderr
@@ -145,7 +137,7 @@ def test_where_all_are_damaged_nothing_is_touched(tmp_path: Path) -> None:
     for path in run_folder.checkpoints(folder / "run"):
         flip(path / "model.safetensors")
     before = sorted(folder.rglob("*"))
-    done = finished([*ALONE, "resume_from=auto"], folder)
+    done = forked(folder, "run.yaml", "resume_from=auto")
     assert done.returncode == 2
     assert "error: no checkpoint in run is whole" in done.stderr
     assert sorted(folder.rglob("*")) == before
@@ -169,7 +161,7 @@ def test_the_clock_jumping_backwards_changes_nothing(straight: Path, tmp_path: P
         encoding="utf-8",
     )
     for step in ("max_steps=8", "max_steps=12"):
-        done = finished([sys.executable, program, "run.yaml", "resume_from=auto", step], folder)
+        done = forked(folder, "run.yaml", "resume_from=auto", step, program=program)
         assert done.returncode == 0, done.stderr
         for age, path in enumerate(run_folder.checkpoints(folder / "run")):
             os.utime(path, (1e9 - age, 1e9 - age))  # the newest looks oldest
@@ -202,9 +194,9 @@ def test_sigterm_makes_all_processes_save_and_end(tmp_path: Path, to: str) -> No
 
 def test_two_runs_in_one_folder_and_the_lock_of_a_dead_one(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
-    with started([*ALONE, *LONG, "save_freq=10"], folder) as first:
+    with started([sys.executable, TRAIN, "run.yaml", *LONG, "save_freq=10"], folder) as first:
         wait_for_steps(folder, first)
-        second = finished([*ALONE, *LONG, "resume_from=auto"], folder)
+        second = forked(folder, "run.yaml", *LONG, "resume_from=auto")
         assert second.returncode == 2
         assert "error: checkpoint_root: another run is at work in run" in second.stderr
         assert first.poll() is None
