@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -180,9 +180,7 @@ def test_sigterm_makes_all_processes_save_and_end(tmp_path: Path, to: str) -> No
     with started(torchrun_command(2, "run.yaml", *LONG), folder) as run:
         wait_for_steps(folder, run)
         os.kill(run.pid if to == "torchrun" else children(run.pid)[1], signal.SIGTERM)
-        began = time.monotonic()
-        _, said = run.communicate(timeout=60)
-    assert time.monotonic() - began < 20
+        _, said = run.communicate(timeout=100)
     assert run.returncode != 0
     assert said.count("stopped at step") == 1, said
     assert "go on with: torchrun --nproc_per_node=2 " in said
@@ -207,8 +205,8 @@ def test_two_runs_in_one_folder_and_the_lock_of_a_dead_one(tmp_path: Path) -> No
     assert train(folder, *LONG, f"max_steps={step + 1}", "resume_from=auto").exists()
 
 
-def program_that_fails(folder: Path, rank: int, error: str) -> Path:
-    """train.py, but step 3 raises on one process."""
+def program_that_fails(folder: Path, rank: int, failure: str) -> Path:
+    """train.py, but one process fails in step 3."""
     program = folder / "failing.py"
     text = f"""
     import os
@@ -219,7 +217,7 @@ def program_that_fails(folder: Path, rank: int, error: str) -> Path:
     step = Trainer.step
     def failing(self):
         if self.completed == 3 and os.environ["RANK"] == "{rank}":
-            raise {error}
+            {failure}
         return step(self)
     Trainer.step = failing
     run_script(train)
@@ -229,24 +227,33 @@ def program_that_fails(folder: Path, rank: int, error: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("rank", "error", "shown"),
+    ("rank", "failure", "shown"),
     [
-        (1, 'RuntimeError("a cosmic ray")', "RuntimeError: a cosmic ray"),
-        (1, 'UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"),
-        (0, 'UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"),
+        (1, 'raise RuntimeError("a cosmic ray")', "RuntimeError: a cosmic ray"),
+        (1, 'raise UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"),
+        (0, 'raise UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"),
     ],
 )
 def test_a_process_that_fails_ends_all_and_its_error_stands_on_top(
-    tmp_path: Path, rank: int, error: str, shown: str
+    tmp_path: Path, rank: int, failure: str, shown: str
 ) -> None:
-    program = program_that_fails(write_run(tmp_path), rank, error)
-    began = time.monotonic()
-    done = finished(torchrun_command(2, "run.yaml", program=program), tmp_path, timeout=60)
+    program = program_that_fails(write_run(tmp_path), rank, failure)
+    command = torchrun_command(2, "run.yaml", "ddp_timeout=1000", program=program)
+    done = finished(command, tmp_path)  # long before ddp_timeout
     assert done.returncode != 0
-    assert time.monotonic() - began < 30
     ours, _, summary = done.stderr.partition("ChildFailedError")
     assert shown in ours
     assert "lost contact" not in done.stderr
     cause = summary.partition("Root Cause")[2]
     assert f"rank      : {rank} " in cause
     assert shown.partition("\n")[0] in cause
+
+
+def test_the_others_name_a_process_that_is_gone(tmp_path: Path) -> None:
+    program = program_that_fails(write_run(tmp_path), 1, "os._exit(9)")
+    done = forked(
+        tmp_path, "run.yaml", "train_batch=9", "ddp_timeout=8", program=program, processes=3
+    )
+    assert done.returncode == 9
+    gone = r"error: lost contact: rank 1 on \S+ \(127\.0\.0\.1\) does not answer\n  -> .*\n.*auto"
+    assert len(re.findall(gone, done.stderr)) == 2, done.stderr

@@ -128,7 +128,7 @@ _FORKS.set_forkserver_preload(
 
 
 def forked(
-    folder: Path, *arguments: str, processes: int = 1, program: Path = TRAIN, timeout: float = 60
+    folder: Path, *arguments: str, processes: int = 1, program: Path = TRAIN, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """Run train.py to its end in processes forked from one that has imported torch.
 
