@@ -33,9 +33,9 @@ pytestmark = pytest.mark.distributed
 
 STEPS = ["max_steps=1000", "decay_steps=1000", "save_freq=50", "dropout=0.1"]
 TIMEOUT = 10
-MARGIN = 15
+MARGIN = 60
 """Seconds that both machines may take longer than `ddp_timeout` until torchrun has ended on them:
-6 for the roll call, 3 for the machine's first process to speak, the rest for torchrun."""
+6 to ask who answers, 3 for the machine's first process to report, the rest for slow machines."""
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,7 @@ def test_when_the_link_is_cut_both_say_so_in_time_and_the_run_goes_on_when_it_is
 def test_a_killed_process_is_missed_on_the_other_machine(
     network: Network, tmp_path: Path, killed: int
 ) -> None:
-    two_folders(tmp_path, ddp_timeout=100)
+    two_folders(tmp_path, ddp_timeout=1000)
     victim = (network.first, network.second)[killed]
     with running(network, tmp_path, *STEPS) as run:
         wait_for_steps(tmp_path, 50)
