@@ -1,8 +1,7 @@
-"""What a second process brings: one against two, each with one thread, and a table on paper.
+"""What a second process brings: one against two, each with one thread.
 
     python -m benchmarks.scaling                      12M, 32 rows of 256 a process and step
     python -m benchmarks.scaling --strong             the same rows in all for one as for two
-    python -m benchmarks.scaling --paper [--step-seconds X]      300M on GPUs, as Markdown
 
 torchrun starts them as a user would; they stay alive and take turns: one process alone; two that
 know nothing of each other, which shows what sharing the machine costs; two that train one model.
@@ -30,7 +29,6 @@ import torch
 import torch.distributed as dist
 import typer
 
-from benchmarks import scaling_paper
 from benchmarks.measure import SIZES, benchmark_text, median, print_json, size_named
 from benchmarks.torchrun import NETWORK_COUNTERS, Group, answer, bytes_on_loopback, own_network
 from smallgpt import runtime
@@ -202,18 +200,11 @@ def main(
     strong: Annotated[bool, typer.Option("--strong", help="One gets the rows of both.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps of a turn.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 5,
-    paper: Annotated[bool, typer.Option("--paper", help="The table of 300M on GPUs.")] = False,
-    step_seconds: Annotated[
-        float | None, typer.Option(help="With --paper: of one GPU for the whole batch of 48 rows.")
-    ] = None,
     address: Annotated[Path | None, typer.Option("--serve", hidden=True)] = None,
 ) -> None:
-    """Print one JSON object, or a table."""
+    """Print one JSON object."""
     if address:
         answer(address, Worker)
-        return
-    if paper:
-        print(scaling_paper.report(step_seconds))
         return
     rows = rows or size_named(size).our_rows
     at_once = min(at_once, rows)

@@ -1,4 +1,4 @@
-"""The benchmark of scaling runs and its figures make sense; the arithmetic on paper is right."""
+"""The benchmark of scaling runs, and its figures make sense."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import scaling, scaling_paper
+from benchmarks import scaling
 from benchmarks.scaling import Turn, bytes_a_step
-from benchmarks.scaling_paper import efficiency, rows_needed, sent_bytes, task
-from smallgpt.config import load_config
-from tests.helpers.commands import refusal
+from smallgpt.utils.errors import UserError
 from tests.helpers.models import DIALOGUES
 from tests.helpers.processes import REPOSITORY, python_environment
 
@@ -52,55 +51,9 @@ def test_bytes_of_a_step_are_those_beyond_what_is_sent_at_rest() -> None:
     assert bytes_a_step(turns[:1], 4) == 460 / 4
 
 
-def test_rows_that_cannot_be_computed_in_equal_parts_are_refused() -> None:
-    assert "--at-once" in refusal(lambda: scaling.main(rows=12))
-
-
-def test_the_paper_is_about_the_shipped_300m_model() -> None:
-    it = task(load_config(REPOSITORY / scaling_paper.CONFIG))
-    layer = 12 * 960**2 + 13 * 960  # weights, then biases and norms
-    assert it.named == 26 * layer + 2 * 960 + 7587 * 960 == 295_149_120
-    assert it.parameters == 295_149_120 + 256 * 960
-    assert it.embeddings == (7587 + 256) * 960
-    assert (it.rows, it.positions) == (48, 256)
-    # 6 x 295.149 M x 12,288 positions are 21.76 TFLOP; 124.8 TFLOP/s take 174.4 ms.
-    assert it.step_seconds() == pytest.approx(0.1744, rel=1e-3)
-
-
 @pytest.mark.parametrize(
-    ("compute", "communication", "with_overlap", "without"),
-    [
-        (0.3, 0.1, 0.3 / 0.305, 0.75),  # hidden, but for the twentieth that is ready last
-        (0.3, 0.3, 0.75, 0.5),  # 0.2 of it hidden
-        (0.3, 3.0, 0.3 / 3.1, 0.3 / 3.3),
-        (1.0, 0.0, 1.0, 1.0),
-    ],
+    ("options", "told"), [({"size": "13M"}, "12M"), ({"rows": 12}, "--at-once")]
 )
-def test_efficiency_on_paper(
-    compute: float, communication: float, with_overlap: float, without: float
-) -> None:
-    assert efficiency(compute, communication, tail=0.05) == pytest.approx((with_overlap, without))
-
-
-def test_bytes_and_rows_on_paper() -> None:
-    assert [sent_bytes(n, 800) for n in (1, 2, 8)] == [0, 800, 1400]
-    # 0.7 s of communication are hidden but for a ninth of the computing in 0.9 s: 0.7 - 0.6 = 0.1.
-    assert rows_needed(0.7, 0.0, row_seconds=0.1) == 9
-    assert rows_needed(0.7, 0.5, row_seconds=0.1) == 32  # 0.35 s cannot be hidden: 9 x 0.35 = 3.15
-
-
-def test_the_documents_tables_are_the_programs() -> None:
-    document = (REPOSITORY / "docs" / "scaling.md").read_text("utf-8")
-    assert scaling_paper.report(None) in document
-
-
-def test_a_measured_step_takes_the_place_of_the_assumed_one(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    scaling.main(paper=True, step_seconds=0.48)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "One GPU takes 480 ms for 48 rows (as given); gradients: 1.182 GB."
-    # 2 GPUs: 0.24 s of computing, 1.1816 GB sent; at 25 Gbit/s 0.3781 s, of which 0.16 s hidden;
-    # at 100 Gbit/s 0.0945 s hidden but for 2.55 %; by NVLink 5.9 ms.
-    first = next(line for line in lines if line.startswith("| 2 | 24 | 48 |"))
-    assert first == "| 2 | 24 | 48 | 240 | 1.18 | 52 / 39 | 99 / 72 | 100 / 91 | 100 / 98 |"
+def test_wrong_sizes_and_rows_are_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        scaling.main(**options)

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,13 @@ from tests.helpers.commands import refusal
 from tests.helpers.processes import (
     children,
     finished,
+    forked,
     losses,
     same_weights,
     started,
     torchrun_command,
     train,
+    wait_for_steps,
     write_run,
 )
 
@@ -48,8 +49,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_number_of_processes_does_not_change_the_run(
     alone: Path, tmp_path: Path, processes: int, accumulate: int
 ) -> None:
-    command = torchrun_command(processes, "run.yaml", *LONG, f"accumulate={accumulate}")
-    done = finished(command, write_run(tmp_path))
+    folder, parts = write_run(tmp_path), f"accumulate={accumulate}"
+    done = forked(folder, "run.yaml", *LONG, parts, processes=processes)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert len(losses(alone)) == 30
@@ -127,47 +128,39 @@ def write_program(file: Path, body: str) -> Path:
     return file
 
 
-def assert_no_thread_of_gloo_is_left(folder: Path, processes: int) -> None:
-    """One that still lets go of a Python object when Python ends takes the process down."""
-    for rank in range(processes):
-        assert "gloo" not in (folder / f"threads{rank}").read_text()
+ONE_STEP = """
+    corpus = world.first_process_first(lambda: open_corpus(plan.data_paths()))
+    plan = load_config("run.yaml", [*sys.argv[1:], f"vocab_size={len(corpus.tokenizer)}"])
+    rows = pretrain.pack_corpus(plan, corpus, corpus.tokenizer)
+    here, model = runtime.start(plan, world.local_rank), GPT(plan).train()
+    task = pretrain.DialogueTask(plan, here, model, corpus.tokenizer, *rows, world)
+    run = Trainer(plan, here, task, world)
+    sent = []
+    def count(state, bucket):
+        sent.append(bucket.buffer().numel())
+        future = torch.distributed.all_reduce(bucket.buffer() / world.size, async_op=True)
+        return future.get_future().then(lambda done: done.value()[0])
+    run.replica.register_comm_hook(None, count)
+    run.step()
+    parameters = sum(p.numel() for p in run.model.parameters())
+    Path(f"sent{world.rank}").write_text(str(sum(sent) / parameters))
+"""
+STOP = """
+    replicate(torch.nn.Linear(3, 3), world)(torch.ones(1, 3)).sum().backward()
+    Path(f"sent{world.rank}").write_text("1.0")
+    sys.exit()
+"""
 
 
-def test_gradients_are_averaged_once_a_step(tmp_path: Path) -> None:
-    body = """
-        corpus = world.first_process_first(lambda: open_corpus(plan.data_paths()))
-        plan = load_config("run.yaml", [*sys.argv[1:], f"vocab_size={len(corpus.tokenizer)}"])
-        rows = pretrain.pack_corpus(plan, corpus, corpus.tokenizer)
-        here, model = runtime.start(plan, world.local_rank), GPT(plan).train()
-        task = pretrain.DialogueTask(plan, here, model, corpus.tokenizer, *rows, world)
-        run = Trainer(plan, here, task, world)
-        sent = []
-        def count(state, bucket):
-            sent.append(bucket.buffer().numel())
-            future = torch.distributed.all_reduce(bucket.buffer() / world.size, async_op=True)
-            return future.get_future().then(lambda done: done.value()[0])
-        run.replica.register_comm_hook(None, count)
-        run.step()
-        parameters = sum(p.numel() for p in run.model.parameters())
-        Path(f"sent{world.rank}").write_text(str(sum(sent) / parameters))
-    """
-    program = write_program(write_run(tmp_path) / "count.py", body)
+@pytest.mark.parametrize("body", [ONE_STEP, STOP], ids=["at the end", "early"])
+def test_gradients_are_averaged_once_a_step_and_processes_part(tmp_path: Path, body: str) -> None:
+    """A thread of gloo that still holds a Python object when Python ends aborts the process."""
+    program = write_program(write_run(tmp_path) / "program.py", body)
     done = finished(torchrun_command(2, "accumulate=4", program=program), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [(tmp_path / f"sent{rank}").read_text() for rank in range(2)] == ["1.0", "1.0"]
-    assert_no_thread_of_gloo_is_left(tmp_path, processes=2)
-
-
-def test_processes_that_stop_early_part_too(tmp_path: Path) -> None:
-    body = """
-        replica = replicate(torch.nn.Linear(3, 3), world)
-        replica(torch.ones(1, 3)).sum().backward()
-        sys.exit()
-    """
-    program = write_program(write_run(tmp_path) / "stop.py", body)
-    done = finished(torchrun_command(2, program=program), tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert_no_thread_of_gloo_is_left(tmp_path, processes=2)
+    for rank in range(2):
+        assert (tmp_path / f"sent{rank}").read_text() == "1.0"
+        assert "gloo" not in (tmp_path / f"threads{rank}").read_text()
 
 
 def test_processes_talk_and_take_turns(tmp_path: Path) -> None:
@@ -183,7 +176,7 @@ def test_processes_talk_and_take_turns(tmp_path: Path) -> None:
         world.agree("the weather", "good" if world.rank < 2 else "bad", "wait")
     """
     program = write_program(write_run(tmp_path) / "talk.py", body)
-    done = finished(torchrun_command(3, program=program), tmp_path)
+    done = forked(tmp_path, program=program, processes=3)
     for rank in range(3):
         assert (tmp_path / f"said{rank}").read_text() == "([3.0, 1.5], 2, [0]) True", done.stderr
     order = (tmp_path / "order").read_text()
@@ -209,19 +202,16 @@ def test_torchrun_restarts_a_killed_worker_and_the_run_ends_as_undisturbed(
     tmp_path: Path,
 ) -> None:
     straight, killed = write_run(tmp_path / "straight"), write_run(tmp_path / "killed")
-    steps = ["max_steps=400", "save_freq=20", "decay_steps=400"]
+    steps = ["max_steps=200", "save_freq=20", "decay_steps=200"]
     whole = train(straight, *steps, processes=2)
     command = torchrun_command(2, "run.yaml", *steps, options=["--max-restarts=3"])
     with started(command, killed) as agent:
-        log = killed / "run" / "metrics.jsonl"
-        deadline = time.monotonic() + 60
-        while not (log.exists() and len(log.read_bytes().splitlines()) > 50):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for_steps(killed, agent, 50)
         os.kill(children(agent.pid)[1], signal.SIGKILL)
         _, said = agent.communicate(timeout=100)
     assert agent.returncode == 0, said
-    assert said.count("going on from run/cpt") == 1, said
+    for once in ("going on from run/cpt", "done: the model is"):
+        assert said.count(once) == 1, said
     assert same_weights(run_folder.checkpoints(killed / "run")[-1], whole)
     assert losses(killed) == losses(straight)
 

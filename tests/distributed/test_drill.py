@@ -68,9 +68,9 @@ def changed(root: Path) -> int:
     return file.stat().st_mtime_ns if file.exists() else 0
 
 
-def working_folders(root: Path, pid: int) -> str:
-    """What a process is making or deleting: the names carry its number, older leftovers another."""
-    return " ".join(p.name for p in root.glob(f".*-{pid}"))
+def work_folders(root: Path) -> set[Path]:
+    """Where checkpoints are being written or deleted, or were when a run was killed."""
+    return set(root.glob(".writing-*"))
 
 
 def wait_for(condition: Callable[[], object], run: Process, pause: float = 0.005) -> None:
@@ -85,26 +85,26 @@ def wait_for_a_moment(moment: str, run: Process, root: Path, chance: random.Rand
     if moment == "start-up":
         time.sleep(chance.uniform(0, 2.0))
         return
-    before = changed(root)
+    before, leftovers = changed(root), work_folders(root)
     wait_for(lambda: changed(root) != before, run)
     target = last_step(root) + chance.randint(1, 3 * SAVE_FREQ)
     wait_for(lambda: last_step(root) >= target, run)
     if moment == "saving":
-        wait_for(lambda: ".writing-" in working_folders(root, run.pid), run, pause=0)
+        wait_for(lambda: work_folders(root) - leftovers, run, pause=0)
     time.sleep(chance.uniform(0, 0.01))
 
 
 def kill(moment: str, run: Process, root: Path, chance: random.Random) -> str:
     """Kill the run at a random time of the kind wanted; say what it was really doing."""
-    before = changed(root)
+    before, leftovers = changed(root), work_folders(root)
     wait_for_a_moment(moment, run, root, chance)
     assert run.poll() is None, "the run ended before it was killed"
     run.kill()
     assert run.wait() == -signal.SIGKILL
-    left = working_folders(root, run.pid)
-    if ".writing-" in left:
+    left = work_folders(root) - leftovers
+    if any((folder / "new").exists() for folder in left):
         return "saving"
-    if ".removed-" in left:
+    if left:
         return "deleting an old one"
     return "start-up" if changed(root) == before else "stepping"
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,15 +18,16 @@ from tests.helpers.processes import (
     TRAIN,
     children,
     finished,
+    forked,
     losses,
     same_weights,
     started,
     torchrun_command,
     train,
+    wait_for_steps,
     write_run,
 )
 
-ALONE: list[str | Path] = [sys.executable, TRAIN, "run.yaml"]
 LONG = ["max_steps=100000", "decay_steps=100000"]
 
 
@@ -36,15 +37,6 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("straight"))
     train(folder)
     return folder
-
-
-def wait_for_steps(folder: Path, run: subprocess.Popen[str], lines: int = 3) -> None:
-    log = folder / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and log.read_bytes().count(b"\n") >= lines):
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # -- disks ------------------------------------------------------------------------------------
@@ -77,7 +69,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(
     train(folder, "max_steps=4")
     room = os.statvfs(small_disk)
     filler.write_bytes(bytes(max(0, room.f_bavail * room.f_bsize - left)))
-    full = finished([*ALONE, "resume_from=auto"], folder)
+    full = forked(folder, "run.yaml", "resume_from=auto")
     assert full.returncode == 2
     assert "cpt8 cannot be written: No space left on device" in full.stderr
     assert "cpt4 is intact" in full.stderr
@@ -92,7 +84,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(
 def test_a_read_only_disk_is_told(small_disk: Path) -> None:
     folder = write_run(small_disk)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    done = finished(ALONE, folder)
+    done = forked(folder, "run.yaml")
     assert done.returncode == 2
     assert "checkpoint_root: cannot write to run: Read-only file system" in done.stderr
     assert "Traceback" not in done.stderr
@@ -129,7 +121,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(
     folder = write_run(tmp_path)
     train(folder, "max_steps=8")
     damage(folder / "run" / "cpt8" / name)
-    done = finished([*ALONE, f"resume_from={resume_from}"], folder)
+    done = forked(folder, "run.yaml", f"resume_from={resume_from}")
     assert done.returncode == 0
     assert f"run/cpt8/{name} is damaged" in done.stderr
     assert "cpt8 is kept as run/damaged-cpt8; going on from run/cpt4" in done.stderr
@@ -145,7 +137,7 @@ def test_where_all_are_damaged_nothing_is_touched(tmp_path: Path) -> None:
     for path in run_folder.checkpoints(folder / "run"):
         flip(path / "model.safetensors")
     before = sorted(folder.rglob("*"))
-    done = finished([*ALONE, "resume_from=auto"], folder)
+    done = forked(folder, "run.yaml", "resume_from=auto")
     assert done.returncode == 2
     assert "error: no checkpoint in run is whole" in done.stderr
     assert sorted(folder.rglob("*")) == before
@@ -169,7 +161,7 @@ def test_the_clock_jumping_backwards_changes_nothing(straight: Path, tmp_path: P
         encoding="utf-8",
     )
     for step in ("max_steps=8", "max_steps=12"):
-        done = finished([sys.executable, program, "run.yaml", "resume_from=auto", step], folder)
+        done = forked(folder, "run.yaml", "resume_from=auto", step, program=program)
         assert done.returncode == 0, done.stderr
         for age, path in enumerate(run_folder.checkpoints(folder / "run")):
             os.utime(path, (1e9 - age, 1e9 - age))  # the newest looks oldest
@@ -188,9 +180,7 @@ def test_sigterm_makes_all_processes_save_and_end(tmp_path: Path, to: str) -> No
     with started(torchrun_command(2, "run.yaml", *LONG), folder) as run:
         wait_for_steps(folder, run)
         os.kill(run.pid if to == "torchrun" else children(run.pid)[1], signal.SIGTERM)
-        began = time.monotonic()
-        _, said = run.communicate(timeout=60)
-    assert time.monotonic() - began < 20
+        _, said = run.communicate(timeout=100)
     assert run.returncode != 0
     assert said.count("stopped at step") == 1, said
     assert "go on with: torchrun --nproc_per_node=2 " in said
@@ -202,9 +192,9 @@ def test_sigterm_makes_all_processes_save_and_end(tmp_path: Path, to: str) -> No
 
 def test_two_runs_in_one_folder_and_the_lock_of_a_dead_one(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
-    with started([*ALONE, *LONG, "save_freq=10"], folder) as first:
+    with started([sys.executable, TRAIN, "run.yaml", *LONG, "save_freq=10"], folder) as first:
         wait_for_steps(folder, first)
-        second = finished([*ALONE, *LONG, "resume_from=auto"], folder)
+        second = forked(folder, "run.yaml", *LONG, "resume_from=auto")
         assert second.returncode == 2
         assert "error: checkpoint_root: another run is at work in run" in second.stderr
         assert first.poll() is None
@@ -215,8 +205,8 @@ def test_two_runs_in_one_folder_and_the_lock_of_a_dead_one(tmp_path: Path) -> No
     assert train(folder, *LONG, f"max_steps={step + 1}", "resume_from=auto").exists()
 
 
-def program_that_fails(folder: Path, rank: int, error: str) -> Path:
-    """train.py, but step 3 raises on one process."""
+def program_that_fails(folder: Path, rank: int, failure: str) -> Path:
+    """train.py, but one process fails in step 3."""
     program = folder / "failing.py"
     text = f"""
     import os
@@ -227,7 +217,7 @@ def program_that_fails(folder: Path, rank: int, error: str) -> Path:
     step = Trainer.step
     def failing(self):
         if self.completed == 3 and os.environ["RANK"] == "{rank}":
-            raise {error}
+            {failure}
         return step(self)
     Trainer.step = failing
     run_script(train)
@@ -237,24 +227,33 @@ def program_that_fails(folder: Path, rank: int, error: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("rank", "error", "shown"),
+    ("rank", "failure", "shown"),
     [
-        (1, 'RuntimeError("a cosmic ray")', "RuntimeError: a cosmic ray"),
-        (1, 'UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"),
-        (0, 'UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"),
+        (1, 'raise RuntimeError("a cosmic ray")', "RuntimeError: a cosmic ray"),
+        (1, 'raise UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"),
+        (0, 'raise UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"),
     ],
 )
 def test_a_process_that_fails_ends_all_and_its_error_stands_on_top(
-    tmp_path: Path, rank: int, error: str, shown: str
+    tmp_path: Path, rank: int, failure: str, shown: str
 ) -> None:
-    program = program_that_fails(write_run(tmp_path), rank, error)
-    began = time.monotonic()
-    done = finished(torchrun_command(2, "run.yaml", program=program), tmp_path, timeout=60)
+    program = program_that_fails(write_run(tmp_path), rank, failure)
+    command = torchrun_command(2, "run.yaml", "ddp_timeout=1000", program=program)
+    done = finished(command, tmp_path)  # long before ddp_timeout
     assert done.returncode != 0
-    assert time.monotonic() - began < 30
     ours, _, summary = done.stderr.partition("ChildFailedError")
     assert shown in ours
     assert "lost contact" not in done.stderr
     cause = summary.partition("Root Cause")[2]
     assert f"rank      : {rank} " in cause
     assert shown.partition("\n")[0] in cause
+
+
+def test_the_others_name_a_process_that_is_gone(tmp_path: Path) -> None:
+    program = program_that_fails(write_run(tmp_path), 1, "os._exit(9)")
+    done = forked(
+        tmp_path, "run.yaml", "train_batch=9", "ddp_timeout=8", program=program, processes=3
+    )
+    assert done.returncode == 9
+    gone = r"error: lost contact: rank 1 on \S+ \(127\.0\.0\.1\) does not answer\n  -> .*\n.*auto"
+    assert len(re.findall(gone, done.stderr)) == 2, done.stderr

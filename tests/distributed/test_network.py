@@ -33,9 +33,9 @@ pytestmark = pytest.mark.distributed
 
 STEPS = ["max_steps=1000", "decay_steps=1000", "save_freq=50", "dropout=0.1"]
 TIMEOUT = 10
-MARGIN = 15
+MARGIN = 60
 """Seconds that both machines may take longer than `ddp_timeout` until torchrun has ended on them:
-6 for the roll call, 3 for the machine's first process to speak, the rest for torchrun."""
+6 to ask who answers, 3 for the machine's first process to report, the rest for slow machines."""
 
 
 @dataclass(frozen=True)
@@ -208,9 +208,9 @@ def wait_for_steps(folder: Path, steps: int) -> None:
 
 def error_of(said: str) -> str:
     """The one error we tell the user, with its advice; torchrun quotes it in its summary below."""
-    found = re.findall(r"^error: .*\n(?:  .*\n)*", said, re.MULTILINE)
-    assert len(found) == 1, said
-    return str(found[0])
+    found = set(re.findall(r"^error: .*\n(?:  .*\n)*", said, re.MULTILINE))
+    assert len(found) == 1, said  # twice the same where a slow torchrun lets the second speak too
+    return str(found.pop())
 
 
 @pytest.fixture(scope="module")
@@ -293,11 +293,13 @@ def test_when_the_link_is_cut_both_say_so_in_time_and_the_run_goes_on_when_it_is
             assert [torchrun.returncode for torchrun in run.torchruns] == [1, 1]
     finally:
         network.mend()
-    ranks = ["ranks 0, 1", "ranks 2, 3"] if processes == 2 else ["rank 0", "rank 1"]
+    ranks, do = ["rank 0", "rank 1"], "does"
+    if processes == 2:
+        ranks, do = ["ranks 0, 1", "ranks 2, 3"], "do"
     for machine, silent in ((0, network.second), (1, network.first)):
         assert error_of(said[machine]) == (
-            f"error: lost contact: no answer from {ranks[silent.rank]} on {silent.name} "
-            f"({silent.address}) for {TIMEOUT} s (ddp_timeout)\n"
+            f"error: lost contact: {ranks[silent.rank]} on {silent.name} ({silent.address}) "
+            f"{do} not answer\n"
             "  -> see what that process said, and whether the network is up; then start every "
             "machine's torchrun again\n"
             "     with resume_from=auto: training goes on from the last checkpoint\n"
@@ -321,15 +323,15 @@ def test_when_the_link_is_cut_both_say_so_in_time_and_the_run_goes_on_when_it_is
 def test_a_killed_process_is_missed_on_the_other_machine(
     network: Network, tmp_path: Path, killed: int
 ) -> None:
-    two_folders(tmp_path, ddp_timeout=100)
+    two_folders(tmp_path, ddp_timeout=1000)
     victim = (network.first, network.second)[killed]
     with running(network, tmp_path, *STEPS) as run:
         wait_for_steps(tmp_path, 50)
         os.kill(run.workers(victim)[-1], signal.SIGKILL)
         said = run.end(MARGIN)
     assert (
-        f"error: lost contact: rank {killed} on {victim.name} ({victim.address}) closed the "
-        "connection\n" in error_of(said[1 - killed])
+        f"error: lost contact: rank {killed} on {victim.name} ({victim.address}) does not "
+        "answer\n" in error_of(said[1 - killed])
     )
     assert "exitcode  : -9" in said[killed]
     assert "error: lost" not in said[killed]
