@@ -91,17 +91,11 @@ def test_a_stop_id_ends_the_reply_and_is_not_part_of_it() -> None:
     assert reply(model, stop=(free[0],))[0] != free[0]
 
 
-def test_the_end_of_the_context_ends_the_reply() -> None:
-    model, endless = random_model(), SamplingConfig(temperature=1.0, max_new_tokens=10**9)
-    for length in (1, 20, 31):
-        ids = reply(model, endless, context=[5] * length, stop=())
-        assert len(ids) == 32 - length
-
-
-def test_max_new_tokens_is_a_limit() -> None:
-    for most in (1, 7):
-        sampling = SamplingConfig(temperature=1.0, max_new_tokens=most)
-        assert len(reply(random_model(), sampling, stop=())) == most
+@pytest.mark.parametrize(("length", "most"), [(1, 99), (20, 99), (31, 99), (4, 1), (4, 7)])
+def test_a_reply_ends_with_the_context_or_after_max_new_tokens(length: int, most: int) -> None:
+    sampling = SamplingConfig(temperature=1.0, max_new_tokens=most)
+    ids = reply(random_model(), sampling, context=[5] * length, stop=())
+    assert len(ids) == min(32 - length, most)
 
 
 def test_the_same_seed_gives_the_same_ids() -> None:
