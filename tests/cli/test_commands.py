@@ -143,9 +143,9 @@ def test_settings_of_the_chat(trained: Path, monkeypatch: pytest.MonkeyPatch) ->
     given, stored, from_yaml = (bot.sampling for bot in bots)
     assert (given.temperature, given.top_k, given.top_p) == (0.7, 5, 0.5)
     assert (given.repetition_penalty, given.max_new_tokens) == (1.2, 7)
-    assert bots[0]._generator.initial_seed() == 3
+    assert bots[0].seed == 3
     assert (stored.temperature, stored.top_k, stored.max_new_tokens) == (0.0, 0, 12)
-    assert bots[1]._generator.initial_seed() == Config().seed
+    assert bots[1].seed == Config().seed
     assert (from_yaml.top_k, from_yaml.max_new_tokens) == (2, 12)
 
 
