@@ -4,7 +4,7 @@
     python -m benchmarks.generation --size 300M --rounds 5
 
 Plain is the published architecture in float32 with a full forward pass a character. Ours is
-`generation.generate` on a model as chat has it. Weights are random, batch 1, on the CPU. Each
+`model.generate` on a model as chat has it. Weights are random, batch 1, on the CPU. Each
 contestant has a process of its own, and they take turns.
 """
 

@@ -72,10 +72,10 @@ def test_linear_layers_compute_what_they_stand_for(
 def test_logits_are_those_of_the_weights_in_float32(
     how: str, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those of several and one behind others; the tied head and the embedding agree."""
+    """Also behind others that were read, kept and read again; the tied head is the embedding."""
     if how == "not packed":  # a processor without oneDNN
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    model = random_model(bias=bias)
+    model = random_model(bias=bias, ngram_order=4, ngram_rows=97, ngram_embd=8)
     name = "bfloat16" if how == "not packed" else how
     ours = filled(model, choose_precision(name, CPU, 0))
     for layer_name, layer in ours.named_modules():
@@ -86,8 +86,12 @@ def test_logits_are_those_of_the_weights_in_float32(
         expected = model(IDS)[0]
         cache = KeyValueCache(model.config, 1, CPU, torch.float32)
         parts = [ours(part, cache=cache)[0].float() for part in IDS.split([3, 2, 1], dim=1)]
+        assert cache.keep_prefix([*IDS[0, :4].tolist(), 0]) == 4
+        again = ours(IDS[:, 4:], cache=cache)[0].float()
     tolerance = 1e-4 if how == "float32" else 0.03 * expected.std().item() + 0.05
-    assert (torch.cat(parts) - expected).abs().max() <= tolerance
+    assert (
+        torch.cat([*parts, again]) - torch.cat([expected, expected[4:]])
+    ).abs().max() < tolerance
 
 
 def test_int8_falls_back_where_the_processor_has_no_bfloat16(
