@@ -23,7 +23,7 @@ from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.config import ModelConfig, SentimentConfig
 from smallgpt.data.reviews import Reviews, Split, read_and_split
 from smallgpt.distributed import launch
-from smallgpt.distributed.world import World
+from smallgpt.distributed.world import World, copy_weights
 from smallgpt.model.classifier import Classifier
 from smallgpt.runtime import Runtime, python_command
 from smallgpt.sentiment import baseline, report, scores
@@ -104,6 +104,7 @@ def _prepare(config: SentimentConfig, typed: Set[str], world: World) -> tuple[_D
     runtime.seed_everything(config.seed)
     model = restore(source, config, tokenizer, reviews.names)
     model.to(here.device).train()
+    copy_weights(model, world)  # already here, as the states of frozen blocks come from them
 
     # 3. Loop: what is learnt from, and where a stopped run was.
     data = _Data(reviews, split, tokenizer, config)

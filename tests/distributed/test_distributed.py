@@ -142,6 +142,8 @@ ONE_STEP = """
         return future.get_future().then(lambda done: done.value()[0])
     run.replica.register_comm_hook(None, count)
     run.step()
+    sent.clear()  # of what was done once, before the first step
+    run.step()
     parameters = sum(p.numel() for p in run.model.parameters())
     Path(f"sent{world.rank}").write_text(str(sum(sent) / parameters))
 """
