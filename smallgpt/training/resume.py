@@ -37,16 +37,11 @@ def lock(root: Path, held: ExitStack) -> None:
     """
     try:
         held.enter_context(atomic.exclusive(root))
-    except BlockingIOError:
-        raise UserError(
-            f"checkpoint_root: another run is at work in {root}",
-            "wait for it, or choose another checkpoint_root",
-        ) from None
     except OSError as error:
-        raise UserError(
-            f"checkpoint_root: cannot write to {root}: {error.strerror}",
-            "choose another checkpoint_root",
-        ) from None
+        problem = f"cannot write to {root}: {error.strerror}"
+        if isinstance(error, BlockingIOError):
+            problem = f"another run is at work in {root}"
+        raise UserError(f"checkpoint_root: {problem}", "choose another checkpoint_root") from None
 
 
 def with_shape_of(

@@ -84,10 +84,8 @@ class Trainer:
     """A task's model, its optimizers, and the steps they have taken.
 
     Every random number of a step is a function of the seed and the step, so `state` holds no
-    generator and a resumed run is the run that was not interrupted.
-
-    The number of processes in `world` does not change the run: all of them make the same batch,
-    and each computes its part of the gradient.
+    generator and a resumed run is the run that was not interrupted. Nor does the number of
+    processes in `world` change it: all make the same batch, each computes its part of the gradient.
     """
 
     def __init__(self, config: Config, runtime: Runtime, task: Task, world: World = ALONE) -> None:
@@ -262,11 +260,8 @@ class Trainer:
     @property
     def best(self) -> dict[str, float] | None:
         """The validation with the lowest loss; the first of equals."""
-
-        def loss(entry: dict[str, float]) -> float:
-            return math.inf if math.isnan(entry["validation_loss"]) else entry["validation_loss"]
-
-        return min(self.history, key=loss, default=None)
+        scored = [entry for entry in self.history if not math.isnan(entry["validation_loss"])]
+        return min(scored or self.history, key=lambda entry: entry["validation_loss"], default=None)
 
     def _has_run_out_of_patience(self) -> bool:
         patience, best = getattr(self.config, "patience", 0), self.best
