@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor, nn
 
 from smallgpt import runtime
@@ -109,14 +107,13 @@ def pack_corpus(
     config: Config, corpus: Corpus, tokenizer: Tokenizer
 ) -> tuple[PackedRows, PackedRows]:
     """Training and validation rows, in the ids of `tokenizer`."""
-    train, held_back = split(len(corpus), config.train_percent, config.seed)
     encoded, id_map = match_tokenizer(corpus, tokenizer)
-    replies_only = config.loss_on == "replies"
-
-    def packed(dialogues: npt.NDArray[np.int64]) -> PackedRows:
-        return PackedRows(encoded, dialogues, config.block_size, config.seed, id_map, replies_only)
-
-    return packed(train), packed(held_back)
+    size, seed, replies_only = config.block_size, config.seed, config.loss_on == "replies"
+    train, held_back = (
+        PackedRows(encoded, dialogues, size, seed, id_map, replies_only)
+        for dialogues in split(len(corpus), config.train_percent, seed)
+    )
+    return train, held_back
 
 
 class DialogueTask(Task):
@@ -219,21 +216,21 @@ def _describe_run(config: Config, here: Runtime, task: DialogueTask) -> None:
         f"{100 * rows.efficiency():.1f} % of their positions used; "
         f"{counted(rows.continued, 'long dialogue')} continued in further rows"
     )
-    total = model.parameter_count() / 1e6
-    note(f"model: {total:.2f} M parameters, {model.wpe.weight.numel() / 1e6:.2f} M for positions")
+    total, positions = model.parameter_count() / 1e6, model.wpe.weight.numel() / 1e6
+    note(f"model: {total:.2f} M parameters, {positions:.2f} M for positions")
     note(f"device: {here}" + (f"; {processes} processes" if processes > 1 else ""))
-    memory = expected_memory(config, here, model, processes) / 2**30
+    memory = _expected_memory(config, here, model, processes) / 2**30
     note(f"memory: about {memory:.1f} GiB for training" + (" each" if processes > 1 else ""))
 
 
-def expected_memory(config: Config, here: Runtime, model: GPT, processes: int = 1) -> float:
+def _expected_memory(config: Config, here: Runtime, model: GPT, processes: int) -> float:
     """Rough bytes at the peak of a step in one process; measured ones are in docs/log.md."""
     width = here.dtype.itemsize
     rows = config.train_batch // (config.accumulate * processes)
-    states = 16.0 * sum(p.numel() for p in model.parameters())  # weights, gradients, two moments
+    total = 16.0 * sum(p.numel() for p in model.parameters())  # weights, gradients, two moments
+    total += CHUNK * config.vocab_size * (width + 8)  # logits, see loss.next_token_loss
     activations = 22 * config.n_embd * config.block_size * width
     if here.device.type == "cpu":
         activations += config.n_head * config.block_size**2 * width  # see model.attend
-    logits = CHUNK * config.vocab_size * (width + 8)  # see loss.next_token_loss
-    program = 0.4 * 2**30 if here.device.type == "cpu" else 0.0
-    return program + states + logits + rows * config.n_layer * activations
+        total += 0.4 * 2**30  # the program
+    return total + rows * config.n_layer * activations

@@ -274,18 +274,13 @@ class Trainer:
         return self.completed >= self.last_step or self._has_run_out_of_patience()
 
     def _save(self, figures: Mapping[str, float]) -> Path:
+        step, config, task = self.completed, self.config, self.task
+        weights, state = self.model.state_dict(), self.state()
         facts = {**figures, "seconds": round(self.seconds, 3), "history": self.history}
         path = checkpoint.save(
-            self.root,
-            self.completed,
-            self.config,
-            self.task.tokenizer,
-            self.model.state_dict(),
-            self.state(),
-            facts,
-            self.task.labels,
+            self.root, step, config, task.tokenizer, weights, state, facts, task.labels
         )
-        run_folder.prune(self.root, self.config.keep_last)
+        run_folder.prune(self.root, config.keep_last)
         return path
 
     def state(self) -> dict[str, Any]:
