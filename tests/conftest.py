@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.helpers.models import DIALOGUES, save_tiny
-from tests.helpers.processes import Run, python_environment
+from tests.helpers.processes import Run, python_environment, write_run
 from tests.helpers.reviews import classifier_config
 
 # A shell that starts the tests in the background has Ctrl-C ignored, by our children as well.
@@ -63,28 +63,21 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from smallgpt.training import pretrain
 
     folder = tmp_path_factory.mktemp("run")
+    write_run(
+        folder,
+        data_path=str(folder / "text.txt"),
+        checkpoint_root=str(folder / "checkpoints"),
+        n_head=4,
+        n_embd=32,
+        max_steps=120,
+        save_freq=60,
+        train_batch=4,
+        warmup_steps=10,
+        decay_steps=120,
+        max_new_tokens=12,
+        temperature=0.0,
+    )
     (folder / "text.txt").write_text(DIALOGUES, encoding="utf-8")
-    settings = {
-        "data_path": str(folder / "text.txt"),
-        "checkpoint_root": str(folder / "checkpoints"),
-        "device": "cpu",
-        "dtype": "float32",
-        "block_size": 32,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_embd": 32,
-        "max_steps": 120,
-        "save_freq": 60,
-        "eval_freq": 0,
-        "train_batch": 4,
-        "lr": 0.01,
-        "warmup_steps": 10,
-        "decay_steps": 120,
-        "max_new_tokens": 12,
-        "temperature": 0.0,
-    }
-    lines = [f"{key}: {value}\n" for key, value in settings.items()]
-    (folder / "run.yaml").write_text("".join(lines), encoding="utf-8")
     pretrain.run(load_config(folder / "run.yaml"))
     return folder
 

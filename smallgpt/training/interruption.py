@@ -3,52 +3,44 @@
 from __future__ import annotations
 
 import signal
-from types import FrameType, TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from smallgpt.distributed.world import World
 
 
 class StopRequest:
-    """Within `with StopRequest() as stop:`, `stop.signal` is the signal received, or None.
+    """`number` is that of the signal that has come, or 0."""
 
-    A second Ctrl-C does not wait: it raises KeyboardInterrupt.
-    """
+    number = 0
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal; a second Ctrl-C does not wait, it raises KeyboardInterrupt."""
+        if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.number = number
 
     def requested(self) -> bool:
         """Whether a signal has come."""
-        return self.signal is not None
+        return self.number != 0
 
     def agreed(self, world: World) -> bool:
         """Whether a signal has come to any of the processes; then all have received it."""
-        received = world.max(self.signal or 0)
+        received = world.max(self.number)
         if received:  # else one that came while they asked each other waits for the next time
-            self.signal = received
+            self.number = received
         return received != 0
 
-    @property
-    def exit_code(self) -> int:
-        """128 + the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + (self.signal or 0)
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Within it, Ctrl-C and SIGTERM are only noted, in the request it gives."""
+    stop = StopRequest()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, stop.receive) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from smallgpt.config import Config
+from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -42,41 +43,40 @@ class Metrics:
         path = Path(config.checkpoint_root) / METRICS_FILE
         self.seconds = 0.0
         """Seconds of training up to step `completed`."""
-        self._writes = writes
+        self._file: Any = None
         self._board: Any = None
-        self._metrics: Any = None
+        self._smoothed: dict[str, float] = {}
         self._warned = False
-        self._loss: float | None = None
-        self._speed: float | None = None
-        if writes and config.tensorboard_path:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            try:
-                self._board = SummaryWriter(config.tensorboard_path, purge_step=completed + 1)
-            except OSError as error:
-                raise UserError(f"tensorboard_path: {config.tensorboard_path}: {error}") from None
         if writes:
             try:
+                if config.tensorboard_path:
+                    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+                    self._board = SummaryWriter(config.tensorboard_path, purge_step=completed + 1)
                 self.seconds = _keep_until(path, completed, config.save_freq)
-                self._metrics = path.open("a", encoding="utf-8")
+                self._file = path.open("a", encoding="utf-8")
             except OSError as error:
-                raise UserError(f"{path}: {error.strerror}") from None
+                raise UserError(
+                    f"the metrics cannot be written: {error}",
+                    "choose another checkpoint_root or tensorboard_path",
+                ) from None
         self._bar = tqdm(
+            desc="training",
             total=last_step,
             initial=completed,
-            desc="training",
             unit="step",
             dynamic_ncols=True,
-            file=sys.stderr,
             disable=not writes,
         )
 
     def step(self, step: int, result: StepResult, seconds: float, total_seconds: float) -> None:
         """Record one step that took `seconds`, and all steps together."""
         speed = result.tokens / seconds
-        self._loss = _smooth(self._loss, result.loss)
-        self._speed = _smooth(self._speed, speed)
-        self._bar.set_postfix_str(f"loss {self._loss:.3f}, {self._speed:,.0f} tokens/s", False)
+        for name, value in (("loss", result.loss), ("speed", speed)):
+            old = self._smoothed.get(name, value)
+            self._smoothed[name] = old + _SMOOTHING * (value - old)
+        shown = "loss {loss:.3f}, {speed:,.0f} tokens/s".format(**self._smoothed)
+        self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update()
         figures = {
             "loss": result.loss,
@@ -85,7 +85,7 @@ class Metrics:
             "grad_norm": result.grad_norm,
             "seconds": round(total_seconds, 3),
         }
-        self._write(step, figures)
+        self.record(step, figures)
 
     def validation(
         self, step: int, line: str, figures: dict[str, float], replies: list[tuple[str, str]]
@@ -94,37 +94,20 @@ class Metrics:
         self._say(f"step {step}: {line}")
         for prompt, reply in replies:
             self._say(f"    {prompt}  ->  {reply}")
-        self._write(step, figures, {"replies": replies} if replies else {})
+        self.record(step, figures, **({"replies": replies} if replies else {}))
         if self._board is not None and replies:
             text = "\n\n".join(f"{prompt} -> {reply}" for prompt, reply in replies)
             self._board.add_text("replies", text, step)
 
-    def checkpoint(self, step: int, path: Path) -> None:
-        """Record that a checkpoint was written."""
-        self._write(step, {}, {"checkpoint": path.name})
-
-    def close(self) -> None:
-        """Finish the bar and the files."""
-        self._bar.close()
-        for file in (self._metrics, self._board):
-            # A full disk was told when it was met; the error that ends the run must not be hidden.
-            with suppress(OSError):
-                if file is not None:
-                    file.close()
-
-    def _say(self, message: str) -> None:
-        """A line above the progress bar."""
-        if self._writes:
-            self._bar.write(message, file=sys.stderr)
-
-    def _write(self, step: int, figures: dict[str, float], more: dict[str, Any] = {}) -> None:  # noqa: B006
-        if not self._writes:
+    def record(self, step: int, figures: dict[str, float], **more: Any) -> None:
+        """Write a line: figures, which TensorBoard draws too, and whatever else there is to say."""
+        if self._file is None:
             return
         finite = {name: x if math.isfinite(x) else None for name, x in figures.items()}
         try:
             line = json.dumps({"step": step, **finite, **more}, ensure_ascii=False)
-            self._metrics.write(line + "\n")
-            self._metrics.flush()
+            self._file.write(line + "\n")
+            self._file.flush()
             if self._board is not None:
                 for name, value in figures.items():
                     self._board.add_scalar(name, value, step)
@@ -133,9 +116,18 @@ class Metrics:
                 self._say(f"the metrics cannot be written: {error.strerror}")
             self._warned = True
 
+    def close(self) -> None:
+        """Finish the bar and the files."""
+        self._bar.close()
+        for file in filter(None, (self._file, self._board)):
+            # A full disk was told when it was met; the error that ends the run must not be hidden.
+            with suppress(OSError):
+                file.close()
 
-def _smooth(old: float | None, new: float) -> float:
-    return new if old is None else old + _SMOOTHING * (new - old)
+    def _say(self, message: str) -> None:
+        """A line above the progress bar."""
+        if self._file is not None:
+            self._bar.write(message, file=sys.stderr)
 
 
 def _keep_until(path: Path, completed: int, save_freq: int) -> float:
@@ -148,18 +140,15 @@ def _keep_until(path: Path, completed: int, save_freq: int) -> float:
         return 0.0
     kept, seconds, had_checkpoint = [], 0.0, False
     for line in path.read_text("utf-8", errors="replace").splitlines():
-        try:
+        with suppress(ValueError, KeyError, TypeError):
             entry = json.loads(line)
             had_checkpoint |= "checkpoint" in entry or entry["step"] > save_freq
             if entry["step"] <= completed:
-                kept.append(line)
+                kept.append(line + "\n")
                 seconds = float(entry.get("seconds", seconds))
-        except (ValueError, KeyError, TypeError):
-            continue
-    if not completed and had_checkpoint:
+    if had_checkpoint and not completed:
         path.replace(path.with_name(f"{METRICS_FILE}.old"))
         return 0.0
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
-    temporary.replace(path)
+    with atomic.file(path) as new:
+        new.write_text("".join(kept), "utf-8")
     return seconds

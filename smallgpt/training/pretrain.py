@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor, nn
 
 from smallgpt import runtime
@@ -28,7 +26,7 @@ from smallgpt.runtime import Runtime, python_command
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
 from smallgpt.training import resume
 from smallgpt.training.trainer import Task, Trainer
-from smallgpt.training.validation import Validation, validate
+from smallgpt.training.validation import Validation, summed_loss, validate
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
@@ -78,12 +76,13 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
 
     # 3. Model: the checkpoint's, the base's, or fresh.
     runtime.seed_everything(config.seed)
-    model = resumed.model(config) if resumed else GPT(config)
+    model = GPT(config)
+    if resumed and resumed.stored.weights:  # with the first process only, which gives them to all
+        model = resumed.stored.model(config)
     if base:
         if base.weights:
             model.load_state_dict(checkpoint.weights_for_vocabulary(base, tokenizer))
-        new = len(tokenizer) - len(base.tokenizer)
-        added = counted(new, "new character")
+        added = counted(len(tokenizer) - len(base.tokenizer), "new character")
         note(f"base: {base.path}; {added} added to its vocabulary")
     model.to(here.device).train()
     task = DialogueTask(config, here, model, tokenizer, train_rows, validation_rows, world)
@@ -108,14 +107,13 @@ def pack_corpus(
     config: Config, corpus: Corpus, tokenizer: Tokenizer
 ) -> tuple[PackedRows, PackedRows]:
     """Training and validation rows, in the ids of `tokenizer`."""
-    train, held_back = split(len(corpus), config.train_percent, config.seed)
     encoded, id_map = match_tokenizer(corpus, tokenizer)
-    replies_only = config.loss_on == "replies"
-
-    def packed(dialogues: npt.NDArray[np.int64]) -> PackedRows:
-        return PackedRows(encoded, dialogues, config.block_size, config.seed, id_map, replies_only)
-
-    return packed(train), packed(held_back)
+    size, seed, replies_only = config.block_size, config.seed, config.loss_on == "replies"
+    train, held_back = (
+        PackedRows(encoded, dialogues, size, seed, id_map, replies_only)
+        for dialogues in split(len(corpus), config.train_percent, seed)
+    )
+    return train, held_back
 
 
 class DialogueTask(Task):
@@ -144,13 +142,14 @@ class DialogueTask(Task):
         self.rows, self.validation_rows = rows, validation_rows
         self.order = RowOrder(len(rows), config.seed)
         self.steps_per_epoch = len(rows) / config.train_batch
-        self._first_step = 0
-        """The step that took the first row of the order."""
+        self._text = [rows.corpus.fingerprint, config.train_percent, config.block_size, config.seed]
+        """What the sequence of rows depends on."""
         self._first_row = 0
+        """Where in it step 0 began, had all steps been of the batch size of now."""
 
     def rows_used(self, step: int) -> int:
         """Rows of the order that were consumed before a step."""
-        return self._first_row + (step - self._first_step) * self.config.train_batch
+        return self._first_row + step * self.config.train_batch
 
     def parts(self, step: int, count: int) -> tuple[Sequence[tuple[Batch, int]], int]:
         """The rows of a step in `count` parts, each with the number of targets of all."""
@@ -161,26 +160,14 @@ class DialogueTask(Task):
 
     def loss(self, network: nn.Module, part: tuple[Batch, int]) -> Tensor:
         """Next-token loss of the part's rows over the number of targets of the step."""
-        batch, tokens = part[0].to(self.runtime.device), part[1]
-        with self.runtime.autocast():
-            summed: Tensor = network(
-                batch.ids, batch.positions, batch.documents, None, batch.targets
-            )
-        return summed / tokens
+        batch, tokens = part
+        return summed_loss(network, batch, self.runtime) / tokens
 
     def validate(self, stopped: Callable[[], bool]) -> Validation | None:
         """Loss on dialogues kept for validation."""
-        config = self.config
-        return validate(
-            self.model,
-            self.validation_rows,
-            self.runtime,
-            config.test_batch,
-            config.eval_steps,
-            config.seed,
-            stopped,
-            self.world,
-        )
+        config, rows, world = self.config, self.validation_rows, self.world
+        size, most, seed = config.test_batch, config.eval_steps, config.seed
+        return validate(self.model, rows, self.runtime, size, most, seed, stopped, world)
 
     def sample_replies(self) -> list[tuple[str, str]]:
         """Replies to the first utterances of some dialogues kept for validation."""
@@ -197,24 +184,14 @@ class DialogueTask(Task):
 
     def state(self, completed: int) -> dict[str, Any]:
         """The place in the text."""
-        return {"rows_used": self.rows_used(completed), "text": self._text_identity()}
+        return {"rows_used": self.rows_used(completed), "text": self._text}
 
     def load_state(self, state: dict[str, Any], completed: int) -> bool:
         """Go on behind step `completed`; another text begins from its start."""
-        same_text: bool = state["text"] == self._text_identity()
-        self._first_step = completed
-        self._first_row = int(state["rows_used"]) if same_text else 0
+        same_text: bool = state["text"] == self._text
+        used = int(state["rows_used"]) if same_text else 0
+        self._first_row = used - completed * self.config.train_batch
         return same_text
-
-    def _text_identity(self) -> list[Any]:
-        """What the sequence of rows depends on."""
-        config = self.config
-        return [
-            self.rows.corpus.fingerprint,
-            config.train_percent,
-            config.block_size,
-            config.seed,
-        ]
 
 
 def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
@@ -225,7 +202,7 @@ def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
             f"({needed - 3:,} characters and 3 control tokens)",
             f"set vocab_size: {needed} or more, or 0 to take what the text needs",
         )
-    return dataclasses.replace(config, vocab_size=config.vocab_size or needed)
+    return replace(config, vocab_size=config.vocab_size or needed)
 
 
 def _describe_run(config: Config, here: Runtime, task: DialogueTask) -> None:
@@ -239,21 +216,21 @@ def _describe_run(config: Config, here: Runtime, task: DialogueTask) -> None:
         f"{100 * rows.efficiency():.1f} % of their positions used; "
         f"{counted(rows.continued, 'long dialogue')} continued in further rows"
     )
-    total = model.parameter_count() / 1e6
-    note(f"model: {total:.2f} M parameters, {model.wpe.weight.numel() / 1e6:.2f} M for positions")
+    total, positions = model.parameter_count() / 1e6, model.wpe.weight.numel() / 1e6
+    note(f"model: {total:.2f} M parameters, {positions:.2f} M for positions")
     note(f"device: {here}" + (f"; {processes} processes" if processes > 1 else ""))
-    memory = expected_memory(config, here, model, processes) / 2**30
+    memory = _expected_memory(config, here, model, processes) / 2**30
     note(f"memory: about {memory:.1f} GiB for training" + (" each" if processes > 1 else ""))
 
 
-def expected_memory(config: Config, here: Runtime, model: GPT, processes: int = 1) -> float:
+def _expected_memory(config: Config, here: Runtime, model: GPT, processes: int) -> float:
     """Rough bytes at the peak of a step in one process; measured ones are in docs/log.md."""
     width = here.dtype.itemsize
     rows = config.train_batch // (config.accumulate * processes)
-    states = 16.0 * sum(p.numel() for p in model.parameters())  # weights, gradients, two moments
+    total = 16.0 * sum(p.numel() for p in model.parameters())  # weights, gradients, two moments
+    total += CHUNK * config.vocab_size * (width + 8)  # logits, see loss.next_token_loss
     activations = 22 * config.n_embd * config.block_size * width
     if here.device.type == "cpu":
         activations += config.n_head * config.block_size**2 * width  # see model.attend
-    logits = CHUNK * config.vocab_size * (width + 8)  # see loss.next_token_loss
-    program = 0.4 * 2**30 if here.device.type == "cpu" else 0.0
-    return program + states + logits + rows * config.n_layer * activations
+        total += 0.4 * 2**30  # the program
+    return total + rows * config.n_layer * activations

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Set
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from smallgpt.checkpoints import checkpoint, run_folder
 from smallgpt.checkpoints.checkpoint import Checkpoint, DamagedError
 from smallgpt.checkpoints.open import open_checkpoint, open_for_training
 from smallgpt.config import Config, ModelConfig
 from smallgpt.distributed.world import World
-from smallgpt.model.gpt import GPT
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
 
@@ -28,10 +28,6 @@ class Resumed:
     stored: Checkpoint
     state: dict[str, Any]
 
-    def model(self, config: Config) -> GPT:
-        """The network to go on with; `config` may change the dropout."""
-        return self.stored.model(config) if self.stored.weights else GPT(config)
-
 
 def lock(root: Path, held: ExitStack) -> None:
     """Keep other runs out of `root` as long as `held` lasts.
@@ -41,16 +37,11 @@ def lock(root: Path, held: ExitStack) -> None:
     """
     try:
         held.enter_context(atomic.exclusive(root))
-    except BlockingIOError:
-        raise UserError(
-            f"checkpoint_root: another run is at work in {root}",
-            "wait for it, or choose another checkpoint_root",
-        ) from None
     except OSError as error:
-        raise UserError(
-            f"checkpoint_root: cannot write to {root}: {error.strerror}",
-            "choose another checkpoint_root",
-        ) from None
+        problem = f"cannot write to {root}: {error.strerror}"
+        if isinstance(error, BlockingIOError):
+            problem = f"another run is at work in {root}"
+        raise UserError(f"checkpoint_root: {problem}", "choose another checkpoint_root") from None
 
 
 def with_shape_of(
@@ -59,10 +50,7 @@ def with_shape_of(
     """`config` with the network of a checkpoint; only the dropout is the config's.
 
     Args:
-        typed: keys that must agree with the checkpoint's, as they were given on the command line.
-
-    Raises:
-        UserError: one of them differs.
+        typed: keys of the command line; those of the network must agree with the checkpoint's.
     """
     shape = {key: getattr(stored, key) for key in checkpoint.SHAPE_KEYS}
     for key, has in shape.items():
@@ -72,6 +60,23 @@ def with_shape_of(
                 f"leave {key} out, or train anew in another checkpoint_root",
             )
     return replace(config, **shape, vocab_size=vocab_size)
+
+
+def open_base(config: Config, world: World, classifier: bool | None) -> Checkpoint:
+    """The model that `base_model` names; weights are with the first process only, as in `Resumed`.
+
+    Args:
+        classifier: whether it may be a classifier too (None), or not (False).
+
+    Raises:
+        UserError: there is none, or it is of the other kind.
+    """
+    named, texts = config.base_model or "", config.data_paths() if classifier is None else None
+    base = world.only_first(
+        lambda: open_checkpoint(named, texts=texts, classifier=classifier, key="base_model")
+    )
+    shared = world.share(base and replace(base, weights={}))
+    return cast(Checkpoint, base or shared)
 
 
 def find(config: Config, world: World, classifier: bool = False) -> Resumed | None:
@@ -88,54 +93,30 @@ def find(config: Config, world: World, classifier: bool = False) -> Resumed | No
     return found or shared
 
 
-def open_base(config: Config, world: World, classifier: bool | None) -> Checkpoint:
-    """The model that `base_model` names; weights are with the first process only, as in `Resumed`.
-
-    Args:
-        classifier: whether it may be a classifier too (None), or not (False).
-
-    Raises:
-        UserError: there is none, or it is of the other kind.
-    """
-    texts = config.data_paths() if classifier is None else None
-    base = world.only_first(
-        lambda: open_checkpoint(
-            config.base_model or "", texts=texts, classifier=classifier, key="base_model"
-        )
-    )
-    shared = world.share(base and replace(base, weights={}))
-    base = base or shared
-    assert base is not None  # the first process has raised otherwise
-    return base
-
-
 def _find(config: Config, restarted: bool, classifier: bool) -> Resumed | None:
-    root, resume_from = Path(config.checkpoint_root), config.resume_from
-    found = run_folder.checkpoints(root)
-    if resume_from == "auto" or (found and restarted):
-        resume_from = "latest" if found else None
-    if resume_from == "latest" and found:
-        return _newest_whole(found, classifier)
-    if resume_from is None:
-        if found:
-            raise UserError(
-                f"{root} already holds the checkpoints of a run (up to {found[-1].name})",
-                "go on with resume_from=latest, or choose another checkpoint_root, "
-                "or delete that folder",
-            )
+    root, named = Path(config.checkpoint_root), config.resume_from
+    in_root = run_folder.checkpoints(root)
+    if named == "auto" or (in_root and restarted):
+        named = "latest" if in_root else None
+    if named == "latest" and in_root:
+        return _newest_whole(in_root, classifier)
+    if named is None and not in_root:
         return None
-    texts = config.data_paths()
-    resumed = Resumed(
-        *open_for_training(resume_from, root=root, texts=texts, classifier=classifier)
-    )
-    if found and resumed.stored.path.resolve() != found[-1].resolve():
+    if named is None:
         raise UserError(
-            f"{root} holds {found[-1].name}, which would mix with what follows "
-            f"{resumed.stored.path}",
+            f"{root} already holds the checkpoints of a run (up to {in_root[-1].name})",
+            "go on with resume_from=latest, choose another checkpoint_root, or delete that folder",
+        )
+    texts = config.data_paths()
+    found = Resumed(*open_for_training(named, root=root, texts=texts, classifier=classifier))
+    path = found.stored.path
+    if in_root and path.resolve() != in_root[-1].resolve():
+        raise UserError(
+            f"{root} holds {in_root[-1].name}, which would mix with what follows {path}",
             "resume from the latest, choose another checkpoint_root, or delete what is "
             "no longer wanted",
         )
-    return resumed
+    return found
 
 
 def _newest_whole(found: list[Path], classifier: bool) -> Resumed:
@@ -143,35 +124,27 @@ def _newest_whole(found: list[Path], classifier: bool) -> Resumed:
     damaged = []
     for path in reversed(found):
         try:
-            resumed = _read(path, classifier)
+            stored = checkpoint.load(path, classifier=classifier)
+            resumed = Resumed(stored, stored.training_state())
         except DamagedError as error:
-            note(f"{error.problem}")
+            note(error.problem)
             damaged.append(path)
             continue
-        for path in damaged:
-            note(f"{path.name} is kept as {_set_aside(path)}; going on from {resumed.stored.path}")
+        for bad in damaged:
+            note(f"{bad.name} is kept as {_set_aside(bad)}; going on from {path}")
         return resumed
     raise UserError(
-        f"no checkpoint in {found[-1].parent} is whole: the damage is told above",
+        f"no checkpoint in {found[-1].parent} is whole: the damage is listed above",
         "begin anew in another checkpoint_root, or delete that folder",
     )
 
 
 def _set_aside(path: Path) -> Path:
     """Rename a checkpoint to a name that is no checkpoint's."""
-    aside = path.with_name(f"damaged-{path.name}")
-    number = 1
-    while aside.exists():
-        number += 1
-        aside = path.with_name(f"damaged{number}-{path.name}")
+    names = (path.with_name(f"damaged{number or ''}-{path.name}") for number in count())
     try:
-        return path.rename(aside)
+        return path.rename(next(name for name in names if not name.exists()))
     except OSError as error:
         raise UserError(
             f"{path} is damaged and cannot be renamed: {error.strerror}", "delete it"
         ) from None
-
-
-def _read(path: Path, classifier: bool) -> Resumed:
-    stored = checkpoint.load(path, classifier=classifier)
-    return Resumed(stored, stored.training_state())

@@ -24,25 +24,17 @@ from smallgpt.distributed.world import ALONE, World, replicate, without_averagin
 from smallgpt.model.parameters import parameter_groups
 from smallgpt.runtime import Runtime, compiled, seed_everything
 from smallgpt.tokenizer.characters import Tokenizer
-from smallgpt.training.interruption import StopRequest
+from smallgpt.training.interruption import StopRequest, stop_on_signals
 from smallgpt.training.metrics import Metrics, StepResult
 from smallgpt.training.optimizer import apply_settings, learning_rate, make_optimizers
 from smallgpt.utils.errors import UserError, note
 
 
-class DivergedError(UserError):
-    """The loss is no longer a number; the weights are still those of the step before."""
-
-
 class Measured(Protocol):
-    """The result of a validation: `str` is its line, `as_dict` its figures by name."""
-
-    @property
-    def validation_loss(self) -> float:
-        """What the best model has the lowest of."""
+    """The result of a validation; `str` is its line."""
 
     def as_dict(self) -> dict[str, float]:
-        """The figures, `validation_loss` among them."""
+        """The figures by name, among them `validation_loss`: the best model has the lowest."""
 
 
 class Task(ABC):
@@ -68,8 +60,7 @@ class Task(ABC):
     def loss(self, network: nn.Module, part: Any) -> Tensor:
         """What a part adds to the mean loss of the step, a scalar.
 
-        Args:
-            network: `model`, as it is replicated and compiled; to be called once.
+        It calls `network`, which is `model` replicated and compiled, once.
         """
 
     @abstractmethod
@@ -93,20 +84,11 @@ class Trainer:
     """A task's model, its optimizers, and the steps they have taken.
 
     Every random number of a step is a function of the seed and the step, so `state` holds no
-    generator and a resumed run is the run that was not interrupted.
-
-    Args:
-        world: the processes that share each step. Their number does not change the run: all of
-            them make the same batch, and each computes its part of the gradient.
+    generator and a resumed run is the run that was not interrupted. Nor does the number of
+    processes in `world` change it: all make the same batch, each computes its part of the gradient.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        runtime: Runtime,
-        task: Task,
-        world: World = ALONE,
-    ) -> None:
+    def __init__(self, config: Config, runtime: Runtime, task: Task, world: World = ALONE) -> None:
         self.config, self.runtime, self.task, self.world = config, runtime, task, world
         self.model = task.model
         self.root = Path(config.checkpoint_root)
@@ -129,21 +111,17 @@ class Trainer:
     def train(self, command: str) -> Path:
         """Take the steps that are left, and return the newest checkpoint.
 
-        Args:
-            command: what the user typed behind `python` or `torchrun`, to say how to go on.
-
-        Raises:
-            UserError: something the user can fix; earlier checkpoints are intact.
-            SystemExit: 130 or 143 after Ctrl-C or SIGTERM, with the state saved.
+        After Ctrl-C or SIGTERM it saves the state, says how to go on (`command` is what the user
+        typed behind `python` or `torchrun`), and raises SystemExit: 130 or 143.
         """
         metrics = Metrics(self.config, self.completed, self.last_step, self.world.is_first)
         self.seconds = self.seconds or metrics.seconds
         try:
-            with StopRequest() as stop:
+            with stop_on_signals() as stop:
                 path = self._loop(metrics, stop)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise UserError(
-                f"out of memory at step {self.completed + 1}: {str(error).splitlines()[0]}",
+                f"out of memory at step {self.completed + 1}: {checkpoint.first_line(error)}",
                 f"raise accumulate (now {self.config.accumulate}) or lower train_batch",
             ) from None
         finally:
@@ -151,7 +129,7 @@ class Trainer:
         if stop.requested():
             note(f"stopped at step {self.completed}, saved in {path}")
             note(f"go on with: {launch.launcher()} {command} resume_from=latest")
-            raise SystemExit(stop.exit_code)
+            raise SystemExit(128 + stop.number)
         return path
 
     def _loop(self, metrics: Metrics, stop: StopRequest) -> Path:
@@ -183,7 +161,7 @@ class Trainer:
             stopping = stop.agreed(self.world)
             if save or last or stopping:
                 if self.world.is_first:
-                    metrics.checkpoint(step, self._save(figures))
+                    metrics.record(step, {}, checkpoint=self._save(figures).name)
                 if last or stopping:
                     self.world.max(0)  # nobody leaves before it is saved
                     return run_folder.place(self.root, step)
@@ -194,7 +172,7 @@ class Trainer:
         """One optimizer step over `train_batch` rows or reviews.
 
         Raises:
-            DivergedError: the loss or the gradient is not finite; nothing was changed.
+            UserError: the loss or the gradient is not finite; nothing was changed.
         """
         world = self.world
         if not self._ready:
@@ -233,18 +211,16 @@ class Trainer:
         part = self._own_parts()[0][0]
         if self.network is not self.replica:
             began = time.perf_counter()
-            graphs = torch._dynamo.utils.counters["stats"]
-            before = graphs["unique_graphs"]
             try:
                 self.task.loss(self.network, part).backward()
-                made = graphs["unique_graphs"] - before
                 seconds = time.perf_counter() - began
-                note(f"compile: compiled in {seconds:.0f} s, {made} graphs")
+                graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+                note(f"compile: compiled in {seconds:.0f} s, {graphs} graphs")
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # no Triton, no Python headers, a fault of the compiler …
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                note(f"compile: it failed, running without: {reason[:200]}")
+                reason = checkpoint.first_line(error)[:200]
+                note(f"compile: it failed, running without: {reason}")
                 self.network = self.replica
         if self.network is self.replica:
             self.task.loss(self.network, part).backward()
@@ -260,7 +236,7 @@ class Trainer:
         finite = math.isfinite(grad_norm)
         if not math.isfinite(loss) or not (finite or self.scaler.is_enabled()):
             self.model.zero_grad(set_to_none=True)
-            raise DivergedError(
+            raise UserError(
                 f"step {self.completed + 1}: the loss is {loss}, the gradient norm {grad_norm}",
                 "lower lr, lengthen warmup_steps, or use dtype: float32",
             )
@@ -284,15 +260,11 @@ class Trainer:
     @property
     def best(self) -> dict[str, float] | None:
         """The validation with the lowest loss; the first of equals."""
-
-        def loss(entry: dict[str, float]) -> float:
-            return math.inf if math.isnan(entry["validation_loss"]) else entry["validation_loss"]
-
-        return min(self.history, key=loss, default=None)
+        scored = [entry for entry in self.history if not math.isnan(entry["validation_loss"])]
+        return min(scored or self.history, key=lambda entry: entry["validation_loss"], default=None)
 
     def _has_run_out_of_patience(self) -> bool:
-        patience = getattr(self.config, "patience", 0)
-        best = self.best
+        patience, best = getattr(self.config, "patience", 0), self.best
         since = [entry for entry in self.history if best and entry["step"] > best["step"]]
         return 0 < patience <= len(since)
 
@@ -302,18 +274,13 @@ class Trainer:
         return self.completed >= self.last_step or self._has_run_out_of_patience()
 
     def _save(self, figures: Mapping[str, float]) -> Path:
+        step, config, task = self.completed, self.config, self.task
+        weights, state = self.model.state_dict(), self.state()
         facts = {**figures, "seconds": round(self.seconds, 3), "history": self.history}
         path = checkpoint.save(
-            self.root,
-            self.completed,
-            self.config,
-            self.task.tokenizer,
-            self.model.state_dict(),
-            self.state(),
-            facts,
-            self.task.labels,
+            self.root, step, config, task.tokenizer, weights, state, facts, task.labels
         )
-        run_folder.prune(self.root, self.config.keep_last)
+        run_folder.prune(self.root, config.keep_last)
         return path
 
     def state(self) -> dict[str, Any]:
@@ -332,11 +299,12 @@ class Trainer:
             UserError: the state does not fit this model.
         """
         try:
-            if "moments" in state:
-                self._load_moments(state["moments"])
-            else:
-                for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                    optimizer.load_state_dict(saved)
+            optimizers = self._optimizer_states(state)
+            if len(optimizers) != len(self.optimizers):
+                used = "adamw" if len(optimizers) == 1 else "muon"
+                raise ValueError(f"it was trained with optimizer: {used}")
+            for optimizer, saved in zip(self.optimizers, optimizers, strict=True):
+                optimizer.load_state_dict(saved)
             if state["scaler"] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state["scaler"])
             self.completed = int(state["completed"])
@@ -344,16 +312,19 @@ class Trainer:
             self.seconds = float(manifest.get("seconds", 0.0))
             self.history = list(manifest.get("history", []))
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"the training state does not fit this model: {error}") from None
+            raise UserError(
+                f"the training state does not fit this model: {error}",
+                "resume with the settings of the run that saved it",
+            ) from None
         apply_settings(self.optimizers, self.config)
         return same_data
 
-    def _load_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
-        """Go on with the AdamW state of a legacy .pth, given by the parameters' names."""
-        if len(self.optimizers) != 1:
-            raise UserError("the checkpoint's optimizer is AdamW", "set optimizer: adamw")
+    def _optimizer_states(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """A legacy .pth has the state of AdamW alone, by the names of the parameters."""
+        if "moments" not in state:
+            return list(state["optimizers"])
         names = [name for group in parameter_groups(self.model) for name, _ in group]
-        (optimizer,) = self.optimizers
-        state = optimizer.state_dict()
-        state["state"] = {number: moments[name] for number, name in enumerate(names) if moments}
-        optimizer.load_state_dict(state)
+        moments = state["moments"]
+        adamw = self.optimizers[-1].state_dict()
+        adamw["state"] = {number: moments[name] for number, name in enumerate(names) if moments}
+        return [adamw]

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from smallgpt.data.packing import PackedRows
+from smallgpt.data.packing import Batch, PackedRows
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.runtime import Runtime
 
@@ -26,28 +26,19 @@ class Validation:
     validation_loss: float
     targets: int
 
-    @property
-    def perplexity(self) -> float:
-        """exp(loss): how many characters the model hesitates between."""
-        return math.exp(min(self.validation_loss, 700.0))
-
-    @property
-    def bits_per_character(self) -> float:
-        """The loss in bits."""
-        return self.validation_loss / math.log(2)
-
     def as_dict(self) -> dict[str, float]:
-        """The figures by name."""
+        """The figures by name; perplexity says how many characters the model hesitates between."""
         return {
             "validation_loss": self.validation_loss,
-            "perplexity": self.perplexity,
-            "bits_per_character": self.bits_per_character,
+            "perplexity": math.exp(min(self.validation_loss, 700.0)),
+            "bits_per_character": self.validation_loss / math.log(2),
         }
 
     def __str__(self) -> str:
+        loss, perplexity, bits = self.as_dict().values()
         return (
-            f"validation loss {self.validation_loss:.4f}, perplexity {self.perplexity:.2f}, "
-            f"{self.bits_per_character:.3f} bits a character ({self.targets:,} characters)"
+            f"validation loss {loss:.4f}, perplexity {perplexity:.2f}, "
+            f"{bits:.3f} bits a character ({self.targets:,} characters)"
         )
 
 
@@ -74,6 +65,14 @@ def in_evaluation(
         model.train(was_training)
 
 
+def summed_loss(network: nn.Module, batch: Batch, runtime: Runtime) -> Tensor:
+    """Next-token loss over all targets of a batch, nats."""
+    batch = batch.to(runtime.device)
+    with runtime.autocast():
+        loss: Tensor = network(batch.ids, batch.positions, batch.documents, None, batch.targets)
+    return loss
+
+
 @torch.inference_mode()
 def validate(
     model: nn.Module,
@@ -85,12 +84,10 @@ def validate(
     stopped: Callable[[], bool] = lambda: False,
     world: World = ALONE,
 ) -> Validation | None:
-    """Mean loss over a fixed sample of `rows`: the same arguments, the same rows.
+    """Mean loss over a fixed sample of `rows`; None where a process was stopped.
 
-    The processes of `world` take turns with the batches; all get the result of all.
-
-    Returns:
-        the result, or None where a process was stopped.
+    The same arguments give the same sample. The processes of `world` take turns with its batches;
+    all get the result of all.
     """
     sample = np.random.default_rng((seed, 5)).permutation(len(rows))
     sample = np.sort(sample[: rows_per_batch * most_batches])
@@ -99,9 +96,6 @@ def validate(
     for numbers in in_evaluation(model, batches, "validating", stopped, world):
         batch = rows.batch(numbers)
         targets += batch.target_count()
-        batch = batch.to(runtime.device)
-        with runtime.autocast():
-            loss = model(batch.ids, batch.positions, batch.documents, None, batch.targets)
-        total += loss.item()
+        total += summed_loss(model, batch, runtime).item()
     total, all_targets, any_stopped = world.sum(total, targets, stopped())
     return None if any_stopped else Validation(total / max(1, all_targets), int(all_targets))

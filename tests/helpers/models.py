@@ -21,11 +21,11 @@ from smallgpt.model.gpt import GPT, KeyValueCache
 from smallgpt.tokenizer.characters import SEP, Tokenizer
 
 CHARACTERS = "你我好吗的是早上晚安天气不错呀，。？！ ab<pad>se1é"
-
-
 TINY = Config(block_size=32, n_layer=2, n_head=4, n_embd=32, max_new_tokens=10, device="cpu")
-
-
+SMALL = ModelConfig(block_size=24, vocab_size=40, n_layer=3, n_head=4, n_embd=32)
+NGRAMS = replace(SMALL, ngram_order=3, ngram_rows=97, ngram_embd=8)
+CONFIG = replace(TINY, vocab_size=40)
+STATE: dict[str, Any] = {"step": 7, "moments": {"wte": torch.arange(60_000.0)}, "order": [1, 2]}
 DIALOGUES = """\
 早上好呀
 早上好！睡得好吗？
@@ -119,12 +119,6 @@ class ScriptedBot(Chatbot):
         return [vocabulary().decode(ids) for ids in self.script.contexts]
 
 
-STATE: dict[str, Any] = {"step": 7, "moments": {"wte": torch.arange(60_000.0)}, "order": [1, 2]}
-
-
-CONFIG = replace(TINY, vocab_size=40)
-
-
 def save_tiny(root: Path, step: int, seed: int | None = None, **scores: float) -> Path:
     model = random_model(step if seed is None else seed, vocab_size=40)
     return save(root, step, CONFIG, vocabulary(), model.state_dict(), STATE, scores)
@@ -151,12 +145,6 @@ def reseal(path: Path) -> None:
         name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in manifest["sha256"]
     }
     (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-
-
-SMALL = ModelConfig(block_size=24, vocab_size=40, n_layer=3, n_head=4, n_embd=32)
-
-
-NGRAMS = replace(SMALL, ngram_order=3, ngram_rows=97, ngram_embd=8)
 
 
 def fresh(config: ModelConfig, seed: int = 0) -> GPT:

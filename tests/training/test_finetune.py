@@ -24,6 +24,7 @@ from smallgpt.training import pretrain
 from smallgpt.utils.errors import UserError
 from tests.helpers.corpora import BLOCK_SIZES, CORPORA, everything
 from tests.helpers.foreign import make_foreign
+from tests.helpers.processes import same_weights
 
 MINE = "早上好\n魑魅魍魉！\n嗯\n\n你在吗\n魍，在\n\n今天好吗\n很好\n"
 
@@ -85,8 +86,10 @@ def test_from_models_of_other_programs(tmp_path: Path, kind: str) -> None:
     assert "loss" in evaluation.on_text(path, [tmp_path / "mine.txt"], "cpu")
 
 
-def test_from_a_published_file(trained: Path, tmp_path: Path) -> None:
+def test_from_a_legacy_file_or_none(trained: Path, tmp_path: Path) -> None:
     legacy_pth.write(checkpoint.load(trained), tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"base_model: .*none not found"):
+        finetune(tmp_path, tmp_path / "none")
     with pytest.raises(UserError, match="smallgpt convert"):
         finetune(tmp_path, tmp_path / "x.pth")
     legacy_pth.to_checkpoint(tmp_path / "x.pth", [trained.parents[1] / "text.txt"], tmp_path / "x")
@@ -94,17 +97,12 @@ def test_from_a_published_file(trained: Path, tmp_path: Path) -> None:
 
 
 def test_it_goes_on_where_it_was_stopped(trained: Path, tmp_path: Path) -> None:
-    whole = checkpoint.load(finetune(tmp_path, trained)).weights
+    whole = finetune(tmp_path, trained)
     root = str(tmp_path / "two")
     finetune(tmp_path, trained, checkpoint_root=root, max_steps=2)
-    path = finetune(tmp_path, trained, checkpoint_root=root, resume_from="latest")
-    again = checkpoint.load(path).weights
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-
-
-def test_a_missing_base_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"base_model: .*none not found"):
-        finetune(tmp_path, tmp_path / "none")
+    assert same_weights(
+        whole, finetune(tmp_path, trained, checkpoint_root=root, resume_from="latest")
+    )
 
 
 @given(CORPORA, BLOCK_SIZES)
