@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from smallgpt.config import SentimentConfig
 from smallgpt.sentiment import recipe, report
-from smallgpt.sentiment.scores import paired_p_value
 from smallgpt.utils.errors import UserError, note
 
 CELLS = {
@@ -31,6 +31,7 @@ _COLUMNS = {  # title: key in report.json, factor, digits
     "training, s": ("training_seconds", 1, 0),
 }
 TABLE_FILE, PICTURE_FILE = "ablation.md", "ablation.png"
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Cell:
 
     name: str
     tests: list[dict[str, Any]]
-    right: npt.NDArray[np.float64]
+    right: FloatArray
 
-    def all(self, figure: str) -> npt.NDArray[np.float64]:
+    def all(self, figure: str) -> FloatArray:
         """One figure of all runs."""
         return np.array([test[figure] for test in self.tests], np.float64)
 
@@ -72,9 +73,8 @@ def run(
         )
     cells = []
     for name in names:
-        folders = [
-            root / name.replace(", ", "_").replace(" ", "_") / f"seed{n}" for n in range(seeds)
-        ]
+        folder = root / name.replace(", ", "_").replace(" ", "_")
+        folders = [folder / f"seed{n}" for n in range(seeds)]
         for seed, folder in enumerate(folders, config.seed):
             if (folder / report.REPORT_FILE).exists():
                 continue
@@ -84,8 +84,8 @@ def run(
                 dataclasses.replace(config, resume_from="auto", keep_last=1, **changes), command
             )
         cells.append(_read(name, folders, "test", "verdict"))
-        baseline = _read("baseline", folders[:1], "reference", "reference")
-    cells.append(baseline)  # the same in each cell
+    # It is the same in each run.
+    cells.append(_read("baseline", folders[:1], "reference", "reference"))
     path = root / TABLE_FILE
     path.write_text(table(cells, seeds), "utf-8")
     with report.picture(root / PICTURE_FILE, width=8) as (axes,):
@@ -103,11 +103,8 @@ def run(
 
 
 def _read(name: str, folders: list[Path], part: str, column: str) -> Cell:
-    """What the reports of some runs say.
-
-    Args:
-        part, column: where the figures are in report.json, and the verdicts in test.csv.
-    """
+    """What the reports of some runs say: the figures of a part of report.json, and the verdicts in
+    a column of test.csv."""
     tests, right = [], []
     for folder in folders:
         file = folder / report.REPORT_FILE
@@ -128,8 +125,7 @@ def table(cells: list[Cell], seeds: int) -> str:
         f"{seeds} {'seed' if seeds == 1 else 'seeds'} each, the same split, "
         f"{len(cells[0].right):,} reviews to test; mean ± standard deviation.",
         "",
-        f"| | {' | '.join(_COLUMNS)} |",
-        "|---" * (len(_COLUMNS) + 1) + "|",
+        *_header(list(_COLUMNS)),
     ]
     for cell in cells:
         figures = [_spread(by * cell.all(key), digits) for key, by, digits in _COLUMNS.values()]
@@ -138,8 +134,7 @@ def table(cells: list[Cell], seeds: int) -> str:
         "",
         "p of no difference in accuracy (sign-flip permutation over the reviews, paired):",
         "",
-        f"| | {' | '.join(cell.name for cell in cells)} |",
-        "|---" * (len(cells) + 1) + "|",
+        *_header([cell.name for cell in cells]),
     ]
     for cell in cells:
         values = [
@@ -150,6 +145,31 @@ def table(cells: list[Cell], seeds: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spread(values: npt.NDArray[np.float64], digits: int) -> str:
+def _header(titles: list[str]) -> list[str]:
+    return [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+
+
+def _spread(values: FloatArray, digits: int) -> str:
     mean = f"{values.mean():.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
+
+
+def paired_p_value(first: FloatArray, second: FloatArray) -> float:
+    """Whether two classifiers differ on the same reviews: sign-flip permutation test, two-sided.
+
+    Args:
+        first, second: how often each review was judged right (0 to 1; mean over seeds), (N,).
+    """
+    difference = first - second
+    difference = difference[difference != 0]
+    if len(difference) < 2:
+        return 1.0
+    test = stats.permutation_test(
+        (difference,),
+        lambda values, axis: values.sum(axis).round(9),  # equal but for rounding is equal
+        permutation_type="samples",
+        vectorized=True,
+        batch=500,
+        rng=np.random.default_rng(0),
+    )
+    return float(test.pvalue)

@@ -21,7 +21,7 @@ from smallgpt.config import SentimentConfig, config_from_dict, config_to_yaml
 from smallgpt.data.reviews import read_reviews
 from smallgpt.model.gpt import GPT
 from smallgpt.sentiment import ablation, baseline, recipe
-from smallgpt.sentiment.explain import explain, strongest, to_html, to_terminal
+from smallgpt.sentiment.explain import explain
 from smallgpt.training.trainer import Trainer
 from tests.helpers.commands import refusal
 from tests.helpers.processes import REPOSITORY, finished, losses, torchrun_command
@@ -306,9 +306,9 @@ def test_explanations_add_up(classified: Path) -> None:
     assert len(explanation.shares) == len(explanation.characters) == 54
     short = explain(predictor, "今天错<b>")
     # Without mask, filler is read between the text and the verdict; the character is still ahead.
-    assert "错" in strongest(short, 1 if predictor.config.use_mask else 2)
-    assert "&lt;" in to_html([short]) and "<b>今" not in to_html([short])
-    assert "今" in to_terminal(short)
+    assert "错" in short.strongest(1 if predictor.config.use_mask else 2)
+    assert "&lt;" in short.to_html() and "<b>今" not in short.to_html()
+    assert "今" in short.to_terminal()
 
 
 def test_ablation_goes_on_where_it_was_stopped(
