@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,17 +33,13 @@ TABLE_FILE, PICTURE_FILE = "ablation.md", "ablation.png"
 FloatArray = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One way: the figures of each of its runs, and how often it judged each review right, (N,)."""
+class Cell(NamedTuple):
+    """One way: the figures of its runs, as in the table, (runs, columns), and how often it judged
+    each review right, (N,)."""
 
     name: str
-    tests: list[dict[str, Any]]
+    figures: FloatArray
     right: FloatArray
-
-    def all(self, figure: str) -> FloatArray:
-        """One figure of all runs."""
-        return np.array([test[figure] for test in self.tests], np.float64)
 
 
 def run(
@@ -86,18 +81,18 @@ def run(
         cells.append(_read(name, folders, "test", "verdict"))
     # It is the same in each run.
     cells.append(_read("baseline", folders[:1], "reference", "reference"))
-    path = root / TABLE_FILE
-    path.write_text(table(cells, seeds), "utf-8")
+    path, text = root / TABLE_FILE, table(cells, seeds)
+    path.write_text(text, "utf-8")
     with report.picture(root / PICTURE_FILE, width=8) as (axes,):
         for number, cell in enumerate(cells):
-            accuracy = 100 * cell.all("accuracy")
+            accuracy = cell.figures[:, 0]
             axes.plot(accuracy, [number] * len(accuracy), "o", alpha=0.5)
             axes.plot(accuracy.mean(), number, "k|", markersize=20)
         axes.set_yticks(range(len(cells)), [cell.name for cell in cells])
         axes.invert_yaxis()
         axes.set(xlabel="accuracy on the test, % (bar: mean)")
         axes.grid(axis="x", alpha=0.3)
-    print(path.read_text("utf-8"), end="")
+    print(text, end="")
     note(f"written: {path} and {PICTURE_FILE}")
     return path
 
@@ -105,18 +100,20 @@ def run(
 def _read(name: str, folders: list[Path], part: str, column: str) -> Cell:
     """What the reports of some runs say: the figures of a part of report.json, and the verdicts in
     a column of test.csv."""
-    tests, right = [], []
+    figures, right = [], []
     for folder in folders:
         file = folder / report.REPORT_FILE
         try:
-            tests.append(json.loads(file.read_text("utf-8"))[part])
+            test = json.loads(file.read_text("utf-8"))[part]
         except ValueError as error:
             raise UserError(
                 f"{file} is damaged: {error}", f"delete {folder}; it is done again"
             ) from None
+        figures.append([test[key] for key, _, _ in _COLUMNS.values()])
         with (folder / report.VERDICTS_FILE).open(encoding="utf-8", newline="") as verdicts:
             right.append([row["label"] == row[column] for row in csv.DictReader(verdicts)])
-    return Cell(name, tests, np.mean(right, axis=0))
+    factors = [factor for _, factor, _ in _COLUMNS.values()]
+    return Cell(name, np.array(figures, np.float64) * factors, np.mean(right, axis=0))
 
 
 def table(cells: list[Cell], seeds: int) -> str:
@@ -128,7 +125,8 @@ def table(cells: list[Cell], seeds: int) -> str:
         *_header(list(_COLUMNS)),
     ]
     for cell in cells:
-        figures = [_spread(by * cell.all(key), digits) for key, by, digits in _COLUMNS.values()]
+        columns = zip(cell.figures.T, _COLUMNS.values(), strict=True)
+        figures = [_spread(values, digits) for values, (_, _, digits) in columns]
         lines.append(f"| {cell.name} | {' | '.join(figures)} |")
     lines += [
         "",

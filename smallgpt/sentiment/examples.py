@@ -37,7 +37,7 @@ class ReviewBatch:
 
     ids: (R, T), padded with `<pad>`; ends: position of the verdict in each row, (R,);
     texts: number of the review of each row within the batch, (R,), rising; labels: (N,), by review;
-    rows, reviews: numbers in the Examples, (R,) and (N,), wherever the tensors are.
+    rows, reviews: numbers in the Examples, (R,) and (N,).
     """
 
     ids: Tensor
@@ -46,19 +46,6 @@ class ReviewBatch:
     labels: Tensor
     rows: IntArray
     reviews: IntArray
-
-    def __len__(self) -> int:
-        """N, the number of reviews."""
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> ReviewBatch:
-        """The same batch on another device."""
-        fields = {
-            name: value.to(device)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return dataclasses.replace(self, **fields)
 
     def part(self, reviews: IntArray) -> ReviewBatch:
         """A batch of some neighbouring reviews, by their numbers in this one; at least one."""
@@ -71,7 +58,7 @@ class ReviewBatch:
 
     def targets(self) -> Tensor:
         """The next ids, for the language-model loss, (R, T): the characters of the review."""
-        place = torch.arange(self.ids.shape[1], device=self.ids.device)
+        place = torch.arange(self.ids.shape[1])
         following = self.ids.roll(-1, dims=1)
         return following.masked_fill(place + 1 >= self.ends[:, None], IGNORED)
 
@@ -173,7 +160,7 @@ class Examples:
         self.states = states
 
     def states_of(self, rows: IntArray, device: torch.device) -> Tensor | None:
-        """The kept states of some rows, (R, T, E), zeros where it is padded; None without any."""
+        """The kept states of some rows, (R, T, E), zeros where padded; None where none is kept."""
         if self.states is None:
             return None
         return pad_sequence([self.states[row] for row in rows], batch_first=True).to(device)

@@ -49,40 +49,34 @@ class Explanation:
 
     def strongest(self, count: int = 10) -> str:
         """The characters with the largest shares, as text without colours."""
-        pairs = zip(self.characters, self.shares, strict=True)
-        ranked = sorted(pairs, key=lambda pair: -abs(pair[1]))[:count]
-        return "  ".join(f"{character} {share:+.3f}" for character, share in ranked)
+        ranked = np.argsort(-np.abs(self.shares), kind="stable")[:count]
+        return "  ".join(f"{self.characters[n]} {self.shares[n]:+.3f}" for n in ranked)
 
     def to_terminal(self) -> str:
         """The text, each character on green where it is for the verdict, on red against it."""
         return "".join(
             character
             if character.isspace() or not share
-            else f"\x1b[38;2;0;0;0;48;2;{colour.replace(',', ';')}m{character}\x1b[0m"
-            for character, share, colour in self._coloured()
+            else f"\x1b[38;2;0;0;0;48;2;{red};{green};{blue}m{character}\x1b[0m"
+            for character, share, (red, green, blue) in self._coloured()
         )
 
     def to_html(self) -> str:
         """The verdict and the text with such colours, as a paragraph."""
         spans = "".join(
-            f'<span style="background: rgb({colour})" title="{share:+.4f}">'
+            f'<span style="background: rgb({red},{green},{blue})" title="{share:+.4f}">'
             f"{html.escape(character)}</span>"
-            for character, share, colour in self._coloured()
+            for character, share, (red, green, blue) in self._coloured()
         )
         label, probability = html.escape(self.prediction.label), self.prediction.probability
         return f"<p><b>{label}</b> {probability:.4f}<br>{spans}</p>\n"
 
-    def _coloured(self) -> list[tuple[str, float, str]]:
-        """Each character, its share and its colour, "red,green,blue", the paler the weaker."""
-        largest = max(map(abs, self.shares), default=0.0) or 1.0
-        colours = [
-            ",".join(
-                str(round(255 + abs(share) / largest * (part - 255)))
-                for part in (_GREEN if share > 0 else _RED)
-            )
-            for share in self.shares
-        ]
-        return list(zip(self.characters, self.shares, colours, strict=True))
+    def _coloured(self) -> Iterable[tuple[str, float, list[int]]]:
+        """Each character, its share and its colour (red, green, blue), the paler the weaker."""
+        shares = np.array(self.shares)[:, None]
+        strength = np.abs(shares) / (np.abs(shares).max(initial=0.0) or 1.0)
+        colours = np.rint(255 + strength * (np.where(shares > 0, _GREEN, _RED) - 255))
+        return zip(self.characters, self.shares, colours.astype(int).tolist(), strict=True)
 
 
 def explain(predictor: Predictor, text: str) -> Explanation:

@@ -26,7 +26,6 @@ from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
 
 ROWS_AT_A_TIME = 64
-LABEL_COLUMN, PROBABILITY_COLUMN = "verdict", "probability"
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
                 verdict = (prediction.label, f"{prediction.probability:.6f}")
                 if not text.strip():
                     empty, verdict = empty + 1, ("", "")
-                cells = {**row.cells, LABEL_COLUMN: verdict[0], PROBABILITY_COLUMN: verdict[1]}
+                cells = {**row.cells, "verdict": verdict[0], "probability": verdict[1]}
                 if is_jsonl(target):
                     file.write(json.dumps(cells, ensure_ascii=False) + "\n")
                     continue

@@ -120,9 +120,9 @@ class ReviewTask(Task):
         if config.character_dropout:
             batch = batch.with_gaps(config.character_dropout, (config.seed, 10, step))
         parts: list[Part] = []
-        for part in np.array_split(np.arange(len(batch)), count):
+        for part in np.array_split(np.arange(len(batch.labels)), count):
             if len(part):
-                parts.append((batch.part(part), len(batch), characters))
+                parts.append((batch.part(part), len(batch.labels), characters))
             else:  # there is no review left for it: it computes one that does not count
                 parts.append((batch.part(np.arange(1)), math.inf, math.inf))
         return parts, tokens
@@ -131,17 +131,17 @@ class ReviewTask(Task):
         """Cross entropy of the labels (and soft labels), mean over reviews, and `lm_weight` times
         the mean over characters: what the part adds to these means."""
         config, (batch, reviews, characters) = self.config, part
-        batch = batch.to(self.runtime.device)
-        states = self.examples.states_of(batch.rows, self.runtime.device)
+        device = self.runtime.device
+        ids, ends, labels = batch.ids.to(device), batch.ends.to(device), batch.labels.to(device)
         with self.runtime.autocast():
             if config.lm_weight:
-                logits, summed = network(batch.ids, batch.ends, batch.targets())
+                logits, summed = network(ids, ends, batch.targets().to(device))
             else:
-                logits = network(batch.ids, batch.ends, None, states)
-        logits = mean_by_text(logits, batch.texts, len(batch))
-        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+                logits = network(ids, ends, None, self.examples.states_of(batch.rows, device))
+        logits = mean_by_text(logits, batch.texts.to(device), len(labels))
+        loss = F.cross_entropy(logits, labels, reduction="sum")
         if self.soft_labels is not None:
-            soft = self.soft_labels[torch.from_numpy(batch.reviews)].to(logits.device)
+            soft = self.soft_labels[torch.from_numpy(batch.reviews)].to(device)
             towards = F.cross_entropy(logits, soft, reduction="sum")
             loss = loss + config.reference_weight * (towards - loss)
         loss = loss / reviews
