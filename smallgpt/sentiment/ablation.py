@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,13 +46,8 @@ class Cell(NamedTuple):
 def run(
     config: SentimentConfig, seeds: int, command: str, chosen_cells: list[str] | None = None
 ) -> Path:
-    """Train every cell with the seeds `seed`, `seed` + 1 …, and write table and plot.
-
-    Args:
-        chosen_cells: names of `CELLS`; by default all.
-
-    Returns:
-        the table's path, in `checkpoint_root`.
+    """Train every cell, or the chosen ones, with the seeds `seed`, `seed` + 1 …; write table and
+    plot into `checkpoint_root`, and return the table's path.
 
     Raises:
         UserError: an unknown cell, or one that the config does not allow.
@@ -118,33 +114,29 @@ def _read(name: str, folders: list[Path], part: str, column: str) -> Cell:
 
 def table(cells: list[Cell], seeds: int) -> str:
     """Markdown: mean and standard deviation over seeds, then p-values between the cells."""
-    lines = [
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'} each, the same split, "
-        f"{len(cells[0].right):,} reviews to test; mean ± standard deviation.",
-        "",
-        *_header(list(_COLUMNS)),
-    ]
-    for cell in cells:
-        columns = zip(cell.figures.T, _COLUMNS.values(), strict=True)
-        figures = [_spread(values, digits) for values, (_, _, digits) in columns]
-        lines.append(f"| {cell.name} | {' | '.join(figures)} |")
-    lines += [
-        "",
-        "p of no difference in accuracy (sign-flip permutation over the reviews, paired):",
-        "",
-        *_header([cell.name for cell in cells]),
-    ]
-    for cell in cells:
-        values = [
+    digits = [digits for _, _, digits in _COLUMNS.values()]
+    figures = {cell.name: list(map(_spread, cell.figures.T, digits)) for cell in cells}
+    p_values = {
+        cell.name: [
             "" if cell is other else f"{paired_p_value(cell.right, other.right):.4f}"
             for other in cells
         ]
-        lines.append(f"| {cell.name} | {' | '.join(values)} |")
+        for cell in cells
+    }
+    return (
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'} each, the same split, "
+        f"{len(cells[0].right):,} reviews to test; mean ± standard deviation.\n\n"
+        f"{_markdown(_COLUMNS, figures)}\n"
+        "p of no difference in accuracy (sign-flip permutation over the reviews, paired):\n\n"
+        f"{_markdown(p_values, p_values)}"
+    )
+
+
+def _markdown(titles: Iterable[str], rows: dict[str, list[str]]) -> str:
+    titles = ["", *titles]
+    lines = [f"|{' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     return "\n".join(lines) + "\n"
-
-
-def _header(titles: list[str]) -> list[str]:
-    return [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
 
 
 def _spread(values: FloatArray, digits: int) -> str:
@@ -153,11 +145,8 @@ def _spread(values: FloatArray, digits: int) -> str:
 
 
 def paired_p_value(first: FloatArray, second: FloatArray) -> float:
-    """Whether two classifiers differ on the same reviews: sign-flip permutation test, two-sided.
-
-    Args:
-        first, second: how often each review was judged right (0 to 1; mean over seeds), (N,).
-    """
+    """Whether two classifiers differ in how often each judged the same reviews right (0 to 1; mean
+    over seeds), (N,): sign-flip permutation test, two-sided."""
     difference = first - second
     difference = difference[difference != 0]
     if len(difference) < 2:

@@ -26,12 +26,7 @@ BINS = 15
 
 
 def score(probabilities: FloatArray, labels: IntArray, names: list[str]) -> dict[str, Any]:
-    """All figures of a test, as plain values.
-
-    Args:
-        probabilities: (N, C).
-        labels: the right numbers, (N,).
-        names: of the labels, (C,).
+    """All figures of a test, as plain values; of probabilities, (N, C), and right labels, (N,).
 
     Returns:
         accuracy and its 95 % interval (Wilson, 1927, which is sound for few reviews and near 100 %,
@@ -109,10 +104,7 @@ def write(
     reviews: Reviews,
 ) -> None:
     """Write report.json, report.png and the verdict on each test review into the folder `root`;
-    report.json last, so that where it is, all are.
-
-    Args:
-        baseline: its probabilities, (N, C).
+    report.json last, so that where it is, all are. `baseline`: its probabilities, (N, C).
 
     Raises:
         UserError: they cannot be written.
