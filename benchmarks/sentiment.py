@@ -26,7 +26,7 @@ from benchmarks.plain import PlainGPT
 from smallgpt import runtime
 from smallgpt.cli.arguments import run_script
 from smallgpt.config import SentimentConfig
-from smallgpt.data.reviews import Reviews, read_reviews
+from smallgpt.data.reviews import Reviews, Split, read_reviews
 from smallgpt.model.classifier import Classifier
 from smallgpt.sentiment.examples import Examples
 from smallgpt.sentiment.task import ReviewTask
@@ -80,12 +80,12 @@ class PlainSide:
     def __init__(self, size: str, path: Path | None, count: int) -> None:
         reviews, tokenizer = reviews_to_use(path, count)
         examples = Examples(reviews.texts, reviews.labels, tokenizer, ROW, use_mask=True)
-        self.ids = torch.full((len(examples.lengths), ROW), 2)
+        self.ids = torch.full((len(examples.rows), ROW), 2)
         for number in range(len(self.ids)):
             row, _ = examples.gather(np.array([number]))
             self.ids[number, : row.shape[1]] = row[0]
         self.ends = torch.from_numpy(examples.lengths) - 1
-        self.labels = torch.from_numpy(reviews.labels)[examples.text_of_row()]
+        self.labels = torch.from_numpy(np.repeat(reviews.labels, examples.counts))
         torch.manual_seed(0)
         self.model = PlainClassifier(SIZES[size], len(tokenizer))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, foreach=False)
@@ -123,13 +123,16 @@ class OurSide:
         here = runtime.start(config)
         runtime.seed_everything(0)
         model = Classifier(config, 2).train()
-        examples = Examples(reviews.texts, reviews.labels, tokenizer, ROW, use_mask=True)
-        folder = Path(tempfile.gettempdir())
-        none = Examples([], reviews.labels[:0], tokenizer, ROW, use_mask=True)
-        self.seconds_of_states, task = timed(
-            lambda: ReviewTask(config, here, model, tokenizer, examples, none, ["0", "1"], folder)
-        )
+        everything = np.arange(len(reviews))
+        split = Split(everything, everything[:0], everything[:0])
+        task = ReviewTask(config, here, model, tokenizer, reviews, split)
         self.trainer = Trainer(config, here, task)
+        self.seconds_of_states = 0.0
+        if frozen:
+            folder = Path(tempfile.gettempdir())
+            self.seconds_of_states, _ = timed(
+                lambda: task.examples.keep_states(model, here, folder)
+            )
 
     def states(self) -> float:
         """Seconds of what is done once."""

@@ -77,15 +77,17 @@ def predict(
         raise UserError("--input takes no further texts and no --explain", "do one of them")
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     from smallgpt import runtime
-    from smallgpt.sentiment import bulk, predictor
+    from smallgpt.sentiment import predictor
+    from smallgpt.sentiment.explain import explain_texts
 
     loaded = predictor.load(path, runtime.choose_device(device))
+    given = texts or predictor.lines_of(sys.stdin)
     if source is not None and target is not None:
-        bulk.judge_file(loaded, source, target, text_column or loaded.config.text_column)
+        predictor.judge_file(loaded, source, target, text_column or loaded.config.text_column)
     elif explain or page:
-        bulk.explain_texts(loaded, texts or bulk.lines_of(sys.stdin), page)
+        explain_texts(loaded, given, page)
     else:
-        bulk.judge_texts(loaded, texts or bulk.lines_of(sys.stdin))
+        predictor.judge_texts(loaded, given)
 
 
 @command(sentiment_app)

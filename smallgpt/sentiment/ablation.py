@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from smallgpt.config import SentimentConfig
 from smallgpt.sentiment import recipe, report
-from smallgpt.sentiment.scores import paired_p_value
 from smallgpt.utils.errors import UserError, note
 
 CELLS = {
@@ -31,31 +31,23 @@ _COLUMNS = {  # title: key in report.json, factor, digits
     "training, s": ("training_seconds", 1, 0),
 }
 TABLE_FILE, PICTURE_FILE = "ablation.md", "ablation.png"
+FloatArray = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One way: the figures of each of its runs, and how often it judged each review right, (N,)."""
+class Cell(NamedTuple):
+    """One way: the figures of its runs, as in the table, (runs, columns), and how often it judged
+    each review right, (N,)."""
 
     name: str
-    tests: list[dict[str, Any]]
-    right: npt.NDArray[np.float64]
-
-    def all(self, figure: str) -> npt.NDArray[np.float64]:
-        """One figure of all runs."""
-        return np.array([test[figure] for test in self.tests], np.float64)
+    figures: FloatArray
+    right: FloatArray
 
 
 def run(
     config: SentimentConfig, seeds: int, command: str, chosen_cells: list[str] | None = None
 ) -> Path:
-    """Train every cell with the seeds `seed`, `seed` + 1 …, and write table and plot.
-
-    Args:
-        chosen_cells: names of `CELLS`; by default all.
-
-    Returns:
-        the table's path, in `checkpoint_root`.
+    """Train every cell, or the chosen ones, with the seeds `seed`, `seed` + 1 …; write table and
+    plot into `checkpoint_root`, and return the table's path.
 
     Raises:
         UserError: an unknown cell, or one that the config does not allow.
@@ -72,9 +64,8 @@ def run(
         )
     cells = []
     for name in names:
-        folders = [
-            root / name.replace(", ", "_").replace(" ", "_") / f"seed{n}" for n in range(seeds)
-        ]
+        folder = root / name.replace(", ", "_").replace(" ", "_")
+        folders = [folder / f"seed{n}" for n in range(seeds)]
         for seed, folder in enumerate(folders, config.seed):
             if (folder / report.REPORT_FILE).exists():
                 continue
@@ -84,72 +75,88 @@ def run(
                 dataclasses.replace(config, resume_from="auto", keep_last=1, **changes), command
             )
         cells.append(_read(name, folders, "test", "verdict"))
-        baseline = _read("baseline", folders[:1], "reference", "reference")
-    cells.append(baseline)  # the same in each cell
-    path = root / TABLE_FILE
-    path.write_text(table(cells, seeds), "utf-8")
+    # It is the same in each run.
+    cells.append(_read("baseline", folders[:1], "reference", "reference"))
+    path, text = root / TABLE_FILE, table(cells, seeds)
+    path.write_text(text, "utf-8")
     with report.picture(root / PICTURE_FILE, width=8) as (axes,):
         for number, cell in enumerate(cells):
-            accuracy = 100 * cell.all("accuracy")
+            accuracy = cell.figures[:, 0]
             axes.plot(accuracy, [number] * len(accuracy), "o", alpha=0.5)
             axes.plot(accuracy.mean(), number, "k|", markersize=20)
         axes.set_yticks(range(len(cells)), [cell.name for cell in cells])
         axes.invert_yaxis()
         axes.set(xlabel="accuracy on the test, % (bar: mean)")
         axes.grid(axis="x", alpha=0.3)
-    print(path.read_text("utf-8"), end="")
+    print(text, end="")
     note(f"written: {path} and {PICTURE_FILE}")
     return path
 
 
 def _read(name: str, folders: list[Path], part: str, column: str) -> Cell:
-    """What the reports of some runs say.
-
-    Args:
-        part, column: where the figures are in report.json, and the verdicts in test.csv.
-    """
-    tests, right = [], []
+    """What the reports of some runs say: the figures of a part of report.json, and the verdicts in
+    a column of test.csv."""
+    figures, right = [], []
     for folder in folders:
         file = folder / report.REPORT_FILE
         try:
-            tests.append(json.loads(file.read_text("utf-8"))[part])
+            test = json.loads(file.read_text("utf-8"))[part]
         except ValueError as error:
             raise UserError(
                 f"{file} is damaged: {error}", f"delete {folder}; it is done again"
             ) from None
+        figures.append([test[key] for key, _, _ in _COLUMNS.values()])
         with (folder / report.VERDICTS_FILE).open(encoding="utf-8", newline="") as verdicts:
             right.append([row["label"] == row[column] for row in csv.DictReader(verdicts)])
-    return Cell(name, tests, np.mean(right, axis=0))
+    factors = [factor for _, factor, _ in _COLUMNS.values()]
+    return Cell(name, np.array(figures, np.float64) * factors, np.mean(right, axis=0))
 
 
 def table(cells: list[Cell], seeds: int) -> str:
     """Markdown: mean and standard deviation over seeds, then p-values between the cells."""
-    lines = [
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'} each, the same split, "
-        f"{len(cells[0].right):,} reviews to test; mean ± standard deviation.",
-        "",
-        f"| | {' | '.join(_COLUMNS)} |",
-        "|---" * (len(_COLUMNS) + 1) + "|",
-    ]
-    for cell in cells:
-        figures = [_spread(by * cell.all(key), digits) for key, by, digits in _COLUMNS.values()]
-        lines.append(f"| {cell.name} | {' | '.join(figures)} |")
-    lines += [
-        "",
-        "p of no difference in accuracy (sign-flip permutation over the reviews, paired):",
-        "",
-        f"| | {' | '.join(cell.name for cell in cells)} |",
-        "|---" * (len(cells) + 1) + "|",
-    ]
-    for cell in cells:
-        values = [
+    digits = [digits for _, _, digits in _COLUMNS.values()]
+    figures = {cell.name: list(map(_spread, cell.figures.T, digits)) for cell in cells}
+    p_values = {
+        cell.name: [
             "" if cell is other else f"{paired_p_value(cell.right, other.right):.4f}"
             for other in cells
         ]
-        lines.append(f"| {cell.name} | {' | '.join(values)} |")
+        for cell in cells
+    }
+    return (
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'} each, the same split, "
+        f"{len(cells[0].right):,} reviews to test; mean ± standard deviation.\n\n"
+        f"{_markdown(_COLUMNS, figures)}\n"
+        "p of no difference in accuracy (sign-flip permutation over the reviews, paired):\n\n"
+        f"{_markdown(p_values, p_values)}"
+    )
+
+
+def _markdown(titles: Iterable[str], rows: dict[str, list[str]]) -> str:
+    titles = ["", *titles]
+    lines = [f"|{' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     return "\n".join(lines) + "\n"
 
 
-def _spread(values: npt.NDArray[np.float64], digits: int) -> str:
+def _spread(values: FloatArray, digits: int) -> str:
     mean = f"{values.mean():.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
+
+
+def paired_p_value(first: FloatArray, second: FloatArray) -> float:
+    """Whether two classifiers differ in how often each judged the same reviews right (0 to 1; mean
+    over seeds), (N,): sign-flip permutation test, two-sided."""
+    difference = first - second
+    difference = difference[difference != 0]
+    if len(difference) < 2:
+        return 1.0
+    test = stats.permutation_test(
+        (difference,),
+        lambda values, axis: values.sum(axis).round(9),  # equal but for rounding is equal
+        permutation_type="samples",
+        vectorized=True,
+        batch=500,
+        rng=np.random.default_rng(0),
+    )
+    return float(test.pvalue)

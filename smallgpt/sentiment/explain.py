@@ -9,8 +9,11 @@ numerical integral.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,10 +22,18 @@ from torch import Tensor
 from smallgpt.model.classifier import Classifier
 from smallgpt.sentiment.predictor import Prediction, Predictor
 from smallgpt.tokenizer.characters import PAD
+from smallgpt.utils.errors import UserError, note
 
 POINTS = 32
 """Places between baseline and text where the gradient is taken."""
 _GREEN, _RED = (46, 160, 67), (218, 54, 51)
+_PAGE = """\
+<!doctype html>
+<html lang="zh"><head><meta charset="utf-8"><title>Small GPT</title>\
+<style>body{max-width:50em;margin:2em auto;font:18px/1.8 sans-serif}\
+p{white-space:pre-wrap}</style></head><body>
+<p>Green speaks for the verdict, red against it (integrated gradients).</p>
+"""
 
 
 @dataclass(frozen=True)
@@ -36,19 +47,50 @@ class Explanation:
     shares: list[float]
     difference: float
 
+    def strongest(self, count: int = 10) -> str:
+        """The characters with the largest shares, as text without colours."""
+        ranked = np.argsort(-np.abs(self.shares), kind="stable")[:count]
+        return "  ".join(f"{self.characters[n]} {self.shares[n]:+.3f}" for n in ranked)
+
+    def to_terminal(self) -> str:
+        """The text, each character on green where it is for the verdict, on red against it."""
+        return "".join(
+            character
+            if character.isspace() or not share
+            else f"\x1b[38;2;0;0;0;48;2;{red};{green};{blue}m{character}\x1b[0m"
+            for character, share, (red, green, blue) in self._coloured()
+        )
+
+    def to_html(self) -> str:
+        """The verdict and the text with such colours, as a paragraph."""
+        spans = "".join(
+            f'<span style="background: rgb({red},{green},{blue})" title="{share:+.4f}">'
+            f"{html.escape(character)}</span>"
+            for character, share, (red, green, blue) in self._coloured()
+        )
+        label, probability = html.escape(self.prediction.label), self.prediction.probability
+        return f"<p><b>{label}</b> {probability:.4f}<br>{spans}</p>\n"
+
+    def _coloured(self) -> Iterable[tuple[str, float, list[int]]]:
+        """Each character, its share and its colour (red, green, blue), the paler the weaker."""
+        shares = np.array(self.shares)[:, None]
+        strength = np.abs(shares) / (np.abs(shares).max(initial=0.0) or 1.0)
+        colours = np.rint(255 + strength * (np.where(shares > 0, _GREEN, _RED) - 255))
+        return zip(self.characters, self.shares, colours.astype(int).tolist(), strict=True)
+
 
 def explain(predictor: Predictor, text: str) -> Explanation:
     """The verdict on a text and each character's share in it."""
     (prediction,) = predictor.predict([text])
     verdict = predictor.names.index(prediction.label)
     examples = predictor.rows_of([text])
-    rows = len(examples.lengths)
+    rows = len(examples.rows)
     shares: list[float] = []
     difference = 0.0
     for row in range(rows):
         ids_1T, ends_1 = (t.to(predictor.runtime.device) for t in examples.gather(np.array([row])))
-        text_of_row = slice(1, int(examples.lengths[row]) - 1)
-        share_T, margin = _integrate(predictor.model, ids_1T, ends_1, text_of_row, verdict)
+        inside = slice(1, int(examples.lengths[row]) - 1)
+        share_T, margin = _integrate(predictor.model, ids_1T, ends_1, inside, verdict)
         shares += [share / rows for share in share_T]
         difference += margin / rows
     characters = [part for _, part in predictor.tokenizer.spans(text)]
@@ -84,47 +126,23 @@ def _integrate(
     return ((own - baseline) * gradient / POINTS).sum(-1)[0, place].tolist(), difference
 
 
-def strongest(explanation: Explanation, count: int = 10) -> str:
-    """The characters with the largest shares, as text without colours."""
-    pairs = zip(explanation.characters, explanation.shares, strict=True)
-    ranked = sorted(pairs, key=lambda pair: -abs(pair[1]))[:count]
-    return "  ".join(f"{character} {share:+.3f}" for character, share in ranked)
+def explain_texts(predictor: Predictor, texts: Iterable[str], page: Path | None) -> None:
+    """Print each verdict with what drove it; with `page`, write them as HTML too.
 
-
-def to_terminal(explanation: Explanation) -> str:
-    """The text with a background for each character: green for the verdict, red against it."""
-    return "".join(
-        character
-        if character.isspace() or not share
-        else f"\x1b[38;2;0;0;0;48;2;{';'.join(colour)}m{character}\x1b[0m"
-        for character, share, colour in _coloured(explanation)
-    )
-
-
-def to_html(explanations: list[Explanation]) -> str:
-    """A page of its own with all texts."""
+    Raises:
+        UserError: the page cannot be written.
+    """
     paragraphs = []
-    for explanation in explanations:
-        spans = "".join(
-            f'<span style="background: rgb({",".join(colour)})" '
-            f'title="{share:+.4f}">{html.escape(character)}</span>'
-            for character, share, colour in _coloured(explanation)
-        )
-        label, probability = explanation.prediction.label, explanation.prediction.probability
-        paragraphs.append(f"<p><b>{html.escape(label)}</b> {probability:.4f}<br>{spans}</p>\n")
-    return (
-        '<!doctype html>\n<html lang="zh"><head><meta charset="utf-8"><title>Small GPT</title>'
-        "<style>body{max-width:50em;margin:2em auto;font:18px/1.8 sans-serif}"
-        "p{white-space:pre-wrap}</style></head><body>\n"
-        "<p>Green speaks for the verdict, red against it (integrated gradients).</p>\n"
-        + "".join(paragraphs)
-        + "</body></html>\n"
-    )
-
-
-def _coloured(explanation: Explanation) -> Iterator[tuple[str, float, list[str]]]:
-    """Each character with its share and its colour (red, green, blue), the paler the weaker."""
-    largest = max(map(abs, explanation.shares), default=0.0) or 1.0
-    for character, share in zip(explanation.characters, explanation.shares, strict=True):
-        full, strength = _GREEN if share > 0 else _RED, abs(share) / largest
-        yield character, share, [str(round(255 + strength * (part - 255))) for part in full]
+    colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for text in texts:
+        explanation = explain(predictor, text)
+        explanation.prediction.print(explanation.to_terminal() if colours else text)
+        if not colours:
+            print(f"  {explanation.strongest()}", flush=True)
+        paragraphs.append(explanation.to_html())
+    if page is not None:
+        try:
+            page.write_text(_PAGE + "".join(paragraphs) + "</body></html>\n", "utf-8")
+        except OSError as error:
+            raise UserError(f"{page} cannot be written: {error.strerror}") from None
+        note(f"written: {page}")

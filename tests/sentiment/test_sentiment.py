@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import dataclasses
 import json
@@ -21,10 +20,10 @@ from smallgpt.config import SentimentConfig, config_from_dict, config_to_yaml
 from smallgpt.data.reviews import read_reviews
 from smallgpt.model.gpt import GPT
 from smallgpt.sentiment import ablation, baseline, recipe
-from smallgpt.sentiment.explain import explain, strongest, to_html, to_terminal
+from smallgpt.sentiment.explain import explain
 from smallgpt.training.trainer import Trainer
 from tests.helpers.commands import refusal
-from tests.helpers.processes import REPOSITORY, finished, losses, torchrun_command
+from tests.helpers.processes import REPOSITORY, forked, losses
 from tests.helpers.reviews import classifier_config, write_reviews
 
 
@@ -76,11 +75,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole = classifier_config(
-        tmp_path, trained, checkpoint_root=str(tmp_path / "whole"), dropout=0.1
-    )
-    recipe.run(whole)
-    stopped = classifier_config(tmp_path, trained, dropout=0.1)
+    plan = classifier_config(tmp_path, trained, dropout=0.1)
+    recipe.run(dataclasses.replace(plan, checkpoint_root=str(tmp_path / "whole" / "run")))
     step = Trainer.step
 
     def interrupted(trainer: Trainer) -> Any:
@@ -90,21 +86,18 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(Trainer, "step", interrupted)
-        recipe.run(stopped, "sentimentalTrain.py X")
+        recipe.run(plan, "sentimentalTrain.py X")
     assert ended.value.code == 143
     assert "sentimentalTrain.py X resume_from=latest" in capsys.readouterr().err
     assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt10", "cpt17"]
-    recipe.run(classifier_config(tmp_path, trained, dropout=0.1, resume_from="latest"))
-    results = [
-        json.loads((tmp_path / n / "report.json").read_text("utf-8")) for n in ("whole", "run")
-    ]
+    recipe.run(dataclasses.replace(plan, resume_from="latest"))
+    folders = (tmp_path / "whole", tmp_path)
+    one, other = map(report, folders)
     for key in ("accuracy", "roc_auc", "calibration_error", "confusion"):
-        assert results[0]["test"][key] == results[1]["test"][key]
-    without = [[{**line, "seconds": 0} for line in result["validation"]] for result in results]
+        assert one["test"][key] == other["test"][key]
+    without = [[{**line, "seconds": 0} for line in r["validation"]] for r in (one, other)]
     assert without[0] == without[1]
-    weights = [
-        checkpoint.load(tmp_path / n / "cpt40", classifier=True).weights for n in ("whole", "run")
-    ]
+    weights = [checkpoint.load(f / "run" / "cpt40", classifier=True).weights for f in folders]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -131,23 +124,6 @@ def test_metrics_and_checkpoints_of_a_run(trained: Path, tmp_path: Path) -> None
     assert saved == [f"cpt{step}" for step in sorted({*best, 15, 30, 40})]
 
 
-def test_without_eval_freq_it_is_validated_at_the_end_only(trained: Path, tmp_path: Path) -> None:
-    recipe.run(classifier_config(tmp_path, trained, eval_freq=0, save_freq=8, max_steps=20))
-    assert [line["step"] for line in report(tmp_path)["validation"]] == [20]
-    assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt8", "cpt16", "cpt20"]
-
-
-def test_out_of_memory_says_what_to_lower(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def step(self: Trainer) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-
-    monkeypatch.setattr(Trainer, "step", step)
-    said = refusal(lambda: recipe.run(classifier_config(tmp_path, trained)))
-    assert "out of memory at step 1" in said and "raise accumulate (now 1)" in said
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -166,7 +142,7 @@ def test_the_number_of_processes_does_not_change_the_run(
     recipe.run(dataclasses.replace(plan, checkpoint_root=str(alone / "run")))
     (tmp_path / "run.yaml").write_text(config_to_yaml(plan), "utf-8")
     script = REPOSITORY / "sentimentalTrain.py"
-    done = finished(torchrun_command(3, "run.yaml", program=script), tmp_path)
+    done = forked(tmp_path, "run.yaml", processes=3, program=script)
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-4)
     many, one = report(tmp_path), report(alone)
@@ -188,69 +164,37 @@ def test_on_resume_the_shape_is_the_checkpoints(trained: Path, tmp_path: Path) -
     assert "n_layer is 3, but the checkpoint's is 2" in said
 
 
-def test_two_runs_in_one_folder_do_not_mix(trained: Path, tmp_path: Path) -> None:
-    recipe.run(classifier_config(tmp_path, trained, max_steps=10))
-    assert "already holds the checkpoints" in refusal(
-        lambda: recipe.run(classifier_config(tmp_path, trained))
-    )
-
-
 def test_patience_ends_the_run(trained: Path, tmp_path: Path) -> None:
     # The rate is so low that validation stays where it is, up to rounding.
-    recipe.run(
-        classifier_config(
-            tmp_path, trained, lr=1e-9, min_lr=0.0, eval_freq=1, patience=2, max_steps=40
-        )
-    )
+    still = {"lr": 1e-9, "min_lr": 0.0, "eval_freq": 1}
+    recipe.run(classifier_config(tmp_path, trained, patience=2, **still))
     steps = [line["step"] for line in report(tmp_path)["validation"]]
     assert steps[-1] == report(tmp_path)["best"]["step"] + 2 < 40
 
 
-def test_any_number_of_classes_with_names(trained: Path, tmp_path: Path) -> None:
-    write_reviews(tmp_path / "reviews.csv", 150, labels="好坏中")
-    path = recipe.run(classifier_config(tmp_path, trained))
-    predictor = smallgpt.load(path)
-    assert predictor.names == sorted("好坏中")
-    (prediction,) = predictor.predict(["错错错"])
-    assert prediction.label == "坏"
-    assert sum(prediction.probabilities.values()) == pytest.approx(1)
-
-
 def test_a_classifier_is_a_base_too(trained: Path, tmp_path: Path) -> None:
-    first = recipe.run(classifier_config(tmp_path, trained))
-    same = classifier_config(
-        tmp_path, first, checkpoint_root=str(tmp_path / "same"), lr=1e-9, min_lr=0.0, max_steps=1
-    )
-    recipe.run(same)
-    second = json.loads((tmp_path / "same" / "report.json").read_text("utf-8"))
-    assert second["test"]["confusion"] == report(tmp_path)["test"]["confusion"]
-    other = tmp_path / "other"
-    other.mkdir()
+    first, same, other = (tmp_path / name for name in ("first", "same", "other"))
+    for folder in (first, same, other):
+        folder.mkdir()
+    path = recipe.run(classifier_config(first, trained))
+    recipe.run(classifier_config(same, path, lr=1e-9, min_lr=0.0, max_steps=1))
+    assert report(same)["test"]["confusion"] == report(first)["test"]["confusion"]
     write_reviews(other / "reviews.csv", labels="ab")
-    assert recipe.run(classifier_config(other, first.parent, max_steps=2)).exists()
+    assert recipe.run(classifier_config(other, path.parent, max_steps=2)).exists()
 
 
-def test_fewer_reviews_than_a_batch(trained: Path, tmp_path: Path) -> None:
+def test_fewer_reviews_than_a_batch_and_one_of_a_million_characters(
+    trained: Path, tmp_path: Path
+) -> None:
     write_reviews(tmp_path / "reviews.csv", 12)
-    recipe.run(classifier_config(tmp_path, trained, train_batch=64, max_steps=3))
-    assert report(tmp_path)["reviews"]["train"] < 64
-
-
-def test_a_review_of_a_million_characters(trained: Path, tmp_path: Path) -> None:
-    write_reviews(tmp_path / "reviews.csv", 30)
     huge = "好走" * 500_000
     with (tmp_path / "reviews.csv").open("a", encoding="utf-8") as file:
         file.write("".join(f"{number},0,{huge[: 400_000 + number]}\n" for number in range(3)))
         file.write(f"last,0,{huge}\n")
-    path = recipe.run(classifier_config(tmp_path, trained, max_steps=4, eval_freq=2))
-    (prediction,) = smallgpt.load(path).predict([huge])
+    settings = classifier_config(tmp_path, trained, max_steps=2, eval_freq=2, train_batch=64)
+    (prediction,) = smallgpt.load(recipe.run(settings)).predict([huge])
+    assert report(tmp_path)["reviews"]["train"] < 64
     assert 0 <= prediction.probability <= 1
-
-
-def test_a_base_that_is_not_there(trained: Path, tmp_path: Path) -> None:
-    for name in ("none", "cpt300M.pth"):
-        said = refusal(lambda name=name: recipe.run(classifier_config(tmp_path, tmp_path / name)))  # type: ignore[misc]
-        assert f"{name} not found" in said and "make demo" in said
 
 
 @pytest.mark.parametrize("changes", [{"frozen": True}, {"use_mask": False}])
@@ -260,23 +204,24 @@ def test_language_model_loss_needs_text_that_learns(changes: dict[str, Any]) -> 
     )
 
 
-def test_a_classifier_with_pairs_of_characters(trained: Path, tmp_path: Path) -> None:
-
+def test_named_classes_pairs_of_characters_and_the_mean(trained: Path, tmp_path: Path) -> None:
     stored = checkpoint.load(trained)
     shape = dataclasses.replace(stored.config, ngram_order=2, ngram_rows=300, ngram_embd=8)
-    body = GPT(shape)
-    weights = body.state_dict() | stored.weights
+    weights = GPT(shape).state_dict() | stored.weights
     base = checkpoint.save(tmp_path / "base", 1, shape, stored.tokenizer, weights, {}, {})
+    write_reviews(tmp_path / "reviews.csv", 150, labels="好坏中")
     settings = classifier_config(tmp_path, base, pooling="last_mean", reference_weight=0.5)
-    path = recipe.run(settings)
+    predictor = smallgpt.load(recipe.run(settings))
     assert report(tmp_path)["test"]["accuracy"] > 0.9
-    predictor = smallgpt.load(path)
+    assert predictor.names == sorted("好坏中")
+    texts = ["错错错", "今天好"]
+    before = predictor.predict(texts)
+    assert before[0].label == "坏"
+    assert sum(before[0].probabilities.values()) == pytest.approx(1)
     explanation = explain(predictor, "今天好好天气" * 9)
     assert sum(explanation.shares) == pytest.approx(explanation.difference, abs=0.05)
-    by_hand = copy.deepcopy(predictor)
-    by_hand.model.transformer.ngrams.tables[0].weight.data.zero_()
-    texts = ["今天好", "今天错"]
-    assert by_hand.predict(texts)[0].probability != predictor.predict(texts)[0].probability
+    predictor.model.transformer.ngrams.tables[0].weight.data.zero_()
+    assert predictor.predict(texts)[0].probability != before[0].probability
 
 
 def test_the_baseline_never_judges_what_it_learnt(
@@ -306,9 +251,8 @@ def test_explanations_add_up(classified: Path) -> None:
     assert len(explanation.shares) == len(explanation.characters) == 54
     short = explain(predictor, "今天错<b>")
     # Without mask, filler is read between the text and the verdict; the character is still ahead.
-    assert "错" in strongest(short, 1 if predictor.config.use_mask else 2)
-    assert "&lt;" in to_html([short]) and "<b>今" not in to_html([short])
-    assert "今" in to_terminal(short)
+    assert "错" in short.strongest(1 if predictor.config.use_mask else 2)
+    assert "m今\x1b[0m" in short.to_terminal()
 
 
 def test_ablation_goes_on_where_it_was_stopped(
@@ -319,14 +263,14 @@ def test_ablation_goes_on_where_it_was_stopped(
 ) -> None:
     chosen = classifier_config(tmp_path, trained, max_steps=10)
     done: list[str] = []
-    run = recipe.run
+    train = recipe.run
 
     def stopping(settings: SentimentConfig, command: str) -> Path:
         if len(done) == 3:
             done.append("stopped")
             raise KeyboardInterrupt
         done.append(settings.checkpoint_root)
-        return run(settings, command)
+        return train(settings, command)
 
     monkeypatch.setattr(recipe, "run", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -338,15 +282,10 @@ def test_ablation_goes_on_where_it_was_stopped(
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 5 + 2 + 5
     assert (path.parent / "ablation.png").exists()
-    accuracy = [
-        json.loads((tmp_path / "run" / "mask" / f"seed{n}" / "report.json").read_text("utf-8"))[
-            "test"
-        ]["accuracy"]
-        for n in range(2)
-    ]
-    assert (
-        f"| mask | {100 * np.mean(accuracy):.2f} ± {100 * np.std(accuracy, ddof=1):.2f} |" in table
-    )
+    runs = [path.parent / "mask" / f"seed{n}" / "report.json" for n in range(2)]
+    tests = [json.loads(run.read_text("utf-8"))["test"] for run in runs]
+    accuracy = [100 * test["accuracy"] for test in tests]
+    assert f"| mask | {np.mean(accuracy):.2f} ± {np.std(accuracy, ddof=1):.2f} |" in table
 
 
 def test_one_cell_may_have_the_language_model_loss(trained: Path, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from smallgpt.sentiment import scores
-from smallgpt.sentiment.scores import accuracy_interval, calibration_error, paired_p_value, score
+from smallgpt.sentiment.ablation import paired_p_value
+from smallgpt.sentiment.report import describe, score
 
 
 def example(classes: int, reviews: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +42,7 @@ def test_figures_are_those_counted_by_hand(classes: int) -> None:
             }
         )
     assert result["macro_f1"] == pytest.approx(metrics.f1_score(labels, verdicts, average="macro"))
-    assert f"{100 * result['accuracy']:.2f} %" in scores.describe(result)
+    assert f"{100 * result['accuracy']:.2f} %" in describe(result)
 
 
 def test_roc_auc_is_the_share_of_pairs_in_order() -> None:
@@ -56,23 +56,26 @@ def test_one_class_in_the_test_has_no_roc_auc() -> None:
     probabilities, labels = example(2)
     result = score(probabilities, np.ones_like(labels), ["0", "1"])
     assert result["roc_auc"] is None
-    assert "ROC-AUC not defined" in scores.describe(result)
+    assert "ROC-AUC not defined" in describe(result)
 
 
 def test_calibration_error() -> None:
     labels = np.array([0] * 80 + [1] * 20)
     sure = np.tile([0.8, 0.2], (100, 1))
-    assert calibration_error(sure, labels) == pytest.approx(0.0)
+    assert score(sure, labels, ["0", "1"])["calibration_error"] == pytest.approx(0.0)
     too_sure = np.tile([1.0, 0.0], (100, 1))
-    assert calibration_error(too_sure, labels) == pytest.approx(0.2)
+    assert score(too_sure, labels, ["0", "1"])["calibration_error"] == pytest.approx(0.2)
 
 
 def test_the_interval_is_wilsons() -> None:
-    right = np.arange(10_000) % 10 != 0  # the normal one, as there are many reviews
-    width = 1.96 * np.sqrt(0.9 * 0.1 / 10_000)
-    assert accuracy_interval(right) == pytest.approx((0.9 - width, 0.9 + width), abs=6e-4)
+    def interval(reviews: int, wrong: int) -> list[float]:
+        labels = (np.arange(reviews) < wrong).astype(int)
+        return score(np.tile([0.8, 0.2], (reviews, 1)), labels, ["0", "1"])["accuracy_95"]
+
+    width = 1.96 * np.sqrt(0.9 * 0.1 / 10_000)  # the normal one, as there are many reviews
+    assert interval(10_000, 1000) == pytest.approx([0.9 - width, 0.9 + width], abs=6e-4)
     z2 = 1.959964**2  # by hand for all of 30 right: n / (n + z²) to 1
-    assert accuracy_interval(np.ones(30, bool)) == pytest.approx((30 / (30 + z2), 1.0), abs=1e-6)
+    assert interval(30, 0) == pytest.approx([30 / (30 + z2), 1.0], abs=1e-6)
 
 
 def test_paired_p_value() -> None:
