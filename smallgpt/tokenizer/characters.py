@@ -15,10 +15,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import tokenizers
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 
 UNK, SEP, PAD = 0, 1, 2
 FIRST_CHARACTER = 3
@@ -94,8 +95,6 @@ class Tokenizer:
 
     def save(self, directory: Path, **settings: Any) -> None:
         """Write `tokenizer.json`, and `tokenizer_config.json` with `settings`, for transformers."""
-        from tokenizers.processors import TemplateProcessing
-
         backend = self.backend()
         if self.classifies:
             marks = [START, EXTRACT]
@@ -121,9 +120,6 @@ class Tokenizer:
 
     def backend(self) -> tokenizers.Tokenizer:
         """The vocabulary as one of the `tokenizers` library, new at each call."""
-        import tokenizers  # only here: reading and writing text need not wait for it
-        from tokenizers import decoders, models, pre_tokenizers
-
         marks = [START, EXTRACT] if self.classifies else []
         tokens = ["<unk>", "\n", "<pad>", *self.characters, *marks]
         vocabulary = {token: i for i, token in enumerate(tokens)}

@@ -12,7 +12,9 @@ import json
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import tokenizers
 
 from smallgpt.tokenizer.characters import (
     EXTRACT,
@@ -26,9 +28,6 @@ from smallgpt.tokenizer.characters import (
     is_text,
 )
 from smallgpt.utils.errors import UserError
-
-if TYPE_CHECKING:
-    import tokenizers
 
 _CONTINUES = "##"  # before a subword that does not begin a word
 
@@ -121,8 +120,6 @@ class SubwordTokenizer(Tokenizer):
 
     def backend(self) -> tokenizers.Tokenizer:
         """The vocabulary as one of the `tokenizers` library, new at each call."""
-        import tokenizers  # only here: models of characters need not wait for it
-
         return tokenizers.Tokenizer.from_str(json.dumps(self.definition))
 
 
