@@ -125,9 +125,9 @@ class OurSide:
         model = Classifier(config, 2).train()
         examples = Examples(reviews.texts, reviews.labels, tokenizer, ROW, use_mask=True)
         folder = Path(tempfile.gettempdir())
-        none = Examples([], reviews.labels[:0], tokenizer, ROW, use_mask=True)
+        one = Examples(reviews.texts[:1], reviews.labels[:1], tokenizer, ROW, use_mask=True)
         self.seconds_of_states, task = timed(
-            lambda: ReviewTask(config, here, model, tokenizer, examples, none, ["0", "1"], folder)
+            lambda: ReviewTask(config, here, model, tokenizer, examples, one, ["0", "1"], folder)
         )
         self.trainer = Trainer(config, here, task)
 

@@ -67,7 +67,7 @@ ELSEWHERE = {
     "make bench-gpu": (BENCHMARKS, "def test_without_a_gpu_the_gpu_benchmark_says_so"),
     "make bench-sentiment": (BENCHMARKS, "def test_the_sentiment_benchmark_prints_both_ratios"),
     "make bench-scaling": (
-        "tests/benchmarks/test_benchmark_scaling.py",
+        "tests/benchmarks/test_benchmarks.py",
         "def test_two_processes_are_measured_against_one",
     ),
     "make test-distributed": ("Makefile", "pytest -m distributed"),
