@@ -100,20 +100,16 @@ class Turn:
     pair: tuple[str, str] | None
 
 
-def parse(text: str) -> Templates:
-    """Read templates from YAML `text`; ValueError names the phrasing at fault."""
+@cache
+def templates() -> Templates:
+    """The project's own templates, read once."""
+    text = resources.files(__package__).joinpath("smalltalk.yaml").read_text("utf-8")
     raw: dict[str, Any] = yaml.safe_load(text)
     slots = {kind: values.split() for kind, values in raw["slots"].items()}
     situations = raw["situations"].items()
     return Templates(
         slots, [_node(slots, name, **script) for name, scripts in situations for script in scripts]
     )
-
-
-@cache
-def templates() -> Templates:
-    """The project's own templates, read once."""
-    return parse(resources.files(__package__).joinpath("smalltalk.yaml").read_text("utf-8"))
 
 
 def _node(
@@ -127,7 +123,7 @@ def _node(
     only: str = "",
     weight: float = 1.0,
 ) -> Node:
-    users, bots = (tuple(_lines(p, slots) for p in side.splitlines()) for side in (user, bot))
+    users, bots = (tuple(lines_of(p, slots) for p in side.splitlines()) for side in (user, bot))
     children = tuple(_node(slots, situation, **child) for child in then)
     names = frozenset(name for line in itertools.chain(*users, *bots) for name in line.slots)
     next_lines = itertools.chain.from_iterable(form for child in children for form in child.users)
@@ -145,8 +141,12 @@ def _node(
     )
 
 
-def _lines(phrasing: str, slots: Mapping[str, Sequence[str]]) -> tuple[Line, ...]:
-    """All lines that one phrasing stands for: "早[呀|]" gives "早呀" and "早"."""
+def lines_of(phrasing: str, slots: Mapping[str, Sequence[str]]) -> tuple[Line, ...]:
+    """All lines that one phrasing stands for: "早[呀|]" gives "早呀" and "早".
+
+    Raises:
+        ValueError: it has unbalanced brackets, or a slot that is not in `slots`.
+    """
     parts = _ALTERNATIVES.split(phrasing)  # literal, alternatives, literal, …
     choices = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]
     lines = []
