@@ -7,11 +7,11 @@ import http.server
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import Result
 
 from smallgpt.config import load_config
 from smallgpt.hub import download
@@ -86,16 +86,13 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server(online: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Handler]]:
-    class Mine(Handler):
-        plan: list[str] = []  # noqa: RUF012
-        seen: list[tuple[str, str | None]] = []  # noqa: RUF012
-
-    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mine)
+    mine: type[Handler] = type("Mine", (Handler,), {"plan": [], "seen": []})
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), mine)
     thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
     thread.start()
-    Mine.address = f"http://127.0.0.1:{running.server_port}"
-    monkeypatch.setenv("HF_ENDPOINT", Mine.address + "/")
-    yield Mine
+    mine.address = f"http://127.0.0.1:{running.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", mine.address + "/")
+    yield mine
     running.shutdown()
     running.server_close()
     thread.join()
@@ -298,17 +295,13 @@ def test_what_is_offered(server: type[Handler], tmp_path: Path) -> None:
         "/cjl196/small-gpt/resolve/main/cpt300M.pth",
         "/datasets/silver/lccc/resolve/main/lccc_base_train.jsonl.gz",
     }
-    settings = [load_config(REPOSITORY / "config" / f"chat{n}.yaml") for n in ("90M", "300M")]
-    for config in settings:
-        assert (tmp_path / str(config.resume_from)).exists()
+    for name in ("chat90M.yaml", "chat300M.yaml"):
+        assert (tmp_path / str(load_config(REPOSITORY / "config" / name).resume_from)).exists()
 
 
 def test_the_command(server: type[Handler], tmp_path: Path) -> None:
     """The README's, from a mirror; hotel reviews are not on the hub."""
-
-    def run(*names: str) -> Result:
-        return python_here(tmp_path, "-m", "smallgpt", "download", *names)
-
+    run = partial(python_here, tmp_path, "-m", "smallgpt", "download")
     done = run("pretrained-300M")
     assert (done.exit_code, done.stdout) == (0, "checkpoints/pretrained/cpt300M.pth\n")
     assert f"sha256 {SHA256}, recorded in" in done.stderr and "100%" in done.stderr
