@@ -33,12 +33,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from benchmarks.measure import CHITCHAT, Contestant, benchmark_text, median, print_json
+from benchmarks.measure import CHITCHAT, Contestant, benchmark_text, print_json
 from smallgpt.data.corpus import CACHE_FOLDER, open_corpus
 from smallgpt.data.text import GZIP_MAGIC, XZ_MAGIC, check_files, read_bytes
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP

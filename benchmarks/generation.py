@@ -17,15 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import torch
 import typer
 
-from benchmarks.measure import Contestant, median, print_json, read_bandwidth
+from benchmarks.measure import Contestant, print_json, read_bandwidth, timed
 from benchmarks.plain import PlainGPT
 from smallgpt.checkpoints import checkpoint, huggingface
 from smallgpt.cli.arguments import CHAT_SPINS
@@ -70,9 +70,8 @@ class Plain:
     @torch.inference_mode()
     def seconds_a_character(self, context: int) -> float:
         """One full forward pass, and the likeliest character."""
-        began = time.perf_counter()
-        int(self.model(torch.ones(1, context, dtype=torch.long))[0, -1].argmax())
-        return time.perf_counter() - began
+        ids = torch.ones(1, context, dtype=torch.long)
+        return timed(lambda: int(self.model(ids)[0, -1].argmax()))[0]
 
 
 class Ours:
@@ -174,12 +173,11 @@ def compare_startup(size: str, rounds: int) -> None:
         path = checkpoint.save(
             Path(folder), 1, shape, Tokenizer(characters), GPT(shape).state_dict(), {}, {}
         )
+        importing = [sys.executable, "-c", "import torch"]
         turns = [
             (
-                _seconds(
-                    lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)
-                ),
-                _seconds(lambda: _read(path / huggingface.WEIGHTS_FILE)),
+                timed(lambda: subprocess.run(importing, check=True))[0],
+                timed(lambda: _read(path / huggingface.WEIGHTS_FILE))[0],
                 seconds_to_prompt(path),
             )
             for _ in range(rounds + 1)
@@ -217,12 +215,6 @@ def _read(file: Path) -> None:
     with file.open("rb", buffering=0) as opened:
         while opened.readinto(part):
             pass
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

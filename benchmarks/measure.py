@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
-import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -49,11 +47,7 @@ SIZES = {
 
 
 def size_named(name: str) -> Size:
-    """One of `SIZES`.
-
-    Raises:
-        UserError: there is none of that name.
-    """
+    """One of `SIZES`; a UserError lists them where there is none of that name."""
     if name not in SIZES:
         raise UserError(f"--size: {name!r} is unknown", f"use one of {', '.join(SIZES)}")
     return SIZES[name]
@@ -62,9 +56,6 @@ def size_named(name: str) -> Size:
 def benchmark_text(given: Path | None) -> Path:
     """The text to measure on: the one given, the chitchat corpus where it is at hand, else small
     talk of our own.
-
-    Raises:
-        UserError: the one given does not exist.
     """
     if given is not None and not given.exists():
         raise UserError(f"--data: {given} not found", "name a text file of dialogues")
@@ -113,12 +104,7 @@ class Contestant:
     def __enter__(self) -> Contestant:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._process.kill()
         self._process.join()
 
@@ -146,10 +132,8 @@ def serve(connection: Connection, make: Callable[..., Any], args: tuple[Any, ...
         connection.send((False, None))
         while True:
             method, args = connection.recv()
-            if method == "<peak memory>":
-                connection.send((False, peak_memory()))
-            else:
-                connection.send((False, getattr(served, method)(*args)))
+            call = peak_memory if method == "<peak memory>" else getattr(served, method)
+            connection.send((False, call(*args)))
     except (EOFError, KeyboardInterrupt):
         return
     except UserError as error:
@@ -189,11 +173,6 @@ def timed(work: Callable[[], T], device: torch.device | None = None) -> tuple[fl
     result = work()
     finish(device)
     return time.perf_counter() - began, result
-
-
-def median(values: Iterable[float]) -> float:
-    """The median, in seconds or whatever the values are."""
-    return statistics.median(values)
 
 
 def print_json(**values: Any) -> None:

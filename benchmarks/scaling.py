@@ -23,13 +23,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
 import typer
 
-from benchmarks.measure import SIZES, benchmark_text, median, print_json, size_named
+from benchmarks.measure import SIZES, benchmark_text, print_json, size_named
 from benchmarks.torchrun import NETWORK_COUNTERS, Group, answer, bytes_on_loopback, own_network
 from smallgpt import runtime
 from smallgpt.cli.arguments import run_script

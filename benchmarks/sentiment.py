@@ -13,6 +13,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from benchmarks.measure import SIZES, Contestant, Size, median, print_json, size_named, timed
+from benchmarks.measure import SIZES, Contestant, Size, print_json, size_named, timed
 from benchmarks.plain import PlainGPT
 from smallgpt import runtime
 from smallgpt.cli.arguments import run_script

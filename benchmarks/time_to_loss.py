@@ -14,13 +14,14 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
 
-from benchmarks.measure import benchmark_text, median, print_json, timed
+from benchmarks.measure import benchmark_text, print_json, timed
 from benchmarks.plain import PlainTrainer, padded_rows
 from smallgpt import runtime
 from smallgpt.cli.arguments import run_script

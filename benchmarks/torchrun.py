@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from benchmarks.measure import receive, serve
@@ -80,28 +79,20 @@ class Group:
         self.begin(method, *args)
         return self.finish()
 
-    def end(self, at_once: bool = False) -> None:
-        """Let the processes end, or make them."""
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Let the processes end, or after an error make them."""
         self._door.close()
         self._folder.cleanup()
         for connection in self._connections:
             connection.close()  # which ends `serve`
         try:
-            self._torchrun.wait(1 if at_once else 10)
+            self._torchrun.wait(1 if kind else 10)
         except subprocess.TimeoutExpired:
             self._torchrun.terminate()  # and it ends its processes
             self._torchrun.wait()
-
-    def __enter__(self) -> Group:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end(at_once=error is not None)
 
 
 def _free_port() -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -24,7 +25,6 @@ from benchmarks.measure import (
     Size,
     benchmark_text,
     matmul_peak,
-    median,
     print_json,
     size_named,
     timed,

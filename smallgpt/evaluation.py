@@ -17,7 +17,7 @@ from smallgpt.data.corpus import match_tokenizer, open_corpus
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import PackedRows
 from smallgpt.demo import smalltalk
-from smallgpt.demo.judge import Score, judge_all
+from smallgpt.demo.judge import judge_all
 from smallgpt.training.validation import validate
 
 
@@ -56,21 +56,18 @@ def on_smalltalk(
             chunks, _ = bot.respond(history, torch.Generator().manual_seed(seed))
             return "".join(chunks)
 
-        score = judge_all(plays, respond)
-    return _table(score)
+        counts = judge_all(plays, respond)
+    return _table(counts)
 
 
-def _table(score: Score) -> str:
-    """One line a situation, the weakest first, and the total last."""
-    by_share = sorted(score.by_situation.items(), key=lambda item: item[1][0] / item[1][1])
-    lines = [
+def _table(counts: dict[str, tuple[int, int]]) -> str:
+    """Fitting replies of all: one line a situation, the weakest first, and the total last."""
+    rows = sorted(counts.items(), key=lambda item: item[1][0] / item[1][1])
+    good, total = (sum(column) for column in zip(*counts.values(), strict=True))
+    return "\n".join(
         f"{good:5d} of {total:5d}  {100 * good / total:5.1f} %  {name}"
-        for name, (good, total) in by_share
-    ]
-    lines.append(
-        f"{score.fitting:5d} of {score.total:5d}  {100 * score.share:5.1f} %  fitting in all"
+        for name, (good, total) in [*rows, ("fitting in all", (good, total))]
     )
-    return "\n".join(lines)
 
 
 def describe_checkpoint(path: Path) -> str:

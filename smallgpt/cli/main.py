@@ -168,10 +168,9 @@ def download(
     """
     from smallgpt.hub import download
 
-    for name in names:
-        download.named(name)  # refuses a misspelt one before hours of fetching
-    for name in names:
-        typer.echo(f"{download.fetch(name, folder)}")
+    assets = [download.named(name) for name in names]  # a misspelt one before hours of fetching
+    for asset in assets:
+        typer.echo(f"{download.fetch(asset, folder)}")
 
 
 @command(app, "push-ready")

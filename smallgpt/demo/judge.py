@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
 from smallgpt.demo.smalltalk import Line, Turn, templates
 
@@ -35,17 +34,17 @@ class Judge:
             if match := re.fullmatch(self._pattern(line), reply.strip()):
                 self._known.update(match.groupdict())
                 return True
-        for name, kind in lines[0].slots:
+        for name, kind in lines[0].slots.items():
             named = [value for value in self._open_values(kind) if value in reply]
             if name not in self._known and len(named) == 1:
                 self._known[name] = named[0]
         return False
 
     def _pattern(self, line: Line) -> str:
-        kinds, pattern, free = dict(line.slots), "", set[str]()
+        pattern, free = "", set[str]()
         for i, part in enumerate(_NAME.split(line.text)):  # literal, variable, literal, …
             if i % 2 and part not in self._known:
-                values = "|".join(map(re.escape, self._open_values(kinds[part])))
+                values = "|".join(map(re.escape, self._open_values(line.slots[part])))
                 pattern += f"(?P={part})" if part in free else f"(?P<{part}>{values})"
                 free.add(part)
             else:
@@ -57,33 +56,14 @@ class Judge:
         return [v for v in templates().slots[kind] if v not in self._known.values()]
 
 
-@dataclass(frozen=True)
-class Score:
-    """How many replies fit: (fitting, all) by situation."""
+def judge_all(
+    dialogues: Iterable[Sequence[Turn]], respond: Callable[[list[str]], str]
+) -> dict[str, tuple[int, int]]:
+    """Play the dialogues with `respond`; returns, by situation, how many replies fit and how many
+    there were.
 
-    by_situation: Mapping[str, tuple[int, int]]
-
-    @property
-    def fitting(self) -> int:
-        """How many replies fit."""
-        return sum(fitting for fitting, _ in self.by_situation.values())
-
-    @property
-    def total(self) -> int:
-        """How many replies were judged."""
-        return sum(total for _, total in self.by_situation.values())
-
-    @property
-    def share(self) -> float:
-        """Fitting replies over all replies, 0 to 1; 0 when there are none."""
-        return self.fitting / self.total if self.total else 0.0
-
-
-def judge_all(dialogues: Iterable[Sequence[Turn]], respond: Callable[[list[str]], str]) -> Score:
-    """Play the dialogues with `respond`, which gets the conversation so far and replies.
-
-    The conversation alternates user and bot lines, holds the bot's own earlier replies, and
-    ends with the user's line.
+    `respond` gets the conversation so far, which alternates user and bot lines, holds the bot's
+    own earlier replies, and ends with the user's line.
     """
     counts: dict[str, tuple[int, int]] = {}
     for dialogue in dialogues:
@@ -94,4 +74,4 @@ def judge_all(dialogues: Iterable[Sequence[Turn]], respond: Callable[[list[str]]
             history.append(reply)
             fitting, total = counts.get(turn.node.situation, (0, 0))
             counts[turn.node.situation] = (fitting + judge.fits(reply), total + 1)
-    return Score(dict(sorted(counts.items())))
+    return dict(sorted(counts.items()))

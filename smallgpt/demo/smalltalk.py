@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -46,12 +46,12 @@ _T = TypeVar("_T")
 class Line:
     """One way to say something: its alternatives are chosen, its slots still open.
 
-    `text` is ready for `str.format_map`; `slots` pairs each variable with the slot list
-    it takes its value from, so `{dish:food}` is the variable "dish" over the list "food".
+    `text` is ready for `str.format_map`; `slots` maps each variable to the slot list it takes
+    its value from, so `{dish:food}` is the variable "dish" over the list "food".
     """
 
     text: str
-    slots: tuple[tuple[str, str], ...]
+    slots: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,18 +71,18 @@ class Node:
     then: tuple[Node, ...]
     brings: frozenset[str]
     answers: frozenset[str]
-    needs: frozenset[str] = frozenset()
-    lacks: frozenset[str] = frozenset()
-    only: str = ""
-    weight: float = 1.0
+    needs: frozenset[str]
+    lacks: frozenset[str]
+    only: str
+    weight: float
 
 
 @dataclass(frozen=True)
 class Templates:
     """The parsed file: slot lists by name, and the first turn of every script."""
 
-    slots: Mapping[str, tuple[str, ...]]
-    scripts: tuple[Node, ...]
+    slots: Mapping[str, Sequence[str]]
+    scripts: Sequence[Node]
 
 
 @dataclass(frozen=True)
@@ -100,89 +100,62 @@ class Turn:
     pair: tuple[str, str] | None
 
 
-def parse(text: str) -> Templates:
-    """Read templates from YAML `text`; ValueError names the situation and phrasing at fault."""
-    raw: dict[str, Any] = yaml.safe_load(text)
-    slots = {kind: tuple(values.split()) for kind, values in raw["slots"].items()}
-    scripts = []
-    for situation, group in raw["situations"].items():
-        try:
-            scripts += [_node(situation, script, slots) for script in group]
-        except ValueError as error:
-            raise ValueError(f"{situation}: {error}") from error
-    return Templates(slots, tuple(scripts))
-
-
 @cache
 def templates() -> Templates:
     """The project's own templates, read once."""
-    return parse(resources.files(__package__).joinpath("smalltalk.yaml").read_text("utf-8"))
+    text = resources.files(__package__).joinpath("smalltalk.yaml").read_text("utf-8")
+    raw: dict[str, Any] = yaml.safe_load(text)
+    slots = {kind: values.split() for kind, values in raw["slots"].items()}
+    situations = raw["situations"].items()
+    return Templates(
+        slots, [_node(slots, name, **script) for name, scripts in situations for script in scripts]
+    )
 
 
 def _node(
-    situation: str,
-    raw: Mapping[str, Any],
     slots: Mapping[str, Sequence[str]],
-    by_user: Set[str] = frozenset(),
-    by_bot: Set[str] = frozenset(),
+    situation: str,
+    user: str,
+    bot: str,
+    then: Sequence[Mapping[str, Any]] = (),
+    needs: str = "",
+    lacks: str = "",
+    only: str = "",
+    weight: float = 1.0,
 ) -> Node:
-    """Build a turn and those after it; `by_user`, `by_bot`: who set which variables so far."""
-    if unknown := set(raw) - {"user", "bot", "then", "needs", "lacks", "only", "weight"}:
-        raise ValueError(f"unknown keys {sorted(unknown)}")
-    needs, lacks = (frozenset(raw.get(key, "").split()) for key in ("needs", "lacks"))
-    users = tuple(_lines(phrasing, slots) for phrasing in raw["user"].splitlines())
-    bots = tuple(_lines(phrasing, slots) for phrasing in raw["bot"].splitlines())
-    for line in itertools.chain.from_iterable(users):
-        if (by_bot | needs) & dict(line.slots).keys():
-            raise ValueError(f"in {line.text!r} the user repeats what only the bot may know")
-    said = _sets(users, by_user)
-    told = _sets(bots, by_user | by_bot | needs | said)
-    then = tuple(
-        _node(situation, child, slots, by_user | said, by_bot | needs | told)
-        for child in raw.get("then", ())
-    )
-    next_lines = itertools.chain.from_iterable(form for child in then for form in child.users)
+    users, bots = (tuple(lines_of(p, slots) for p in side.splitlines()) for side in (user, bot))
+    children = tuple(_node(slots, situation, **child) for child in then)
+    names = frozenset(name for line in itertools.chain(*users, *bots) for name in line.slots)
+    next_lines = itertools.chain.from_iterable(form for child in children for form in child.users)
     return Node(
         situation,
         users,
         bots,
-        then,
-        brings=frozenset(said | told).union(*(child.brings for child in then)),
+        children,
+        brings=names.union(*(child.brings for child in children)).difference(needs.split()),
         answers=frozenset(line.text.rstrip(END_MARKS) for line in next_lines),
-        needs=needs,
-        lacks=lacks,
-        only=raw.get("only", ""),
-        weight=raw.get("weight", 1.0),
+        needs=frozenset(needs.split()),
+        lacks=frozenset(lacks.split()),
+        only=only,
+        weight=weight,
     )
 
 
-def _lines(phrasing: str, slots: Mapping[str, Sequence[str]]) -> tuple[Line, ...]:
-    """All lines that one phrasing stands for: "早[呀|]" gives "早呀" and "早"."""
+def lines_of(phrasing: str, slots: Mapping[str, Sequence[str]]) -> tuple[Line, ...]:
+    """All lines that one phrasing stands for: "早[呀|]" gives "早呀" and "早".
+
+    Raises:
+        ValueError: it has unbalanced brackets, or a slot that is not in `slots`.
+    """
     parts = _ALTERNATIVES.split(phrasing)  # literal, alternatives, literal, …
-    if any(mark in part for part in parts[::2] for mark in "[]|"):
-        raise ValueError(f"unbalanced brackets in {phrasing!r}")
     choices = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]
     lines = []
     for text in map("".join, itertools.product(*choices)):
-        found = tuple((name, kind or name) for name, kind in _SLOT.findall(text))
-        if any(mark in _SLOT.sub("", text) for mark in "{}"):
-            raise ValueError(f"unbalanced braces in {phrasing!r}")
-        if missing := [kind for _, kind in found if kind not in slots]:
-            raise ValueError(f"unknown slot {missing[0]!r} in {phrasing!r}")
-        lines.append(Line(_SLOT.sub(r"{\1}", text), found))
+        kinds = {name: kind or name for name, kind in _SLOT.findall(text)}
+        if set("[]|{}") & set(_SLOT.sub("", text)) or not slots.keys() >= {*kinds.values()}:
+            raise ValueError(f"unbalanced brackets or an unknown slot in {phrasing!r}")
+        lines.append(Line(_SLOT.sub(r"{\1}", text), kinds))
     return tuple(lines)
-
-
-def _sets(phrasings: Iterable[Iterable[Line]], known: Set[str]) -> set[str]:
-    """The variables, besides the `known` ones, that each of these lines sets."""
-    lines = list(itertools.chain.from_iterable(phrasings))
-    if not lines:
-        raise ValueError("a turn without phrasings")
-    first = dict(lines[0].slots).keys() - known
-    for line in lines:
-        if dict(line.slots).keys() - known != first:
-            raise ValueError(f"{line.text!r} and {lines[0].text!r} set different slots")
-    return first
 
 
 def generate(dialogues: int, seed: int) -> Iterator[str]:
@@ -274,7 +247,7 @@ def _turn(rng: random.Random, node: Node, line: Line, known: dict[str, str], bef
 def _fill(rng: random.Random, line: Line, known: dict[str, str]) -> dict[str, str]:
     """Set the variables of `line` that are not `known`; no value occurs twice in a dialogue."""
     new = {}
-    for name, kind in line.slots:
+    for name, kind in line.slots.items():
         if name not in known:
             values = [v for v in templates().slots[kind] if v not in known.values()]
             known[name] = new[name] = _pick(rng, values)

@@ -17,11 +17,10 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -38,7 +37,6 @@ TIMEOUT = 20.0
 PART, VERSION = "part", "version"
 GOES_ON = "the same command goes on where this one stopped"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,44 +81,41 @@ class PassingError(Exception):
 
 
 def named(name: str) -> Asset:
-    """What is offered under a name.
-
-    Raises:
-        UserError: nothing is.
-    """
+    """What is offered under a name; a UserError lists the names if nothing is."""
     if name not in ASSETS:
         raise UserError(f"there is nothing called {name!r}", f"there are: {', '.join(ASSETS)}")
     return ASSETS[name]
 
 
-def fetch(name: str, folder: Path, asset: Asset | None = None) -> Path:
+def fetch(asset: Asset, folder: Path) -> Path:
     """Fetch a file into its place below `folder`; one that is there is checked, not fetched again.
 
     What has come of a fetch that was stopped is used.
 
     Raises:
-        UserError: an unknown name, no network, no room, another process is fetching it, or it is
-            not the file it should be.
+        UserError: no network, no room, another process is fetching it, or it is not the file it
+            should be.
     """
-    asset = asset or named(name)
     target = folder / asset.target
     record = target.with_name(f"{target.name}.sha256")
-    known = asset.sha256 or _recorded(record)
-    changed = f"; if it has changed for good, delete {record} too" if record.exists() else ""
     try:
-        with ExitStack() as held:
-            part = None if target.exists() else held.enter_context(_alone(target)) / PART
-            if part is None or target.exists():  # another process may have fetched it meanwhile
-                note(f"{target} is there already; checking it")
-                found = sha256(target)
-                _check(str(target), found, known, f"delete it and fetch it again{changed}")
-            else:
-                note(f"fetching {asset.what} into {target}")
-                address, told = _fetch_all(asset, part)
+        recorded = _SHA256.match(record.read_text("utf-8", "replace")) if record.exists() else None
+        known = asset.sha256 or (recorded and recorded[0])
+        changed = f"; if it has changed for good, delete {record} too" if recorded else ""
+        if target.exists():
+            note(f"{target} is there already; checking it")
+            found = sha256(target)
+            _check(str(target), found, known, f"delete it and fetch it again{changed}")
+        else:
+            note(f"fetching {asset.what} into {target}")
+            with _alone(target) as part:
+                address, of_hub = _fetch_all(asset, part)
                 found = sha256(part)
-                if (known or told) not in (None, found):
+                try:
+                    _check(address, found, known or of_hub, f"nothing is kept; try again{changed}")
+                except UserError:
                     part.unlink()
-                _check(address, found, known or told, f"nothing is kept; try again{changed}")
+                    raise
                 atomic.put(part, target)
         if known is None:
             with atomic.file(record) as file:
@@ -134,14 +129,6 @@ def fetch(name: str, folder: Path, asset: Asset | None = None) -> Path:
     return target
 
 
-def _recorded(record: Path) -> str | None:
-    try:
-        found = _SHA256.match(record.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError):
-        return None
-    return found and found[0]
-
-
 def _check(what: str, found: str, expected: str | None, advice: str) -> None:
     if expected not in (None, found):
         problem = f"{what} is not the file that was expected"
@@ -150,12 +137,12 @@ def _check(what: str, found: str, expected: str | None, advice: str) -> None:
 
 @contextmanager
 def _alone(target: Path) -> Iterator[Path]:
-    """The locked folder beside `target` for what has come of it, deleted where that is nothing."""
+    """The path for what has come of `target`, in a locked folder that is deleted with it."""
     work = target.with_name(f".fetching-{target.name}")
     try:
         with atomic.exclusive(work):
             try:
-                yield work
+                yield work / PART
             finally:
                 if not (work / PART).exists():
                     shutil.rmtree(work, ignore_errors=True)
@@ -167,22 +154,17 @@ def _alone(target: Path) -> Iterator[Path]:
 
 
 def _fetch_all(asset: Asset, part: Path) -> tuple[str, str | None]:
-    """Fetch until `part` is complete; returns the address and, if known, the hub's checksum.
-
-    Raises:
-        UserError: several attempts in a row brought nothing, or it is not there.
-        OSError: it cannot be written.
-    """
-    address, told, fruitless, size = asset.where, None, 0, _size(part)
+    """Fetch until `part` is complete; returns the address and, if known, the hub's checksum."""
+    address, of_hub, fruitless = asset.where, None, 0
     while True:
+        before = _size(part)
         try:
             if "://" not in asset.where:
-                address, told = _on_hub(asset)
+                address, of_hub = _on_hub(asset)
             _fetch_rest(address, part)
-            return address, told
+            return address, of_hub
         except PassingError as error:
-            fruitless = fruitless + 1 if _size(part) <= size else 1
-            size = _size(part)
+            fruitless = 1 if _size(part) > before else fruitless + 1
             if fruitless == ATTEMPTS:
                 raise UserError(
                     f"{address} cannot be fetched: {error}",
@@ -197,51 +179,59 @@ def _size(part: Path) -> int:
 
 def _on_hub(asset: Asset) -> tuple[str, str | None]:
     import huggingface_hub  # only here, as it is slow to import
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     repository, _, file = asset.where.rpartition("/")
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     address = huggingface_hub.hf_hub_url(repository, file, repo_type=asset.kind, endpoint=endpoint)
-    try:
-        found = huggingface_hub.get_hf_file_metadata(
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise UserError(f"{address} cannot be fetched: HF_HUB_OFFLINE is set", "unset it")
+    with _connection(address):
+        etag = huggingface_hub.get_hf_file_metadata(
             address, token=False, timeout=TIMEOUT, endpoint=endpoint
-        )
-    except OfflineModeIsEnabled:
-        raise UserError(f"{address} cannot be fetched: HF_HUB_OFFLINE is set", "unset it") from None
-    except HfHubHTTPError as error:
-        response = error.response
-        raise _http_error(address, response.status_code, response.reason_phrase) from None
-    except Exception as error:  # those of requests, httpx or httpx2, by the client's version
-        raise _passing(error) from None
-    return address, found.etag if _SHA256.fullmatch(found.etag or "") else None
+        ).etag
+    return address, etag if _SHA256.fullmatch(etag or "") else None
 
 
-def _http_error(address: str, code: int, reason: str) -> Exception:
-    """What a status means: the server is busy or broken, or asking again would not help."""
-    if code >= 500 or code in (408, 425, 429):
-        return PassingError(f"{code} {reason}")
-    return UserError(
-        f"{address}: {code} {reason}", "has it moved? Then put the file into its place yourself"
-    )
-
-
-def _passing(error: Exception) -> PassingError:
-    reason = " ".join(str(getattr(error, "reason", "") or error).split())[:160]
-    return PassingError(reason or type(error).__name__)
+@contextmanager
+def _connection(address: str) -> Iterator[None]:
+    """Turn errors of the connection, unlike those of the disk, into `PassingError`, or into
+    `UserError` where asking again would not help."""
+    try:
+        yield
+    except Exception as error:  # urllib's, or of the library that the hub's client uses
+        response = getattr(error, "response", None)
+        code = getattr(error, "code", None) or getattr(response, "status_code", None)
+        reason = " ".join(str(getattr(error, "reason", "") or error).split())[:160]
+        if code:
+            reason = f"{code} {http.client.responses.get(code, '')}"
+            if code < 500 and code not in (408, 425, 429):
+                advice = "has it moved? Then put the file into its place yourself"
+                raise UserError(f"{address}: {reason}", advice) from None
+        raise PassingError(reason or type(error).__name__) from None
 
 
 def _fetch_rest(address: str, part: Path) -> None:
-    """Fetch what is missing of `part`, with a progress bar.
-
-    Raises:
-        PassingError: it broke off; what has come is kept.
-        UserError: the server does not have it.
-        OSError: it cannot be written.
-    """
-    start = _size(part)
-    response = _open(address, start, part)
-    if response is None:
-        return
+    """Fetch what is missing of `part`, with a progress bar; what has come when it fails is kept."""
+    version = part.with_name(VERSION)
+    start = _size(part) if version.exists() else 0
+    headers = {"User-Agent": "smallgpt", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+        etag = version.read_text("utf-8")
+        if etag.startswith('"'):  # a strong one: another version comes from its beginning
+            headers["If-Range"] = etag
+    with _connection(address):
+        try:
+            request = urllib.request.Request(address, headers=headers)
+            response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
+                raise
+            if error.headers.get("Content-Range", "").endswith(f"*/{start}"):
+                return
+            part.unlink()
+            raise PassingError("what had come was not a beginning of it") from None
     with response:
         if response.status != http.client.PARTIAL_CONTENT:
             start = 0  # it sends the whole file
@@ -249,46 +239,19 @@ def _fetch_rest(address: str, part: Path) -> None:
             raise PassingError("the server sent another part than the one asked for")
         length = response.headers.get("Content-Length", "")
         whole = start + int(length) if length.isdigit() else None
-        part.with_name(VERSION).write_text(response.headers.get("ETag", ""), "utf-8")
+        version.write_text(response.headers.get("ETag", ""), "utf-8")
         name = part.parent.name.removeprefix(".fetching-")
         with (
             part.open("ab" if start else "wb") as file,
             tqdm(total=whole, initial=start, unit="B", unit_scale=True, desc=name) as bar,
         ):
-            while data := _of_connection(lambda: response.read(1 << 16)):
+            while data := _read(response, address):
                 file.write(data)
                 bar.update(len(data))
     if whole is not None and _size(part) != whole:
         raise PassingError(f"it ended after {_size(part):,} of {whole:,} bytes")
 
 
-def _open(address: str, start: int, part: Path) -> http.client.HTTPResponse | None:
-    """The answer from `start` on, or from the beginning; None where nothing is missing."""
-    version = part.with_name(VERSION)
-    headers = {"User-Agent": "smallgpt", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-        etag = version.read_text("utf-8") if version.exists() else ""
-        if etag.startswith('"'):  # a strong one: another version comes from its beginning
-            headers["If-Range"] = etag
-    try:
-        request = _of_connection(lambda: urllib.request.Request(address, headers=headers))
-        return _of_connection(lambda: urllib.request.urlopen(request, timeout=TIMEOUT))
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
-            raise _http_error(address, error.code, str(error.reason)) from None
-        if error.headers.get("Content-Range", "").endswith(f"*/{start}"):
-            return None
-        part.unlink()
-        raise PassingError("what had come was not a beginning of it") from None
-
-
-def _of_connection(work: Callable[[], T]) -> T:
-    """What `work` returns; errors of the connection, unlike those of the disk, may pass."""
-    try:
-        return work()
-    except urllib.error.HTTPError:
-        raise
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _passing(error) from None
+def _read(response: http.client.HTTPResponse, address: str) -> bytes:
+    with _connection(address):
+        return response.read(1 << 16)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData, save_torch_state_dict
+from huggingface_hub import ModelCardData, save_torch_state_dict
 
 from smallgpt.checkpoints import checkpoint, huggingface
 from smallgpt.checkpoints.checkpoint import Checkpoint, first_line
@@ -42,7 +43,7 @@ tokenizer.decode(model.generate(**inputs)[0])"""
 
 
 def make_ready(path: Path, target: Path, licence: str, most_bytes: str = MOST_BYTES) -> None:
-    """Write a directory to upload.
+    """Write a directory to upload: all but the training state, in Hugging Face's layout.
 
     Args:
         path: names a language model or a classifier, see `open_checkpoint`.
@@ -57,122 +58,108 @@ def make_ready(path: Path, target: Path, licence: str, most_bytes: str = MOST_BY
     stored = open_checkpoint(path, classifier=None)
     if not stored.has_checksums:
         raise UserError(f"{path} is another program's model", "it is as ready as it can be")
+    left_out = (checkpoint.STATE_FILE, MANIFEST_FILE, huggingface.WEIGHTS_FILE)
+    tensors = huggingface.read_files(stored.path)
     try:
         with atomic.directory(target) as work:
-            _copy(stored.path, work, most_bytes)
-            card(stored, licence).save(work / CARD_FILE)
+            for file in stored.path.iterdir():
+                if file.is_file() and file.name not in left_out:
+                    shutil.copyfile(file, work / file.name)
+            save_torch_state_dict(
+                tensors, work, max_shard_size=most_bytes, metadata={"format": "pt"}
+            )
+            for file in work.iterdir():
+                file.chmod(0o644)
+            (work / CARD_FILE).write_text(card(stored, licence), "utf-8")
             checkpoint.write_manifest(work, stored.manifest)
     except checkpoint.WRITE_ERRORS as error:
         raise UserError(f"{target} cannot be written: {first_line(error)}") from None
 
 
-def _copy(path: Path, work: Path, most_bytes: str) -> None:
-    """All but the training state; weights as they are in the file, in Hugging Face's layout."""
-    left_out = (checkpoint.STATE_FILE, MANIFEST_FILE, huggingface.WEIGHTS_FILE)
-    for file in path.iterdir():
-        if file.is_file() and file.name not in left_out:
-            shutil.copyfile(file, work / file.name)
-    tensors = huggingface.read_files(path)
-    save_torch_state_dict(tensors, work, max_shard_size=most_bytes, metadata={"format": "pt"})
-    for file in work.iterdir():
-        file.chmod(0o644)
-
-
-def card(stored: Checkpoint, licence: str) -> ModelCard:
+def card(stored: Checkpoint, licence: str) -> str:
     """The model card: what it is, learnt from what and how, how good it is, how to use it.
 
     Every figure is read from the checkpoint.
     """
-    classifies = stored.labels is not None
-    own = huggingface.is_own(stored.config)
-    library, tag = ("smallgpt", "smallgpt") if own else ("transformers", "gpt2")
+    config = stored.config
+    own = huggingface.is_own(config)
+    if stored.labels:
+        kind = f"A classifier of Chinese texts ({', '.join(stored.labels)})"
+        task, tag = "text-classification", "sentiment-analysis"
+        call, example = 'predict(["房间很干净"])', _CLASSIFY
+    else:
+        kind = "A language model of Chinese dialogues"
+        task, tag = "text-generation", "conversational"
+        call, example = 'reply("早上好呀")', _REPLY
+    if own:
+        example = f'import smallgpt\nmodel = smallgpt.load("PATH")\nmodel.{call}'
     data = ModelCardData(
         language="zh",
         license=licence,
-        library_name=library,
-        pipeline_tag="text-classification" if classifies else "text-generation",
-        tags=[tag, "small-gpt", "sentiment-analysis" if classifies else "conversational"],
+        library_name="smallgpt" if own else "transformers",
+        pipeline_tag=task,
+        tags=["smallgpt" if own else "gpt2", "small-gpt", tag],
     )
-    ours = "original" not in stored.manifest
-    name = Path(stored.config.checkpoint_root).name if ours else stored.path.resolve().name
-    sections = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {name}",
-        _what(stored),
-        _section("Training", _training(stored)),
-        _section("Evaluation", _figures(stored)),
-        _usage(stored),
-    ]
-    return ModelCard("\n\n".join(sections) + "\n")
-
-
-def _section(title: str, rows: list[tuple[str, str]]) -> str:
-    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
-    return f"## {title}\n\n" + ("\n".join(table) if rows else "This checkpoint was not evaluated.")
-
-
-def _what(stored: Checkpoint) -> str:
-    config = stored.config
+    trained_here = "original" not in stored.manifest
+    name = Path(config.checkpoint_root).name if trained_here else stored.path.resolve().name
     parameters = sum(t.numel() for t in stored.weights.values())
-    kind = (
-        f"A classifier of Chinese texts ({', '.join(stored.labels)})"
-        if stored.labels
-        else "A language model of Chinese dialogues"
-    )
-    return (
-        f"{kind}: a GPT-2 with {config.n_layer} layers, {config.n_head} heads, width "
-        f"{config.n_embd}, a context of {config.block_size} ids and a vocabulary of "
-        f"{config.vocab_size:,}; {parameters / 1e6:.2f} M parameters. Made with Small GPT"
-        + (", which alone runs it." if huggingface.is_own(config) else ".")
-    )
+    facts = "\n".join(f"| {fact} | {value} |" for fact, value in _facts(stored).items())
+    return f"""\
+---
+{data.to_yaml()}
+---
+
+# {name}
+
+{kind}: a GPT-2 with {config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, \
+a context of {config.block_size} ids and a vocabulary of {config.vocab_size:,}; \
+{parameters / 1e6:.2f} M parameters. Made with Small GPT{", which alone runs it" if own else ""}.
+
+## Training and evaluation
+
+| | |
+|---|---|
+{facts}
+
+## Use
+
+```python
+{example}
+```
+"""
 
 
-def _training(stored: Checkpoint) -> list[tuple[str, str]]:
-    config = stored.config
+def _facts(stored: Checkpoint) -> dict[str, str]:
+    """How it was trained, and what its manifest and the report.json of its test measured."""
+    config, manifest = stored.config, stored.manifest
     paths = config.data_paths()
     if isinstance(config, SentimentConfig):
         paths = [Path(config.sentimental_data_path)]
-    data = ("data", ", ".join(Path(path).name for path in paths))
-    if "original" in stored.manifest:  # of its training, the file tells no more
-        return [data, ("steps", f"{stored.step:,}, not with Small GPT")]
-    optimizer = f"{config.optimizer}, lr {config.lr:g}, weight decay {config.weight_decay:g}"
-    return [
-        *([("began with", Path(config.base_model).name)] if config.base_model else []),
-        data,
-        ("steps", f"{stored.step:,} of {config.train_batch} rows or texts"),
-        ("optimizer", optimizer),
-        ("dropout", f"{config.dropout:g}"),
-        ("seed", f"{config.seed}"),
-    ]
-
-
-def _figures(stored: Checkpoint) -> list[tuple[str, str]]:
-    """What the manifest says of validation, and report.json of the test of this very checkpoint."""
-    manifest = stored.manifest
-    rows = [
-        (title, f"{manifest[key]:.4f}")
+    facts = {"data": ", ".join(path.name for path in paths)}
+    if "original" in manifest:  # of its training, the file tells no more
+        facts["steps"] = f"{stored.step:,}, not with Small GPT"
+    else:
+        facts |= {
+            "began with": Path(config.base_model or "random weights").name,
+            "steps": f"{stored.step:,} of {config.train_batch} rows or texts",
+            "optimizer": f"{config.optimizer}, lr {config.lr:g}",
+            "weight decay": f"{config.weight_decay:g}",
+            "dropout": f"{config.dropout:g}",
+            "seed": f"{config.seed}",
+        }
+    figures = {
+        title: f"{manifest[key]:.4f}"
         for key, title in _FIGURES.items()
         if isinstance(manifest.get(key), float)
-    ]
-    try:
+    }
+    with suppress(OSError, ValueError, KeyError, TypeError):
         report = json.loads((stored.path.parent / "report.json").read_text("utf-8"))
         test, baseline = report["test"], report["reference"]["accuracy"]
         low, high = test["accuracy_95"]
         if Path(report["model"]).name == stored.path.name:
-            rows += [
-                ("test accuracy", f"{test['accuracy']:.4f} (95 %: {low:.4f} to {high:.4f})"),
-                ("test macro F1", f"{test['macro_f1']:.4f}"),
-                ("the baseline's test accuracy", f"{baseline:.4f}"),
-            ]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return rows
-
-
-def _usage(stored: Checkpoint) -> str:
-    if huggingface.is_own(stored.config):
-        call = 'predict(["房间很干净"])' if stored.labels else 'reply("早上好呀")'
-        code = f'import smallgpt\nmodel = smallgpt.load("PATH")\nmodel.{call}'
-    else:
-        code = _CLASSIFY if stored.labels else _REPLY
-    return f"## Use\n\n```python\n{code}\n```"
+            figures |= {
+                "test accuracy": f"{test['accuracy']:.4f} (95 %: {low:.4f} to {high:.4f})",
+                "test macro F1": f"{test['macro_f1']:.4f}",
+                "the baseline's test accuracy": f"{baseline:.4f}",
+            }
+    return facts | (figures or {"evaluation": "this checkpoint was not evaluated"})

@@ -17,6 +17,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+
 UNK, SEP, PAD = 0, 1, 2
 FIRST_CHARACTER = 3
 START, EXTRACT = "<start>", "<extract>"
@@ -90,86 +94,40 @@ class Tokenizer:
         return [UNK] + [i for i, c in enumerate(self.characters, FIRST_CHARACTER) if not is_text(c)]
 
     def save(self, directory: Path, **settings: Any) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, which transformers reads as well.
-
-        Args:
-            settings: what else tokenizer_config.json is to say.
-        """
-        vocabulary = {"<unk>": UNK, "\n": SEP, "<pad>": PAD}
-        vocabulary |= {c: i for i, c in enumerate(self.characters, FIRST_CHARACTER)}
-        control = {"<unk>": UNK, "<pad>": PAD}
+        """Write `tokenizer.json`, and `tokenizer_config.json` with `settings`, for transformers."""
+        backend = self.backend()
         if self.classifies:
-            control |= {START: self.start, EXTRACT: self.start + 1}
-        definition = {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [added_token(i, c) for c, i in control.items()],
-            "normalizer": None,
-            "pre_tokenizer": {
-                "type": "Split",
-                "pattern": {"Regex": "[\\s\\S]"},
-                "behavior": "Isolated",
-                "invert": False,
-            },
-            "post_processor": self.around_each_text() if self.classifies else None,
-            "decoder": {"type": "Fuse"},
-            "model": {"type": "WordLevel", "vocab": vocabulary | control, "unk_token": "<unk>"},
+            marks = [START, EXTRACT]
+            backend.add_special_tokens(marks)
+            backend.post_processor = TemplateProcessing(
+                single=f"{START} $A {EXTRACT}",
+                pair=f"{START} $A $B {EXTRACT}",
+                special_tokens=[(mark, self.start + n) for n, mark in enumerate(marks)],
+            )
+        tokenizer_config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "unk_token": "<unk>",
+            "pad_token": "<pad>",
+            # A typed "<pad>" is five characters, never the control token.
+            "split_special_tokens": True,
+            "clean_up_tokenization_spaces": False,
+            **settings,
+            **({} if self.classifies else {"chat_template": CHAT_TEMPLATE}),
         }
-        write_files(directory, definition, self.classifies, settings)
+        (directory / TOKENIZER_FILE).write_text(backend.to_str(pretty=True) + "\n", "utf-8")
+        text = json.dumps(tokenizer_config, ensure_ascii=False, indent=1)
+        (directory / TOKENIZER_CONFIG_FILE).write_text(text + "\n", "utf-8")
 
-    def around_each_text(self) -> dict[str, Any]:
-        """`<start> text <extract>`, in the form of tokenizer.json."""
-        marks = {START: self.start, EXTRACT: self.start + 1}
-        before, after = ({"SpecialToken": {"id": mark, "type_id": 0}} for mark in marks)
-        text, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-        return {
-            "type": "TemplateProcessing",
-            "single": [before, text, after],
-            "pair": [before, text, second, after],
-            "special_tokens": {
-                mark: {"id": mark, "ids": [number], "tokens": [mark]}
-                for mark, number in marks.items()
-            },
-        }
-
-
-def write_files(
-    directory: Path, definition: dict[str, Any], classifies: bool, settings: dict[str, Any]
-) -> None:
-    """Write `tokenizer.json`, and the `tokenizer_config.json` that goes with our order of ids.
-
-    Args:
-        definition: the contents of the former.
-        settings: what else the latter is to say.
-    """
-    tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "unk_token": "<unk>",
-        "pad_token": "<pad>",
-        # A typed "<pad>" is five characters, never the control token.
-        "split_special_tokens": True,
-        "clean_up_tokenization_spaces": False,
-        **settings,
-        **({} if classifies else {"chat_template": CHAT_TEMPLATE}),
-    }
-    for name, value in (TOKENIZER_FILE, definition), (TOKENIZER_CONFIG_FILE, tokenizer_config):
-        text = json.dumps(value, ensure_ascii=False, indent=1)
-        (directory / name).write_text(text + "\n", encoding="utf-8")
-
-
-def tokens_by_id(vocabulary: dict[str, int]) -> list[str]:
-    """The tokens in the order of their ids.
-
-    Raises:
-        ValueError: the ids have gaps, or the first three are not ours.
-    """
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
-        raise ValueError("ids have gaps or are given twice")
-    if tokens[:FIRST_CHARACTER] != ["<unk>", "\n", "<pad>"]:
-        raise ValueError("control tokens are not where ours are")
-    return tokens
+    def backend(self) -> tokenizers.Tokenizer:
+        """The vocabulary as one of the `tokenizers` library, new at each call."""
+        marks = [START, EXTRACT] if self.classifies else []
+        tokens = ["<unk>", "\n", "<pad>", *self.characters, *marks]
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, "<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+        backend.decoder = decoders.Fuse()
+        backend.add_special_tokens(["<unk>", "<pad>"])
+        return backend
 
 
 def added_token(number: int, content: str, special: bool = True) -> dict[str, Any]:

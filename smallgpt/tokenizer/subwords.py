@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from smallgpt.tokenizer.characters import (
     EXTRACT,
     FIRST_CHARACTER,
@@ -23,10 +25,7 @@ from smallgpt.tokenizer.characters import (
     TOKENIZER_FILE,
     UNK,
     Tokenizer,
-    added_token,
     is_text,
-    tokens_by_id,
-    write_files,
 )
 from smallgpt.utils.errors import UserError
 
@@ -45,19 +44,17 @@ class SubwordTokenizer(Tokenizer):
     """
 
     def __init__(self, definition: dict[str, Any], classifies: bool = False) -> None:
-        import tokenizers  # only here: models of characters need not wait for it
-
         self.definition = definition
         self.classifies = classifies
         try:
-            self._backend = tokenizers.Tokenizer.from_str(json.dumps(definition))
+            self._backend = self.backend()
         except Exception as error:  # the library raises no narrower type
             raise ValueError(str(error)) from None
         self._backend.encode_special_tokens = True  # a typed "[SEP]" is text, never control
-        tokens = tokens_by_id(self._backend.get_vocab(with_added_tokens=True))
+        tokens = _tokens_by_id(self._backend.get_vocab(with_added_tokens=True))
         self.characters = tokens[FIRST_CHARACTER:]
         self._special = {t["id"] for t in definition["added_tokens"] if t["special"]}
-        self._bytes = isinstance(self._backend.decoder, tokenizers.decoders.ByteLevel)
+        self._bytes = (definition.get("decoder") or {}).get("type") == "ByteLevel"
 
     def encode(self, text: str) -> list[int]:
         """Text to ids; a newline is `<sep>`."""
@@ -121,14 +118,9 @@ class SubwordTokenizer(Tokenizer):
         strange = [i for i in others if not all(map(is_text, self.decode([i])))]
         return sorted({UNK, *self._special, *strange} - {SEP, PAD})
 
-    def save(self, directory: Path, **settings: Any) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, which transformers reads as well."""
-        definition = json.loads(json.dumps(self.definition))
-        if self.classifies:
-            for number, mark in enumerate((START, EXTRACT)):
-                definition["added_tokens"].append(added_token(self.start + number, mark))
-            definition["post_processor"] = self.around_each_text()
-        write_files(directory, definition, self.classifies, settings)
+    def backend(self) -> tokenizers.Tokenizer:
+        """The vocabulary as one of the `tokenizers` library, new at each call."""
+        return tokenizers.Tokenizer.from_str(json.dumps(self.definition))
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -148,13 +140,27 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             if classifies:
                 definition |= {"added_tokens": added[:-2], "post_processor": None}
             return SubwordTokenizer(definition, classifies)
-        characters = tokens_by_id(vocabulary)[FIRST_CHARACTER:]
+        characters = _tokens_by_id(vocabulary)[FIRST_CHARACTER:]
         classifies = characters[-2:] == [START, EXTRACT]
         return Tokenizer(characters[:-2] if classifies else characters, classifies)
     except FileNotFoundError:
         raise UserError(f"{path} is missing", "is this a Small GPT checkpoint?") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a vocabulary of Small GPT: {error}") from None
+
+
+def _tokens_by_id(vocabulary: dict[str, int]) -> list[str]:
+    """The tokens in the order of their ids.
+
+    Raises:
+        ValueError: the ids have gaps, or the first three are not ours.
+    """
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    if [vocabulary[token] for token in tokens] != list(range(len(tokens))):
+        raise ValueError("ids have gaps or are given twice")
+    if tokens[:FIRST_CHARACTER] != ["<unk>", "\n", "<pad>"]:
+        raise ValueError("control tokens are not where ours are")
+    return tokens
 
 
 def _is_alphabetic(character: str) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +15,23 @@ import torch
 import torch.nn.functional as F
 from typer.testing import Result
 
+from benchmarks import generation
 from benchmarks.measure import Contestant, matmul_peak, peak_memory
 from benchmarks.plain import PlainGPT, PlainTrainer, padded_rows, real_targets
-from benchmarks.time_to_loss import Task, our_config, prepare
-from smallgpt import runtime
+from benchmarks.scaling import Turn, bytes_a_step
+from benchmarks.time_to_loss import our_config, prepare
 from smallgpt.config import ModelConfig
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.packing import PackedRows
 from smallgpt.model.gpt import GPT
+from smallgpt.runtime import Runtime
 from smallgpt.tokenizer.characters import PAD
 from smallgpt.training.validation import validate
 from tests.helpers.commands import python_here
 from tests.helpers.models import DIALOGUES
-from tests.helpers.processes import REPOSITORY
+from tests.helpers.processes import REPOSITORY, finished
 
-SHAPE = ModelConfig(block_size=256, vocab_size=60, n_layer=2, n_head=2, n_embd=16)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -54,30 +60,19 @@ def as_ours(plain: PlainGPT, config: ModelConfig) -> GPT:
     return model.eval()
 
 
-def test_the_plain_model_is_the_published_architecture() -> None:
-    torch.manual_seed(0)
-    plain = PlainGPT(60, 2, 2, 16, 256)
-    for parameter in plain.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    ids = torch.randint(0, 60, (3, 40))
-    torch.testing.assert_close(plain(ids), as_ours(plain, SHAPE)(ids), rtol=1e-4, atol=1e-4)
-
-
-def test_both_measure_the_same_loss_on_the_same_dialogues(text: Path) -> None:
-    task = prepare(text, 2, 2, 16, seed=0)
+def test_the_plain_model_is_the_published_one_and_both_measure_the_same_loss(text: Path) -> None:
+    task = prepare(text, 2, 2, 16, seed=3)
+    assert len(task.held_out) >= 1 and not set(task.train) & set(task.held_out)
     rows = padded_rows(task.corpus, task.held_out, 256)
-    trainer = PlainTrainer(rows, task.shape["vocab_size"], 2, 2, 16, 4, 10, torch.device("cpu"))
-    for _ in range(3):
-        trainer.step()
+    trainer = PlainTrainer(rows, task.shape["vocab_size"], 2, 2, 16, 4, 10, CPU)
+    for parameter in trainer.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
     config = our_config(task, decay_steps=10)
-    ours = validate(
-        as_ours(trainer.model, config),
-        PackedRows(task.corpus, task.held_out, 256, 0),
-        runtime.Runtime(torch.device("cpu"), torch.float32, "a test"),
-        4,
-        100,
-        seed=0,
-    )
+    model = as_ours(trainer.model, config)
+    ids = rows[:3, :40]
+    torch.testing.assert_close(trainer.model(ids), model(ids), rtol=1e-4, atol=1e-4)
+    held_out = PackedRows(task.corpus, task.held_out, 256, 0)
+    ours = validate(model, held_out, Runtime(CPU, torch.float32, "a test"), 4, 100, seed=0)
     assert ours is not None
     assert ours.targets == int(real_targets(rows).sum())
     assert trainer.loss(rows, batch=3) == pytest.approx(ours.validation_loss, rel=1e-4)
@@ -89,7 +84,7 @@ def test_the_plain_loss_counts_padding_as_the_earlier_program_did(text: Path) ->
     assert rows.shape == (4, 257)
     assert rows[0].tolist()[: len(corpus.dialogue(0))] == corpus.dialogue(0)
     assert (rows[0, len(corpus.dialogue(0)) :] == PAD).all()
-    trainer = PlainTrainer(rows, len(corpus.tokenizer), 2, 2, 16, 4, 10, torch.device("cpu"))
+    trainer = PlainTrainer(rows, len(corpus.tokenizer), 2, 2, 16, 4, 10, CPU)
     logits = trainer.model(rows[:, :-1])
     everything = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
     everything.backward()
@@ -109,12 +104,6 @@ def test_the_plain_loss_counts_padding_as_the_earlier_program_did(text: Path) ->
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
-def test_held_out_dialogues_are_not_trained_on(text: Path) -> None:
-    task: Task = prepare(text, 1, 2, 16, seed=3)
-    assert not set(task.train) & set(task.held_out)
-    assert len(task.held_out) >= 1
-
-
 class Failing:
     def say(self, word: str) -> str:
         return word
@@ -132,7 +121,7 @@ def test_a_contestant_answers_and_its_failures_are_told() -> None:
 
 
 def test_the_limits_of_the_machine_are_measured() -> None:
-    assert matmul_peak(torch.float32, torch.device("cpu"), size=256) > 0
+    assert matmul_peak(torch.float32, CPU, size=256) > 0
     assert peak_memory() > 1e7
 
 
@@ -181,11 +170,84 @@ def test_the_sentiment_benchmark_prints_both_ratios() -> None:
     assert line["frozen_states_s"] > 0
 
 
+@pytest.mark.slow
+def test_two_processes_are_measured_against_one(text: Path) -> None:
+    options = ["--size", "tiny", "--rows", "2", "--steps", "2", "--rounds", "2", "--data", text]
+    done = finished([sys.executable, "-m", "benchmarks.scaling", *map(str, options)], REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    (line,) = map(json.loads, done.stdout.splitlines())
+    assert (line["scaling"], line["rows_a_process"], line["threads"]) == ("weak", 2, 1)
+    assert line["gradient_bytes"] == 4 * line["parameters"]
+    rounds = line["efficiency_of_rounds"]
+    assert len(rounds) == 2
+    assert line["efficiency"] == pytest.approx(sum(rounds) / 2, abs=0.001)
+    assert line["tokens_per_second_two"] > 0
+    assert line["efficiency_of_two_apart"] > 0
+    assert line["all_reduce_seconds"] > 0
+    if line["bytes_measured_in"] == "a network of their own":
+        # Each sends its half of the sum and its half of the numbers once, and some headers.
+        assert 1 < line["bytes_by_gradients"] < 1.3
+
+
+def test_bytes_of_a_step_are_those_beyond_what_is_sent_at_rest() -> None:
+    # 4 steps in 2 s each; 30 bytes a second at rest, between second 2 and 12.
+    turns = [Turn(0, 2, 1000, 1460, 0), Turn(12, 14, 1760, 2220, 0)]
+    assert bytes_a_step(turns, 4) == pytest.approx((2 * 460 - 4 * 30) / 8)
+    assert bytes_a_step(turns[:1], 4) == 460 / 4
+
+
+class InThisProcess(contextlib.nullcontext[None]):
+    """A contestant without a process of its own."""
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        super().__init__()
+        self._made = make(*arguments)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._made, method)(*arguments)
+
+
+def test_the_generation_benchmark_compares_every_case(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1")  # so that what it sets is undone
+    monkeypatch.setattr(generation, "DTYPES", ("int8",))
+    monkeypatch.setattr(generation, "CONTEXTS", (20,))
+    monkeypatch.setattr(generation, "read_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(generation, "Contestant", InThisProcess)
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: None)  # imports torch
+    generation.main(quick=True, rounds=1)
+    cases = {case["case"]: case for case in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert list(cases) == ["plain", "ours", "first", "startup"]
+    plain, ours, first, startup = cases.values()
+    assert plain["context"] == ours["context"] == 20
+    assert ours["dtype"] == "int8"
+    assert ours["times_plain"] == pytest.approx(
+        plain["seconds_a_character"] / ours["seconds_a_character"], rel=0.01
+    )
+    layers, head = 2 * 12 * 64 * 64, 200 * 64
+    assert ours["weight_bytes"] == layers + 2 * head
+    assert ours["share_of_bandwidth_limit"] == pytest.approx(
+        ours["weight_bytes"] / 1e10 / ours["seconds_a_character"], rel=0.01
+    )
+    assert first["seconds"] > 0
+    assert startup["ratio"] == pytest.approx(
+        startup["prompt_seconds"]
+        / (startup["import_torch_seconds"] + startup["read_weights_seconds"]),
+        rel=0.01,
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "option", "value"),
     [
         ("training", "--size", "13M"),
         ("scaling", "--size", "13M"),
+        ("scaling", "--rows", "12"),
+        ("generation", "--size", "7B"),
         ("sentiment", "--size", "13M"),
         ("training", "--data", "missing.txt"),
         ("time_to_loss", "--data", "missing.txt"),

@@ -7,15 +7,15 @@ import http.server
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import Result
 
 from smallgpt.config import load_config
 from smallgpt.hub import download
-from smallgpt.hub.download import ASSETS, Asset, fetch
+from smallgpt.hub.download import Asset, fetch, named
 from smallgpt.utils import atomic
 from tests.helpers.commands import python_here, refusal
 from tests.helpers.processes import REPOSITORY
@@ -86,16 +86,13 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server(online: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Handler]]:
-    class Mine(Handler):
-        plan: list[str] = []  # noqa: RUF012
-        seen: list[tuple[str, str | None]] = []  # noqa: RUF012
-
-    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mine)
+    mine: type[Handler] = type("Mine", (Handler,), {"plan": [], "seen": []})
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), mine)
     thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
     thread.start()
-    Mine.address = f"http://127.0.0.1:{running.server_port}"
-    monkeypatch.setenv("HF_ENDPOINT", Mine.address + "/")
-    yield Mine
+    mine.address = f"http://127.0.0.1:{running.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", mine.address + "/")
+    yield mine
     running.shutdown()
     running.server_close()
     thread.join()
@@ -125,7 +122,7 @@ KINDS = pytest.mark.parametrize("kind", ["hub", "address"])
 @pytest.mark.parametrize("deed", ["well", "drops", "tells too much", "500", "429", "redirect"])
 def test_it_comes_through(server: type[Handler], tmp_path: Path, kind: str, deed: str) -> None:
     server.plan += [deed]
-    target = fetch("x", tmp_path, asset(server, kind, SHA256))
+    target = fetch(asset(server, kind, SHA256), tmp_path)
     assert target == tmp_path / "data" / "x.bin"
     assert target.read_bytes() == BODY
     assert left(tmp_path) == ["x.bin"]
@@ -134,40 +131,36 @@ def test_it_comes_through(server: type[Handler], tmp_path: Path, kind: str, deed
 @KINDS
 def test_a_dropped_connection_is_resumed(server: type[Handler], tmp_path: Path, kind: str) -> None:
     server.plan += ["drops"] * 12  # more often than it tries without getting anything
-    fetch("x", tmp_path, asset(server, kind, SHA256))
+    fetch(asset(server, kind, SHA256), tmp_path)
     assert [asked for _, asked in server.seen][:2] == [None, f"bytes={len(BODY) // 2}-"]
     assert len(server.seen) == 13
 
 
-@KINDS
-def test_another_run_goes_on(server: type[Handler], tmp_path: Path, kind: str) -> None:
-    begin(tmp_path, BODY[:1000], server.etag)
-    assert fetch("x", tmp_path, asset(server, kind)).read_bytes() == BODY
-    assert [asked for _, asked in server.seen] == ["bytes=1000-"]
-
-
 @pytest.mark.parametrize(
-    ("beginning", "etag", "plan", "fetched"),
+    ("beginning", "etag", "plan", "asked"),
     [
-        (BODY, Handler.etag, [], 1),  # killed before the renaming: nothing is fetched again
-        (b"old" * 100, '"the old one"', [], 1),
-        (BODY + b"?", "", [], 2),  # more than there is
-        (BODY[:1000], "", ["ignores range"], 1),
-        (BODY[:1000], "", ["another part"], 2),
+        (BODY[:1000], Handler.etag, "", ["bytes=1000-"]),
+        (BODY, Handler.etag, "", [f"bytes={len(BODY)}-"]),  # killed before the renaming
+        (b"old" * 100, '"the old one"', "", ["bytes=300-"]),
+        (BODY + b"?", "", "", [f"bytes={len(BODY) + 1}-", None]),  # more than there is
+        (BODY[:1000], "", "ignores range", ["bytes=1000-"]),
+        (BODY[:1000], "", "another part", ["bytes=1000-"] * 2),
     ],
 )
+@KINDS
 def test_what_a_killed_run_left(
     server: type[Handler],
     tmp_path: Path,
+    kind: str,
     beginning: bytes,
     etag: str,
-    plan: list[str],
-    fetched: int,
+    plan: str,
+    asked: list[str | None],
 ) -> None:
     begin(tmp_path, beginning, etag)
-    server.plan += plan
-    assert fetch("x", tmp_path, asset(server, "address")).read_bytes() == BODY
-    assert len(server.seen) == fetched
+    server.plan += [plan] if plan else []
+    assert fetch(asset(server, kind), tmp_path).read_bytes() == BODY
+    assert [range for _, range in server.seen] == asked
     assert left(tmp_path) == ["x.bin", "x.bin.sha256"]
 
 
@@ -177,7 +170,7 @@ def test_what_cannot_be_had_is_said(
     server: type[Handler], tmp_path: Path, kind: str, deed: str
 ) -> None:
     server.plan += [deed] * 40
-    said = refusal(lambda: fetch("x", tmp_path, asset(server, kind, SHA256)))
+    said = refusal(lambda: fetch(asset(server, kind, SHA256), tmp_path))
     reasons = {
         "absent": "404 Not Found",
         "sends nothing": "it ended after 0 of 768,000 bytes",
@@ -202,29 +195,31 @@ def test_without_a_network_or_with_a_wrong_mirror(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str, where: str
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    said = refusal(lambda: fetch("x", tmp_path, Asset("a file", "data/x.bin", where)))
+    said = refusal(lambda: fetch(Asset("a file", "data/x.bin", where), tmp_path))
     assert "cannot be fetched" in said and "network" in said and "HF_ENDPOINT" in said
     assert left(tmp_path) == []
 
 
 def test_offline(server: type[Handler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in refusal(lambda: fetch("x", tmp_path, asset(server, "hub")))
+    assert "HF_HUB_OFFLINE" in refusal(lambda: fetch(asset(server, "hub"), tmp_path))
     assert not server.seen
 
 
-@KINDS
+@pytest.mark.parametrize(
+    ("kind", "pinned", "etag"),
+    [
+        ("hub", "0" * 64, Handler.etag),
+        ("address", "0" * 64, Handler.etag),
+        ("hub", None, f'"{"0" * 64}"'),  # by which the hub tells the checksum
+    ],
+)
 def test_what_has_a_wrong_checksum_never_gets_into_its_place(
-    server: type[Handler], tmp_path: Path, kind: str
+    server: type[Handler], tmp_path: Path, kind: str, pinned: str | None, etag: str
 ) -> None:
-    said = refusal(lambda: fetch("x", tmp_path, asset(server, kind, "0" * 64)))
+    server.etag = etag
+    said = refusal(lambda: fetch(asset(server, kind, pinned), tmp_path))
     assert SHA256 in said and "0" * 64 in said
-    assert left(tmp_path) == []
-
-
-def test_the_checksum_that_the_hub_tells(server: type[Handler], tmp_path: Path) -> None:
-    server.etag = f'"{"1" * 64}"'
-    assert "1" * 64 in refusal(lambda: fetch("x", tmp_path, asset(server, "hub")))
     assert left(tmp_path) == []
 
 
@@ -233,33 +228,33 @@ def test_the_first_checksum_is_kept_and_checked_later(
     server: type[Handler], tmp_path: Path, kind: str
 ) -> None:
     unknown = asset(server, kind)
-    target = fetch("x", tmp_path, unknown)
+    target = fetch(unknown, tmp_path)
     record = tmp_path / "data" / "x.bin.sha256"
     assert record.read_text() == f"{SHA256}  x.bin\n"
     asked = len(server.seen)
-    assert fetch("x", tmp_path, unknown) == target
+    assert fetch(unknown, tmp_path) == target
     assert len(server.seen) == asked  # nothing is fetched twice
     target.write_bytes(BODY[:-1])
-    assert "delete it" in refusal(lambda: fetch("x", tmp_path, unknown))
+    assert "delete it" in refusal(lambda: fetch(unknown, tmp_path))
     target.unlink()
     record.write_text("2" * 64 + "  x.bin\n")
-    assert f"delete {record} too" in refusal(lambda: fetch("x", tmp_path, unknown))
+    assert f"delete {record} too" in refusal(lambda: fetch(unknown, tmp_path))
     assert not target.exists()
 
 
 def test_two_at_once(server: type[Handler], tmp_path: Path) -> None:
     begin(tmp_path, BODY[:1000])
     with atomic.exclusive(tmp_path / "data" / ".fetching-x.bin"):
-        said = refusal(lambda: fetch("x", tmp_path, asset(server, "address")))
+        said = refusal(lambda: fetch(asset(server, "address"), tmp_path))
     assert "under way" in said and not server.seen
 
 
 def test_a_place_that_cannot_be_written(server: type[Handler], tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file, where a folder belongs")
-    assert "cannot be written" in refusal(lambda: fetch("x", tmp_path, asset(server, "address")))
+    assert "cannot be written" in refusal(lambda: fetch(asset(server, "address"), tmp_path))
     (tmp_path / "data").unlink()
     (tmp_path / "data" / "x.bin").mkdir(parents=True)
-    assert "Is a directory" in refusal(lambda: fetch("x", tmp_path, asset(server, "address")))
+    assert "Is a directory" in refusal(lambda: fetch(asset(server, "address"), tmp_path))
 
 
 def test_a_full_disk(
@@ -268,7 +263,7 @@ def test_a_full_disk(
     begin(tmp_path, BODY[:1000])
     monkeypatch.setattr(download, "PART", "full")
     (tmp_path / "data" / ".fetching-x.bin" / "full").symlink_to("/dev/full")
-    said = refusal(lambda: fetch("x", tmp_path, asset(server, "address")))
+    said = refusal(lambda: fetch(asset(server, "address"), tmp_path))
     assert "No space left" in said and "make room" in said
 
 
@@ -284,33 +279,29 @@ def test_ctrl_c_keeps_what_has_come(
     server.plan += ["drops"]
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("time.sleep", interrupt)
-        fetch("x", tmp_path, asset(server, "address", SHA256))
+        fetch(asset(server, "address", SHA256), tmp_path)
     assert "what has come is kept; the same command goes on" in capsys.readouterr().err
     assert left(tmp_path) == [".fetching-x.bin"]
-    fetch("x", tmp_path, asset(server, "address", SHA256))
+    fetch(asset(server, "address", SHA256), tmp_path)
     assert server.seen[-1][1] == f"bytes={len(BODY) // 2}-"
 
 
 def test_what_is_offered(server: type[Handler], tmp_path: Path) -> None:
-    assert "there are: pretrained-90M" in refusal(lambda: fetch("y", tmp_path))
+    assert "there are: pretrained-90M" in refusal(lambda: fetch(named("y"), tmp_path))
     for name in ("pretrained-90M", "pretrained-300M", "chitchat"):
-        fetch(name, tmp_path, replace(ASSETS[name], sha256=None))
+        fetch(replace(named(name), sha256=None), tmp_path)
     assert {path for path, _ in server.seen} == {
         "/cjl196/small-gpt/resolve/main/cpt90M.pth",
         "/cjl196/small-gpt/resolve/main/cpt300M.pth",
         "/datasets/silver/lccc/resolve/main/lccc_base_train.jsonl.gz",
     }
-    settings = [load_config(REPOSITORY / "config" / f"chat{n}.yaml") for n in ("90M", "300M")]
-    for config in settings:
-        assert (tmp_path / str(config.resume_from)).exists()
+    for name in ("chat90M.yaml", "chat300M.yaml"):
+        assert (tmp_path / str(load_config(REPOSITORY / "config" / name).resume_from)).exists()
 
 
 def test_the_command(server: type[Handler], tmp_path: Path) -> None:
     """The README's, from a mirror; hotel reviews are not on the hub."""
-
-    def run(*names: str) -> Result:
-        return python_here(tmp_path, "-m", "smallgpt", "download", *names)
-
+    run = partial(python_here, tmp_path, "-m", "smallgpt", "download")
     done = run("pretrained-300M")
     assert (done.exit_code, done.stdout) == (0, "checkpoints/pretrained/cpt300M.pth\n")
     assert f"sha256 {SHA256}, recorded in" in done.stderr and "100%" in done.stderr
