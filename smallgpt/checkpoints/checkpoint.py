@@ -17,7 +17,8 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,7 +44,6 @@ SHAPE_KEYS = tuple(
     if field.name not in ("vocab_size", "dropout", "ngram_dropout")
 )
 """What makes two networks the same, but for the vocabulary and the dropout."""
-WRITE_ERRORS = (OSError, RuntimeError, safetensors.SafetensorError)
 _NEEDED = (CONFIG_FILE, huggingface.CONFIG_FILE, TOKENIZER_FILE)
 _PART = 1 << 22
 """Bytes read at a time: large parts, as each waits for the interpreter's other threads."""
@@ -65,11 +65,7 @@ class DamagedError(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
-
-    path: the directory that was opened.
-    labels: names of the classes, where the model is a classifier.
-    """
+    """What a checkpoint holds: `path` was opened; only a classifier has `labels`, its classes."""
 
     path: Path
     step: int
@@ -132,24 +128,29 @@ def save(
     Raises:
         UserError: it cannot be written. Earlier checkpoints are untouched.
     """
-    target = root / name if name else place(root, step)
-    try:
-        with atomic.directory(target) as work:
-            huggingface.write(work, config, tokenizer, weights, labels)
-            tokenizer.save(work, **_tokenizer_settings(config))
-            (work / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
-            if training_state is not None:
-                with (work / STATE_FILE).open("wb") as file:
-                    torch.save(training_state, file)
-            write_manifest(work, {"step": step, **facts})
-    except WRITE_ERRORS as error:
-        kept = checkpoints(root)
-        raise UserError(
-            f"checkpoint {target} cannot be written: {first_line(error)}",
-            f"make room or choose another {'place' if name else 'checkpoint_root'}"
-            + (f"; {kept[-1]} is intact" if kept else ""),
-        ) from None
+    target, kept = root / name if name else place(root, step), checkpoints(root)
+    advice = f"make room or choose another {'place' if name else 'checkpoint_root'}"
+    advice += f"; {kept[-1]} is intact" if kept else ""
+    with write_errors(f"checkpoint {target}", advice), atomic.directory(target) as work:
+        huggingface.write(work, config, tokenizer, weights, labels)
+        tokenizer.save(work, **_tokenizer_settings(config))
+        (work / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
+        if training_state is not None:
+            with (work / STATE_FILE).open("wb") as file:
+                torch.save(training_state, file)
+        write_manifest(work, {"step": step, **facts})
     return target
+
+
+@contextmanager
+def write_errors(what: str, advice: str = "") -> Iterator[None]:
+    """Turn an error of writing a model into the `UserError` that `what` cannot be written."""
+    try:
+        yield
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            error = error.__context__  # torch.save hides a full disk behind an error of its own
+        raise UserError(f"{what} cannot be written: {first_line(error)}", advice) from None
 
 
 def _tokenizer_settings(config: Config) -> dict[str, Any]:
@@ -274,8 +275,6 @@ def sha256(path: Path) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an error says, in a line."""
-    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-        error = error.__context__  # torch.save hides a full disk behind an error of its own
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -105,7 +105,7 @@ def open_for_training(
     """
     path = Path(named).expanduser()
     if legacy_pth.is_legacy(path) and not classifier:
-        return legacy_pth.load_with_state(path, texts)
+        return legacy_pth.load(path, texts)
     stored = open_checkpoint(named, root=root, texts=texts, classifier=classifier)
     return stored, stored.training_state()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData, save_torch_state_dict
 
 from smallgpt.checkpoints import checkpoint, huggingface
-from smallgpt.checkpoints.checkpoint import Checkpoint, first_line
+from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE
 from smallgpt.config import SentimentConfig
@@ -57,13 +57,10 @@ def make_ready(path: Path, target: Path, licence: str, most_bytes: str = MOST_BY
     stored = open_checkpoint(path, classifier=None)
     if not stored.has_checksums:
         raise UserError(f"{path} is another program's model", "it is as ready as it can be")
-    try:
-        with atomic.directory(target) as work:
-            _copy(stored.path, work, most_bytes)
-            card(stored, licence).save(work / CARD_FILE)
-            checkpoint.write_manifest(work, stored.manifest)
-    except checkpoint.WRITE_ERRORS as error:
-        raise UserError(f"{target} cannot be written: {first_line(error)}") from None
+    with checkpoint.write_errors(str(target)), atomic.directory(target) as work:
+        _copy(stored.path, work, most_bytes)
+        card(stored, licence).save(work / CARD_FILE)
+        checkpoint.write_manifest(work, stored.manifest)
 
 
 def _copy(path: Path, work: Path, most_bytes: str) -> None:

@@ -120,7 +120,8 @@ def test_no_forged_file_makes_load_stumble(saved: Path, data: st.DataObject) -> 
     ("name", "text", "message"),
     [
         ("config.json", '{"model_type": "llama"}', "a model of type 'llama', not gpt2"),
-        ("config.json", "[]", "a model of type None, not gpt2"),
+        ("config.json", "[]", "config.json cannot be read: it is not an object"),
+        ("config.json", "{}", "a model of type None, not gpt2"),
         ("config.yaml", "[1, 2]", "config.yaml is not a mapping"),
         ("config.yaml", "n_layers: 2", "did you mean `n_layer`?"),
         ("tokenizer.json", "{}", "tokenizer.json is not a vocabulary"),

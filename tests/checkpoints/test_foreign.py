@@ -156,10 +156,12 @@ def test_weights_in_other_forms(tmp_path: Path, form: str) -> None:
         ({"n_inner": 40}, "n_inner is 40"),
         ({"n_layer": 3}, "lacks transformer.h.2"),
         ({"n_layer": 1}, "unknown tensors"),
+        ({"n_layer": 10**9}, "fewer tensors, or smaller ones, than its config says"),
+        ({"n_embd": 10**30, "n_head": 1}, "fewer tensors, or smaller ones"),
         ({"n_embd": 20}, "has shape"),
         ({"n_head": 3}, "n_head"),
         ({"n_positions": 64}, "has shape"),
-        ({"vocab_size": "many"}, "vocab_size is 'many'"),
+        ({"vocab_size": "many"}, "vocab_size: 'many' must be a whole number"),
         ({"vocab_size": 10}, "has shape"),
     ],
 )
