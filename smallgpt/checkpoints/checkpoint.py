@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors
 import torch
@@ -47,7 +47,6 @@ SHAPE_KEYS = tuple(
 _NEEDED = (CONFIG_FILE, huggingface.CONFIG_FILE, TOKENIZER_FILE)
 _PART = 1 << 22
 """Bytes read at a time: large parts, as each waits for the interpreter's other threads."""
-C = TypeVar("C", bound=Config)
 
 
 class DamagedError(UserError):
@@ -55,12 +54,10 @@ class DamagedError(UserError):
 
     def __init__(self, path: Path, problem: str) -> None:
         others = [other for other in checkpoints(path.parent) if other != path]
-        super().__init__(
-            problem,
-            f"another one is {others[-1]}; to go on training from it, delete {path} first"
-            if others
-            else "there is no other checkpoint beside it",
-        )
+        advice = "there is no other checkpoint beside it"
+        if others:
+            advice = f"another one is {others[-1]}; to go on training from it, delete {path} first"
+        super().__init__(problem, advice)
 
 
 @dataclass(frozen=True)
@@ -94,11 +91,7 @@ class Checkpoint:
                 verify(self.path, self.manifest, name)
 
     def training_state(self) -> dict[str, Any]:
-        """What the training loop gave to `save`, on the CPU.
-
-        Raises:
-            UserError: the file is missing, damaged, or holds anything but tensors and plain values.
-        """
+        """What the training loop gave to `save`, on the CPU; a UserError where it is not whole."""
         path = self.path / STATE_FILE
         if not path.exists():
             raise UserError(f"{path} is missing: this checkpoint can chat, not resume")
@@ -150,7 +143,9 @@ def write_errors(what: str, advice: str = "") -> Iterator[None]:
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             error = error.__context__  # torch.save hides a full disk behind an error of its own
-        raise UserError(f"{what} cannot be written: {first_line(error)}", advice) from None
+        reason = getattr(error, "strerror", "") or str(error).strip() or type(error).__name__
+        reason = reason.splitlines()[0]
+        raise UserError(f"{what} cannot be written: {reason}", advice) from None
 
 
 def _tokenizer_settings(config: Config) -> dict[str, Any]:
@@ -257,7 +252,7 @@ def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
     try:
         checksum = sha256(file)
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {first_line(error)}") from None
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
     if checksum != manifest["sha256"].get(name):
         problem = f"{file} is damaged: its checksum is not the one it was saved with"
         raise DamagedError(path, problem)
@@ -271,13 +266,6 @@ def sha256(path: Path) -> str:
             background.end_with_the_program()
             digest.update(part[:length])
     return digest.hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_pickle(path: Path, advice: str, mmap: bool = False) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,31 +82,28 @@ def test_training_a_loaded_model_leaves_the_files_alone(saved: Path) -> None:
 # Saving is all or nothing.
 
 
-class FaultAt:
-    """Makes the nth of all file operations of a save fail, as on a full disk."""
+def fail_at(patch: pytest.MonkeyPatch, failing: int) -> Iterator[int]:
+    """Make the nth file operation of a save fail, as on a full disk; returns their counter."""
+    calls = itertools.count(1)
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
-        self.calls = 0
-        self.failing = failing
-        for owner, name in (
-            (torch, "save"),
-            (huggingface, "write_tensors"),
-            (os, "open"),
-            (os, "fsync"),
-            (Path, "rename"),
-            (Path, "mkdir"),
-            (Path, "write_text"),
-        ):
-            monkeypatch.setattr(owner, name, self._guarded(getattr(owner, name)))
-
-    def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def guarded(*arguments: Any, **options: Any) -> Any:
-            self.calls += 1
-            if self.calls == self.failing:
+    def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if next(calls) == failing:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return function(*arguments, **options)
 
-        return guarded
+        return call
+
+    operations: list[tuple[Any, str]] = [
+        (torch, "save"),
+        (huggingface, "write_tensors"),
+        (os, "open"),
+        (os, "fsync"),
+    ]
+    operations += [(Path, name) for name in ("rename", "mkdir", "write_text")]
+    for owner, name in operations:
+        patch.setattr(owner, name, guarded(getattr(owner, name)))
+    return calls
 
 
 @pytest.mark.parametrize("step", [2, 1])  # a new one, and one that replaces cpt1
@@ -116,7 +114,7 @@ def test_a_fault_at_any_moment_loses_nothing(
     target, late = root / f"cpt{step}", 0
     for failing in range(1, 100):
         with monkeypatch.context() as patch:
-            fault = FaultAt(patch, failing)
+            calls = fail_at(patch, failing)
             try:
                 save_tiny(root, step, seed=50)
                 break
@@ -133,14 +131,14 @@ def test_a_fault_at_any_moment_loses_nothing(
             assert contents(save_tiny(root, 1)) == old
         assert checkpoints(root) == [root / "cpt1"]
         assert contents(root / "cpt1") == old
-    assert fault.calls > 25, "hardly anything was made to fail"
+    assert next(calls) > 26, "hardly anything was made to fail"
     assert late == 2
     assert is_model(target, 50)
 
 
 def test_where_nothing_can_be_saved(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        FaultAt(patch, 5)
+        fail_at(patch, 5)
         message = refusal(lambda: save_tiny(root, 1))
     assert message.endswith("make room or choose another checkpoint_root")
     assert list(root.iterdir()) == []

@@ -6,7 +6,6 @@ import errno
 import os
 import pickle
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -127,15 +126,12 @@ def test_forged_descriptions(saved: Path, name: str, text: str, message: str) ->
     assert message in refusal(lambda: load(saved))
 
 
-LN, FC = "transformer.h.0.ln_1.weight", "transformer.h.0.mlp.c_fc.weight"
-BIAS = "transformer.h.1.mlp.c_fc.bias"
+FC, BIAS = "transformer.h.0.mlp.c_fc.weight", "transformer.h.1.mlp.c_fc.bias"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop(LN), f"lacks {LN}"),
-        (lambda t: t.update({LN: torch.ones(33)}), "ln_1.weight has shape (33,), the config says"),
         (lambda t: t.update({FC: torch.ones(2, 2, 2)}), "c_fc.weight has shape (2, 2, 2)"),
         (lambda t: t.update(extra=torch.ones(1)), "unknown tensors (extra …)"),
         # Biases that this model does not have are not dropped in silence.
@@ -187,16 +183,9 @@ def test_a_training_state_that_is_none(saved: Path, content: bytes | list[int] |
         file.write_bytes(content)
     elif isinstance(content, list):
         torch.save(content, file)
-    else:
-        repack(file)
+    else:  # the same entries, compressed: such entries could unpack to any size
+        shutil.unpack_archive(file, saved / "unpacked", "zip")
+        shutil.make_archive(str(file), "zip", saved / "unpacked")
+        file.with_name(f"{file.name}.zip").rename(file)
     reseal(saved)
     assert f"{file} is refused" in refusal(lambda: load(saved).training_state())
-
-
-def repack(file: Path) -> None:
-    """The same entries, compressed: such entries could unpack to any size."""
-    with zipfile.ZipFile(file) as old:
-        entries = {name: old.read(name) for name in old.namelist()}
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
-        for name, data in entries.items():
-            new.writestr(name, data)

@@ -16,7 +16,7 @@ import smallgpt
 from smallgpt.checkpoints import checkpoint, legacy_pth
 from smallgpt.config import Config, config_from_dict
 from smallgpt.training import pretrain
-from smallgpt.utils.errors import UserError
+from tests.helpers.commands import refusal
 from tests.helpers.processes import Run
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "original_tiny"
@@ -213,17 +213,15 @@ def test_what_else_stands_beside_the_file_is_left_alone(tmp_path: Path, text: Pa
     torch.save(contents(), tmp_path / "cpt3.pth")
     (tmp_path / "cpt3").mkdir()
     (tmp_path / "cpt3" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError):
-        legacy_pth.directory_beside(tmp_path / "cpt3.pth", [text])
+    refusal(lambda: legacy_pth.directory_beside(tmp_path / "cpt3.pth", [text]))
     assert (tmp_path / "cpt3" / "mine.txt").read_text() == "mine"
 
 
 def test_a_text_of_another_vocabulary_is_refused(tmp_path: Path, text: Path) -> None:
     torch.save(contents(), tmp_path / "cpt3.pth")
     text.write_text(TEXT + "新", "utf-8")
-    with pytest.raises(UserError, match="the very text the weights were trained on"):
-        legacy_pth.to_checkpoint(tmp_path / "cpt3.pth", [text], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    said = refusal(lambda: legacy_pth.load(tmp_path / "cpt3.pth", [text]))
+    assert "set data_path (or --text) to the very text the weights were trained on" in said
 
 
 def test_ids_that_were_never_used_need_no_character(tmp_path: Path, text: Path) -> None:
@@ -235,8 +233,7 @@ def test_ids_that_were_never_used_need_no_character(tmp_path: Path, text: Path) 
     stored, _ = legacy_pth.load(tmp_path / "x.pth", [text])
     assert len(stored.tokenizer) == used
     text.write_text(TEXT.replace("辛苦", ""), "utf-8")
-    with pytest.raises(UserError, match="the very text"):
-        legacy_pth.load(tmp_path / "x.pth", [text])
+    assert "the very text" in refusal(lambda: legacy_pth.load(tmp_path / "x.pth", [text]))
 
 
 def _with(name: str, tensor: Tensor | None) -> dict[str, Any]:
@@ -281,14 +278,13 @@ W_Q = "transformer.h.0.attention.W_q.weight"
         (_with("lm_head.weight", torch.zeros(3, 8)), "output head"),
         (contents() | {"optimizer": {"state": {0: {}}, "param_groups": []}}, "optimizer"),
         (contents() | {"optimizer": {"state": {0: {}}}}, "optimizer"),
-        (_expanded(1), "exp_avg of the optimizer of .* has shape"),
+        (_expanded(1), "wte.weight has shape (1048576, 1048576)"),
         (_expanded(2**15), "larger than the file"),
     ],
 )
 def test_other_files_are_refused_with_the_reason(tmp_path: Path, stored: Any, reason: str) -> None:
     torch.save(stored, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=reason):
-        legacy_pth.load(tmp_path / "x.pth", None)
+    assert reason in refusal(lambda: legacy_pth.load(tmp_path / "x.pth", None))
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "folder"])
@@ -300,8 +296,8 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
     if damage == "folder":
         path.unlink()
         path.mkdir()
-    with pytest.raises(UserError, match=r"x\.pth is refused: it is not a file of tensors"):
-        legacy_pth.load(path, None)
+    said = refusal(lambda: legacy_pth.load(path, None))
+    assert f"{path} is refused: it is not a file of tensors" in said
 
 
 def test_memory_of_the_first_chat_stays_near_the_file(tmp_path: Path, run: Run) -> None:
