@@ -36,8 +36,6 @@ _ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu")
 _NOT_LEARNT = re.compile(r"\.attn\.(masked_)?bias$")
 """Masks that older files hold."""
 _OURS = {UNK: "<unk>", SEP: "\n", PAD: "<pad>"}
-_ROLES = ("unk_token", "sep_token", "pad_token")
-_USUAL_NAMES = (("[UNK]", "<unk>"), ("[SEP]", "<sep>"), ("[PAD]", "<pad>"))
 _NEEDED = "it needs a tokenizer.json, a vocab.txt, or a vocab.json with a merges.txt"
 
 
@@ -180,24 +178,21 @@ def _controls(
     """Which tokens play the parts of ours, by our id; a token plays one part only."""
     vocabulary = _vocabulary(definition)
     by_id = {number: token for token, number in vocabulary.items()}
-    found: dict[int, str] = {}
+    named = {k: v.get("content") if isinstance(v, dict) else v for k, v in settings.items()}
     # The end of a text stands for the end of an utterance where there is nothing better.
-    end = by_id.get(values.get("eos_token_id", -1)) or _content(settings.get("eos_token"))
-    for ours, role, usual in zip(_OURS, _ROLES, _USUAL_NAMES, strict=True):
-        candidates = [_content(settings.get(role)), *usual]
-        if ours == UNK:
-            candidates = [definition["model"].get("unk_token"), *candidates]
-        candidates = [c for c in candidates if c != end or ours == SEP]
-        if ours == SEP:
-            candidates.append(end)
-        free = [c for c in candidates if c in vocabulary and c not in found.values()]
+    end = by_id.get(values.get("eos_token_id", -1)) or named.get("eos_token")
+    candidates = {
+        UNK: (definition["model"].get("unk_token"), named.get("unk_token"), "[UNK]", "<unk>"),
+        SEP: (named.get("sep_token"), "[SEP]", "<sep>", end),
+        PAD: (named.get("pad_token"), "[PAD]", "<pad>"),
+    }
+    found: dict[int, str] = {}
+    for ours, tokens in candidates.items():
+        free = [t for t in tokens if t in vocabulary and t not in found.values()]
+        free = [t for t in free if t != end or ours == SEP]
         if free:
             found[ours] = free[0]
     return found
-
-
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
 
 
 def _in_our_order(

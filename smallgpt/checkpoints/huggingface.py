@@ -43,11 +43,7 @@ def write(
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors (float32).
 
-    Args:
-        weights: the state dict of a GPT of this config; with labels, of a Classifier.
-
-    Raises:
-        OSError or SafetensorError: the files cannot be written.
+    `weights` is the state dict of a GPT of this config; with labels, of a Classifier.
     """
     values = {CONFIG_FILE: _model_config(config)}
     if labels is None:

@@ -178,12 +178,8 @@ def to_checkpoint(
 ) -> None:
     """Make a checkpoint directory of a `.pth` file; one that is there already is replaced.
 
-    Args:
-        texts: as in `load`.
-        with_optimizer: without, it is for use only, and a third of the size.
-
-    Raises:
-        UserError: the file or the text cannot be used, or the directory cannot be written.
+    `texts` and errors are those of `load` and of `checkpoint.save`. Without its optimizer a model
+    is for use only, and a third of the size.
     """
     stored, state = load(path, texts)
     names, once = ", ".join(stored.config.data_path), "" if with_optimizer else ", once"
@@ -203,24 +199,20 @@ def to_checkpoint(
 def directory_beside(path: Path, texts: list[Path] | None) -> Path:
     """The checkpoint directory of a `.pth` file: beside it, made the first time, for use only.
 
-    Args:
-        texts: as in `load`.
-
-    Raises:
-        UserError: it cannot be made, or something else is in its place.
+    It is a UserError if it cannot be made (see `to_checkpoint`), or something else is in its place.
     """
     target = path.with_suffix("")
-    if not path.exists() and (target / MANIFEST_FILE).is_file():
-        return target
-    if path.exists() and target.exists():
-        source = read_manifest(target).get("source") if target.is_dir() else None
-        if source == _identity(path):
+    if (target / MANIFEST_FILE).is_file():
+        source = read_manifest(target).get("source")
+        if not path.exists() or source == _identity(path):
             return target
-        if source is None:
-            raise UserError(
-                f"{path} would be converted into {target}, but something else is there",
-                "move it, or " + _convert_to("DIRECTORY", path),
-            )
+    else:
+        source = None
+    if source is None and path.exists() and target.exists():
+        raise UserError(
+            f"{path} would be converted into {target}, but something else is there",
+            "move it, or " + _convert_to("DIRECTORY", path),
+        )
     to_checkpoint(path, texts, target, with_optimizer=False)
     return target
 
