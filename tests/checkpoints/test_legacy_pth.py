@@ -154,23 +154,10 @@ def test_the_reference_files_give_the_expected_logits(tmp_path: Path, name: str)
 
 
 def small_run(text: Path, root: Path, **changes: Any) -> Config:
-    values = {
-        **SHAPE,
-        "data_path": str(text),
-        "train_percent": 0.5,
-        "vocab_size": 0,
-        "device": "cpu",
-        "dtype": "float32",
-        "train_batch": 2,
-        "max_steps": 6,
-        "warmup_steps": 1,
-        "decay_steps": 6,
-        "eval_freq": 0,
-        "unk_rate": 0.0,
-        "checkpoint_root": str(root),
-        **changes,
-    }
-    return config_from_dict(values, "test", Config)
+    data = {"data_path": str(text), "train_percent": 0.5, "unk_rate": 0.0, "train_batch": 2}
+    length = {"max_steps": 6, "warmup_steps": 1, "decay_steps": 6, "eval_freq": 0}
+    where = {"checkpoint_root": str(root), "device": "cpu", "dtype": "float32"}
+    return config_from_dict({**SHAPE, **data, **length, **where, **changes}, "test", Config)
 
 
 def test_training_goes_on_from_a_legacy_file_with_its_optimizer(tmp_path: Path, text: Path) -> None:
