@@ -17,10 +17,11 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors
 import torch
@@ -43,11 +44,9 @@ SHAPE_KEYS = tuple(
     if field.name not in ("vocab_size", "dropout", "ngram_dropout")
 )
 """What makes two networks the same, but for the vocabulary and the dropout."""
-WRITE_ERRORS = (OSError, RuntimeError, safetensors.SafetensorError)
 _NEEDED = (CONFIG_FILE, huggingface.CONFIG_FILE, TOKENIZER_FILE)
 _PART = 1 << 22
 """Bytes read at a time: large parts, as each waits for the interpreter's other threads."""
-C = TypeVar("C", bound=Config)
 
 
 class DamagedError(UserError):
@@ -55,21 +54,15 @@ class DamagedError(UserError):
 
     def __init__(self, path: Path, problem: str) -> None:
         others = [other for other in checkpoints(path.parent) if other != path]
-        super().__init__(
-            problem,
-            f"another one is {others[-1]}; to go on training from it, delete {path} first"
-            if others
-            else "there is no other checkpoint beside it",
-        )
+        advice = "there is no other checkpoint beside it"
+        if others:
+            advice = f"another one is {others[-1]}; to go on training from it, delete {path} first"
+        super().__init__(problem, advice)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
-
-    path: the directory that was opened.
-    labels: names of the classes, where the model is a classifier.
-    """
+    """What a checkpoint holds: `path` was opened; only a classifier has `labels`, its classes."""
 
     path: Path
     step: int
@@ -98,11 +91,7 @@ class Checkpoint:
                 verify(self.path, self.manifest, name)
 
     def training_state(self) -> dict[str, Any]:
-        """What the training loop gave to `save`, on the CPU.
-
-        Raises:
-            UserError: the file is missing, damaged, or holds anything but tensors and plain values.
-        """
+        """What the training loop gave to `save`, on the CPU; a UserError where it is not whole."""
         path = self.path / STATE_FILE
         if not path.exists():
             raise UserError(f"{path} is missing: this checkpoint can chat, not resume")
@@ -132,24 +121,31 @@ def save(
     Raises:
         UserError: it cannot be written. Earlier checkpoints are untouched.
     """
-    target = root / name if name else place(root, step)
-    try:
-        with atomic.directory(target) as work:
-            huggingface.write(work, config, tokenizer, weights, labels)
-            tokenizer.save(work, **_tokenizer_settings(config))
-            (work / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
-            if training_state is not None:
-                with (work / STATE_FILE).open("wb") as file:
-                    torch.save(training_state, file)
-            write_manifest(work, {"step": step, **facts})
-    except WRITE_ERRORS as error:
-        kept = checkpoints(root)
-        raise UserError(
-            f"checkpoint {target} cannot be written: {first_line(error)}",
-            f"make room or choose another {'place' if name else 'checkpoint_root'}"
-            + (f"; {kept[-1]} is intact" if kept else ""),
-        ) from None
+    target, kept = root / name if name else place(root, step), checkpoints(root)
+    advice = f"make room or choose another {'place' if name else 'checkpoint_root'}"
+    advice += f"; {kept[-1]} is intact" if kept else ""
+    with write_errors(f"checkpoint {target}", advice), atomic.directory(target) as work:
+        huggingface.write(work, config, tokenizer, weights, labels)
+        tokenizer.save(work, **_tokenizer_settings(config))
+        (work / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
+        if training_state is not None:
+            with (work / STATE_FILE).open("wb") as file:
+                torch.save(training_state, file)
+        write_manifest(work, {"step": step, **facts})
     return target
+
+
+@contextmanager
+def write_errors(what: str, advice: str = "") -> Iterator[None]:
+    """Turn an error of writing a model into the `UserError` that `what` cannot be written."""
+    try:
+        yield
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            error = error.__context__  # torch.save hides a full disk behind an error of its own
+        reason = getattr(error, "strerror", "") or str(error).strip() or type(error).__name__
+        reason = reason.splitlines()[0]
+        raise UserError(f"{what} cannot be written: {reason}", advice) from None
 
 
 def _tokenizer_settings(config: Config) -> dict[str, Any]:
@@ -256,7 +252,7 @@ def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
     try:
         checksum = sha256(file)
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {first_line(error)}") from None
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
     if checksum != manifest["sha256"].get(name):
         problem = f"{file} is damaged: its checksum is not the one it was saved with"
         raise DamagedError(path, problem)
@@ -270,15 +266,6 @@ def sha256(path: Path) -> str:
             background.end_with_the_program()
             digest.update(part[:length])
     return digest.hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-        error = error.__context__  # torch.save hides a full disk behind an error of its own
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_pickle(path: Path, advice: str, mmap: bool = False) -> dict[str, Any]:

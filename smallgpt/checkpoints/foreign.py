@@ -19,7 +19,7 @@ from torch import Tensor
 
 from smallgpt.checkpoints import huggingface
 from smallgpt.checkpoints.checkpoint import Checkpoint, load_pickle, other_kind
-from smallgpt.config import Config
+from smallgpt.config import Config, config_from_dict
 from smallgpt.tokenizer.characters import (
     PAD,
     SEP,
@@ -32,19 +32,10 @@ from smallgpt.tokenizer.subwords import SubwordTokenizer
 from smallgpt.utils.errors import UserError
 
 PICKLED_FILE = "pytorch_model.bin"
-_ACTIVATIONS: dict[str, Any] = {
-    "gelu": "gelu",
-    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_new"),
-}
-_SHAPE = {
-    "block_size": "n_positions",
-    **{key: key for key in ("vocab_size", "n_layer", "n_head", "n_embd")},
-}
+_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu")
 _NOT_LEARNT = re.compile(r"\.attn\.(masked_)?bias$")
 """Masks that older files hold."""
 _OURS = {UNK: "<unk>", SEP: "\n", PAD: "<pad>"}
-_ROLES = ("unk_token", "sep_token", "pad_token")
-_USUAL_NAMES = (("[UNK]", "<unk>"), ("[SEP]", "<sep>"), ("[PAD]", "<pad>"))
 _NEEDED = "it needs a tokenizer.json, a vocab.txt, or a vocab.json with a merges.txt"
 
 
@@ -66,12 +57,13 @@ def load(directory: Path, classifier: bool | None = False) -> Checkpoint:
             "it can be a base_model: python sentimentalTrain.py config/sentimental_demo.yaml "
             f"base_model={directory}",
         )
-    values = _json(directory / huggingface.CONFIG_FILE)
+    values = huggingface.read_json(directory / huggingface.CONFIG_FILE)
     config = _config(directory / huggingface.CONFIG_FILE, values)
     weights = huggingface.from_tensors(directory, _tensors(directory), config)
     huggingface.check_finite(directory, weights)
-    settings = _json(directory / "special_tokens_map.json", needed=False)
-    settings |= _json(directory / TOKENIZER_CONFIG_FILE, needed=False)
+    settings: dict[str, Any] = {}
+    for file in (directory / "special_tokens_map.json", directory / TOKENIZER_CONFIG_FILE):
+        settings |= huggingface.read_json(file) if file.exists() else {}
     definition = _definition(directory, settings)
     try:
         order, definition = _in_our_order(definition, _controls(definition, settings, values))
@@ -93,47 +85,32 @@ def load(directory: Path, classifier: bool | None = False) -> Checkpoint:
     return Checkpoint(directory, 0, config, tokenizer, weights, {"sha256": {}})
 
 
-def _json(path: Path, needed: bool = True) -> dict[str, Any]:
-    if not needed and not path.exists():
-        return {}
-    try:
-        values = json.loads(path.read_text("utf-8"))
-        if not isinstance(values, dict):
-            raise TypeError("it is not an object")
-        return values
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-
-
 def _config(file: Path, values: dict[str, Any]) -> Config:
-    for key, expected in {
-        "model_type": "gpt2",
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-        "quantization_config": None,
-    }.items():
-        if values.get(key, expected) != expected or (key == "model_type" and key not in values):
-            raise UserError(
-                f"{file}: {key} is {values.get(key)!r}", "Small GPT runs GPT-2 models without it"
-            )
-    for key in _SHAPE.values():
-        if type(values.get(key)) is not int or values[key] < 1:
-            raise UserError(f"{file}: {key} is {values.get(key)!r}, not a number")
+    shape = {key: values.get(key) for key in ("vocab_size", "n_layer", "n_head", "n_embd")}
     activation = values.get("activation_function", "gelu_new")
-    if activation not in _ACTIVATIONS:
-        raise UserError(f"{file}: activation_function is {activation!r}", "Small GPT has GELU only")
-    inner = values.get("n_inner")
-    if inner not in (None, 4 * values["n_embd"]):
-        raise UserError(f"{file}: n_inner is {inner}", "Small GPT has 4 times n_embd only")
-    config = dataclasses.replace(
-        Config(),
-        **{ours: values[theirs] for ours, theirs in _SHAPE.items()},
-        activation=_ACTIVATIONS[activation],
-        layer_norm_epsilon=float(values.get("layer_norm_epsilon", 1e-5)),
-        tied=bool(values.get("tie_word_embeddings", True)),
+    config = config_from_dict(
+        {
+            **shape,
+            "block_size": values.get("n_positions"),
+            "activation": "gelu" if activation == "gelu" else "gelu_new",
+            "layer_norm_epsilon": values.get("layer_norm_epsilon", 1e-5),
+            "tied": values.get("tie_word_embeddings", True),
+        },
+        str(file),
+        Config,
     )
-    config.check(lambda key: str(file))
+    for key, fitting in {
+        "model_type": ("gpt2",),
+        "activation_function": _ACTIVATIONS,
+        "n_inner": (None, 4 * config.n_embd),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+        "quantization_config": (None,),
+    }.items():
+        if values.get(key, fitting[0]) not in fitting:
+            runs = " or ".join(map(str, fitting))
+            raise UserError(f"{file}: {key} is {values[key]!r}", f"Small GPT runs only {runs}")
     return config
 
 
@@ -161,7 +138,7 @@ def _tensors(directory: Path) -> dict[str, Tensor]:
 def _definition(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The contents of a tokenizer.json, which older models do not have."""
     if (directory / TOKENIZER_FILE).exists():
-        return _json(directory / TOKENIZER_FILE)
+        return huggingface.read_json(directory / TOKENIZER_FILE)
     words, subwords = directory / "vocab.txt", directory / "vocab.json"
     if not words.exists() and not subwords.exists():
         raise UserError(f"{directory} has no tokenizer", _NEEDED)
@@ -201,24 +178,21 @@ def _controls(
     """Which tokens play the parts of ours, by our id; a token plays one part only."""
     vocabulary = _vocabulary(definition)
     by_id = {number: token for token, number in vocabulary.items()}
-    found: dict[int, str] = {}
+    named = {k: v.get("content") if isinstance(v, dict) else v for k, v in settings.items()}
     # The end of a text stands for the end of an utterance where there is nothing better.
-    end = by_id.get(values.get("eos_token_id", -1)) or _content(settings.get("eos_token"))
-    for ours, role, usual in zip(_OURS, _ROLES, _USUAL_NAMES, strict=True):
-        candidates = [_content(settings.get(role)), *usual]
-        if ours == UNK:
-            candidates = [definition["model"].get("unk_token"), *candidates]
-        candidates = [c for c in candidates if c != end or ours == SEP]
-        if ours == SEP:
-            candidates.append(end)
-        free = [c for c in candidates if c in vocabulary and c not in found.values()]
+    end = by_id.get(values.get("eos_token_id", -1)) or named.get("eos_token")
+    candidates = {
+        UNK: (definition["model"].get("unk_token"), named.get("unk_token"), "[UNK]", "<unk>"),
+        SEP: (named.get("sep_token"), "[SEP]", "<sep>", end),
+        PAD: (named.get("pad_token"), "[PAD]", "<pad>"),
+    }
+    found: dict[int, str] = {}
+    for ours, tokens in candidates.items():
+        free = [t for t in tokens if t in vocabulary and t not in found.values()]
+        free = [t for t in free if t != end or ours == SEP]
         if free:
             found[ours] = free[0]
     return found
-
-
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
 
 
 def _in_our_order(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,11 @@ def write(
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors (float32).
 
-    Args:
-        weights: the state dict of a GPT of this config; with labels, of a Classifier.
-        labels: names of the classes.
-
-    Raises:
-        OSError or SafetensorError: the files cannot be written.
+    `weights` is the state dict of a GPT of this config; with labels, of a Classifier.
     """
-    values = {CONFIG_FILE: model_config(config)}
+    values = {CONFIG_FILE: _model_config(config)}
     if labels is None:
-        values[GENERATION_CONFIG_FILE] = generation_config(config, tokenizer)
+        values[GENERATION_CONFIG_FILE] = _generation_config(config, tokenizer)
         weights = {their_name(name): tensor for name, tensor in weights.items()}
     else:
         values[CONFIG_FILE] |= _classifier_config(config, tokenizer, labels)
@@ -88,6 +83,21 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
             output.write(tensor.numpy().astype("<f4", copy=False).data)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or holds no object.
+    """
+    try:
+        values = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file} cannot be read: it is not an object")
+    return values
+
+
 def read_files(directory: Path) -> dict[str, Tensor]:
     """What model.safetensors holds, or the several files that an index names instead.
 
@@ -97,10 +107,10 @@ def read_files(directory: Path) -> dict[str, Tensor]:
     index, files = directory / INDEX_FILE, [directory / WEIGHTS_FILE]
     if index.exists() and not files[0].exists():
         try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            names = sorted(set(read_json(index)["weight_map"].values()))
             if not all(Path(name).name == name for name in names):
                 raise ValueError("it names files outside of its folder")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index} is damaged: {error}") from None
         files = [directory / name for name in names]
     tensors: dict[str, Tensor] = {}
@@ -113,41 +123,41 @@ def read_files(directory: Path) -> dict[str, Tensor]:
 
 
 def from_tensors(
-    file: Path,
+    file: Path | str,
     tensors: dict[str, Tensor],
     config: ModelConfig,
     labels: list[str] | None = None,
-    transposed: bool = True,
+    parts: Callable[[str], list[str]] | None = None,
 ) -> dict[str, Tensor]:
     """The state dict of a GPT, or with labels of a Classifier, out of what `file` held.
 
     Args:
-        tensors: under the names of GPT2LMHeadModel; emptied.
-        transposed: matrices are (in, out), as GPT-2 keeps them.
+        tensors: by the file's names; emptied.
+        parts: the file's names for one of our parameters, which are its equal parts, in our layout;
+            None where the file has GPT2LMHeadModel's names and layout.
 
     Raises:
         UserError: they are not the tensors of a GPT-2 of this shape.
     """
-    expected = {their_name(n): t for n, t in hollow_model(config).state_dict().items()}
+    # Before a network of any size is built: each of these is a dimension of one of the tensors.
+    largest = max((tensor.numel() for tensor in tensors.values()), default=0)
+    sizes = (config.block_size, config.vocab_size, config.n_embd)
+    if config.n_layer > len(tensors) or max(sizes) > largest:
+        raise UserError(f"{file} has fewer tensors, or smaller ones, than its config says")
+    expected = hollow_model(config).state_dict()
     if labels is not None:
+        expected = {their_name(name): tensor for name, tensor in expected.items()}
         expected[HEAD] = torch.empty(len(labels), _head_width(config), device="meta")
-    head = tensors.pop(LM_HEAD, None) if config.tied else None
+    head = tensors.pop(LM_HEAD, None) if config.tied and labels is None else None
     weights = {}
-    for name, tensor in expected.items():
-        stored = tensors.pop(name, None)
-        if stored is None:
-            raise UserError(f"{file} lacks {name}: it is a model of another architecture")
-        if transposed and stored.dim() == 2 and _TRANSPOSED.search(name):
-            stored = stored.t()
-        if stored.shape != tensor.shape:
-            raise UserError(
-                f"{file}: {name} has shape {tuple(stored.shape)}, "
-                f"the config says {tuple(tensor.shape)}: a model of another architecture"
-            )
-        if not stored.is_floating_point():
-            raise UserError(f"{file}: {name} holds {stored.dtype}, not floating-point numbers")
-        own_name = name if labels is not None else name.removeprefix(_PREFIX)
-        weights[own_name] = stored.to(tensor.dtype)
+    for own_name, tensor in expected.items():
+        names = [own_name if labels is not None else their_name(own_name)]
+        names = parts(own_name) if parts else names
+        found = [
+            _taken(file, tensors, name, part.shape, transposed=not parts).to(tensor.dtype)
+            for name, part in zip(names, tensor.chunk(len(names)), strict=True)
+        ]
+        weights[own_name] = found[0] if len(found) == 1 else torch.cat(found)
     # Without biases of our own, the file's must be the zeros that `write` put there.
     unknown = [
         name
@@ -162,6 +172,25 @@ def from_tensors(
             "where they are not, tie_word_embeddings must be false in config.json",
         )
     return weights
+
+
+def _taken(
+    file: Path | str, tensors: dict[str, Tensor], name: str, shape: torch.Size, transposed: bool
+) -> Tensor:
+    """A tensor out of `tensors`, in our layout and of this shape."""
+    stored = tensors.pop(name, None)
+    if stored is None:
+        raise UserError(f"{file} lacks {name}: it is a model of another architecture")
+    if transposed and stored.dim() == 2 and _TRANSPOSED.search(name):
+        stored = stored.t()
+    if stored.shape != shape:
+        raise UserError(
+            f"{file}: {name} has shape {tuple(stored.shape)}, "
+            f"the config says {tuple(shape)}: a model of another architecture"
+        )
+    if not stored.is_floating_point():
+        raise UserError(f"{file}: {name} holds {stored.dtype}, not floating-point numbers")
+    return stored
 
 
 def check_size(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -209,14 +238,10 @@ def read_labels(directory: Path) -> list[str] | None:
         UserError: config.json is unreadable, or the model is of another type.
     """
     file = directory / CONFIG_FILE
-    try:
-        values = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
-    model_type = values.get("model_type") if isinstance(values, dict) else None
-    if model_type not in ("gpt2", OWN_TYPE):
+    values = read_json(file)
+    if values.get("model_type") not in ("gpt2", OWN_TYPE):
         raise UserError(
-            f"{file} describes a model of type {model_type!r}, not gpt2",
+            f"{file} describes a model of type {values.get('model_type')!r}, not gpt2",
             "Small GPT runs GPT-2 models only",
         )
     if values.get("architectures") != [_CLASSIFIER]:
@@ -225,6 +250,36 @@ def read_labels(directory: Path) -> list[str] | None:
         return [str(values["id2label"][str(n)]) for n in range(len(values["id2label"]))]
     except (KeyError, TypeError):
         raise UserError(f"{file}: id2label does not name the classes 0, 1, 2 …") from None
+
+
+def _head_width(config: ModelConfig) -> int:
+    return head_width(config.n_embd, getattr(config, "pooling", "last"))
+
+
+def is_own(config: ModelConfig) -> bool:
+    """Whether the network has parts that GPT-2 has no place for."""
+    return config.ngram_order > 1 or _head_width(config) != config.n_embd
+
+
+def _model_config(config: ModelConfig) -> dict[str, Any]:
+    """GPT-2's config.json for this shape."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": OWN_TYPE if is_own(config) else "gpt2",
+        "activation_function": config.activation,
+        **{key: getattr(config, key) for key in ("vocab_size", "n_embd", "n_layer", "n_head")},
+        **dict.fromkeys(("n_positions", "n_ctx"), config.block_size),
+        "n_inner": 4 * config.n_embd,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config.dropout),
+        "initializer_range": 0.02,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": None,
+        "eos_token_id": SEP,
+        "pad_token_id": PAD,
+        "dtype": "float32",
+    }
 
 
 def _classifier_config(config: Config, tokenizer: Tokenizer, labels: list[str]) -> dict[str, Any]:
@@ -240,55 +295,16 @@ def _classifier_config(config: Config, tokenizer: Tokenizer, labels: list[str]) 
     }
 
 
-def _head_width(config: ModelConfig) -> int:
-    return head_width(config.n_embd, getattr(config, "pooling", "last"))
-
-
-def is_own(config: ModelConfig) -> bool:
-    """Whether the network has parts that GPT-2 has no place for."""
-    return config.ngram_order > 1 or _head_width(config) != config.n_embd
-
-
-def model_config(config: ModelConfig) -> dict[str, Any]:
-    """GPT-2's config.json for this shape."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": OWN_TYPE if is_own(config) else "gpt2",
-        "activation_function": config.activation,
-        "vocab_size": config.vocab_size,
-        "n_positions": config.block_size,
-        "n_ctx": config.block_size,
-        "n_embd": config.n_embd,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_inner": 4 * config.n_embd,
-        "layer_norm_epsilon": config.layer_norm_epsilon,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "resid_pdrop": config.dropout,
-        "initializer_range": 0.02,
-        "scale_attn_weights": True,
-        "tie_word_embeddings": config.tied,
-        "bos_token_id": None,
-        "eos_token_id": SEP,
-        "pad_token_id": PAD,
-        "dtype": "float32",
-    }
-
-
-def generation_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+def _generation_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     """How transformers draws replies, as configured for our chat.
 
     One difference stays: its repetition penalty counts the characters of the prompt too.
     """
-    sampled = {
-        "temperature": config.temperature,
-        "top_k": config.top_k,
-        "top_p": config.top_p,
-    }
+    drawn = config.temperature > 0
+    sampling = ("temperature", "top_k", "top_p") if drawn else ()
     return {
-        "do_sample": config.temperature > 0,
-        **(sampled if config.temperature > 0 else {}),
+        "do_sample": drawn,
+        **{key: getattr(config, key) for key in sampling},
         "repetition_penalty": config.repetition_penalty,
         "max_new_tokens": config.max_new_tokens,
         "eos_token_id": [SEP, PAD],

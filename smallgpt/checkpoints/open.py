@@ -27,13 +27,11 @@ def open_checkpoint(
     verify_weights: bool = True,
     key: str = "",
 ) -> Checkpoint:
-    """Open what a user names as a model; see `find_checkpoint`.
+    """Open what a user names as a model.
 
     Args:
-        root: where `latest`, `auto` and `best` are looked up.
-        texts: what a `.pth` was trained on, for its vocabulary; None where it is not known.
-        classifier: whether it must be a classifier, or a language model; None takes both.
-        verify_weights: see `checkpoint.load`.
+        root, texts: see `find_checkpoint`.
+        classifier, verify_weights: see `checkpoint.load`.
         key: the config key that names it, for messages.
 
     Raises:
@@ -44,11 +42,12 @@ def open_checkpoint(
         if classifier and legacy_pth.is_legacy(path) and path.exists():
             raise checkpoint.other_kind(path, None)
         path = find_checkpoint(named, root=root, texts=texts)
-        if _is_foreign(path):
-            from smallgpt.checkpoints import foreign  # only here: ours need not wait for it
+        ours = any((path / name).exists() for name in (MANIFEST_FILE, checkpoint.CONFIG_FILE))
+        if ours or not (path / huggingface.CONFIG_FILE).is_file():
+            return checkpoint.load(path, verify_weights, classifier)
+        from smallgpt.checkpoints import foreign  # only here: ours need not wait for it
 
-            return foreign.load(path, classifier)
-        return checkpoint.load(path, verify_weights, classifier)
+        return foreign.load(path, classifier)
     except UserError as error:
         if key:
             raise UserError(f"{key}: {error.problem}", error.advice) from None
@@ -64,7 +63,8 @@ def find_checkpoint(
     converted into a directory beside it, once.
 
     Args:
-        root, texts: as in `open_checkpoint`.
+        root: where `latest`, `auto` and `best` are looked up.
+        texts: what a `.pth` was trained on, for its vocabulary; None where it is not known.
 
     Raises:
         UserError: there is no checkpoint in `root`, or a `.pth` cannot be converted.
@@ -97,20 +97,10 @@ def open_for_training(
 ) -> tuple[Checkpoint, dict[str, Any]]:
     """What a run goes on from: a checkpoint and its training state, a `.pth` with its optimizer.
 
-    Args:
-        root, texts, classifier: as in `open_checkpoint`.
-
-    Raises:
-        UserError: there is none, it is damaged, of the other kind, or can only chat.
+    Arguments and errors are those of `open_checkpoint`; and some models can only chat.
     """
     path = Path(named).expanduser()
     if legacy_pth.is_legacy(path) and not classifier:
-        return legacy_pth.load_with_state(path, texts)
+        return legacy_pth.load(path, texts)
     stored = open_checkpoint(named, root=root, texts=texts, classifier=classifier)
     return stored, stored.training_state()
-
-
-def _is_foreign(path: Path) -> bool:
-    """Whether a directory holds a model of another program, in Hugging Face's form."""
-    ours = any((path / name).exists() for name in (MANIFEST_FILE, checkpoint.CONFIG_FILE))
-    return not ours and (path / huggingface.CONFIG_FILE).is_file()

@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData, save_torch_state_dict
 
 from smallgpt.checkpoints import checkpoint, huggingface
-from smallgpt.checkpoints.checkpoint import Checkpoint, first_line
+from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE
 from smallgpt.config import SentimentConfig
@@ -60,20 +60,15 @@ def make_ready(path: Path, target: Path, licence: str, most_bytes: str = MOST_BY
         raise UserError(f"{path} is another program's model", "it is as ready as it can be")
     left_out = (checkpoint.STATE_FILE, MANIFEST_FILE, huggingface.WEIGHTS_FILE)
     tensors = huggingface.read_files(stored.path)
-    try:
-        with atomic.directory(target) as work:
-            for file in stored.path.iterdir():
-                if file.is_file() and file.name not in left_out:
-                    shutil.copyfile(file, work / file.name)
-            save_torch_state_dict(
-                tensors, work, max_shard_size=most_bytes, metadata={"format": "pt"}
-            )
-            for file in work.iterdir():
-                file.chmod(0o644)
-            (work / CARD_FILE).write_text(card(stored, licence), "utf-8")
-            checkpoint.write_manifest(work, stored.manifest)
-    except checkpoint.WRITE_ERRORS as error:
-        raise UserError(f"{target} cannot be written: {first_line(error)}") from None
+    with checkpoint.write_errors(str(target)), atomic.directory(target) as work:
+        for file in stored.path.iterdir():
+            if file.is_file() and file.name not in left_out:
+                shutil.copyfile(file, work / file.name)
+        save_torch_state_dict(tensors, work, max_shard_size=most_bytes, metadata={"format": "pt"})
+        for file in work.iterdir():
+            file.chmod(0o644)
+        (work / CARD_FILE).write_text(card(stored, licence), "utf-8")
+        checkpoint.write_manifest(work, stored.manifest)
 
 
 def card(stored: Checkpoint, licence: str) -> str:

@@ -6,7 +6,6 @@ import errno
 import os
 import pickle
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,25 +33,16 @@ from tests.helpers.models import (
 )
 
 
-@pytest.mark.parametrize("resealed", [False, True])
-def test_any_flipped_bit_is_found(saved: Path, resealed: bool) -> None:
+def test_any_flipped_bit_is_found(saved: Path) -> None:
     for file in sorted(saved.iterdir()):
         whole = file.read_bytes()
         for place in (0, len(whole) // 2, len(whole) - 1):
             damaged = bytearray(whole)
             damaged[place] ^= 0x80  # leaves ASCII: no longer UTF-8
             file.write_bytes(damaged)
-            if file.name == "manifest.json":
-                assert str(file) in refusal(lambda: load(saved))
-            elif not resealed:
-                # A checksum finds it, before anything is made of the contents.
-                assert f"{file} is damaged" in refusal(lambda: load(saved).training_state())
-            elif file.name in ("config.json", "tokenizer.json", "config.yaml"):
-                reseal(saved)
-                assert str(file) in refusal(lambda: load(saved))
-            file.write_bytes(whole)
-            if resealed:
-                reseal(saved)
+            # Before anything is made of the contents.
+            assert f"{file} is damaged" in refusal(lambda: load(saved).training_state())
+        file.write_bytes(whole)
     assert is_model(saved, 1)
 
 
@@ -73,11 +63,6 @@ def test_missing_and_truncated_files(root: Path, saved: Path) -> None:
     stored = load(saved)
     assert same_weights(stored.weights, random_model(1, vocab_size=40))
     assert "can chat, not resume" in refusal(stored.training_state)
-
-
-def test_a_file_that_the_manifest_does_not_vouch_for(saved: Path) -> None:
-    (saved / "manifest.json").write_text('{"step": 1, "sha256": {}}', encoding="utf-8")
-    assert "checksum is not the one it was saved with" in refusal(lambda: load(saved))
 
 
 def test_a_disk_that_cannot_be_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,31 +105,33 @@ def test_no_forged_file_makes_load_stumble(saved: Path, data: st.DataObject) -> 
     ("name", "text", "message"),
     [
         ("config.json", '{"model_type": "llama"}', "a model of type 'llama', not gpt2"),
-        ("config.json", "[]", "a model of type None, not gpt2"),
+        ("config.json", "\udcff", "config.json cannot be read"),
+        ("config.yaml", "\udcff", "config.yaml is not UTF-8"),
+        ("tokenizer.json", "\udcff", "tokenizer.json"),
+        ("config.json", "[]", "config.json cannot be read: it is not an object"),
+        ("config.json", "{}", "a model of type None, not gpt2"),
         ("config.yaml", "[1, 2]", "config.yaml is not a mapping"),
         ("config.yaml", "n_layers: 2", "did you mean `n_layer`?"),
         ("tokenizer.json", "{}", "tokenizer.json is not a vocabulary"),
         ("manifest.json", "[]", "manifest.json is damaged"),
         ("manifest.json", '{"step": "1", "sha256": {}}', "manifest.json is damaged"),
+        ("manifest.json", '{"step": 1, "sha256": {}}', "checksum is not the one it was saved with"),
         ("manifest.json", '{"step": 1, "sha256": {"model.safetensors": 5}}', "is damaged"),
     ],
 )
 def test_forged_descriptions(saved: Path, name: str, text: str, message: str) -> None:
-    (saved / name).write_text(text, encoding="utf-8")
+    (saved / name).write_text(text, "utf-8", errors="surrogateescape")
     if name != "manifest.json":
         reseal(saved)
     assert message in refusal(lambda: load(saved))
 
 
-LN, FC = "transformer.h.0.ln_1.weight", "transformer.h.0.mlp.c_fc.weight"
-BIAS = "transformer.h.1.mlp.c_fc.bias"
+FC, BIAS = "transformer.h.0.mlp.c_fc.weight", "transformer.h.1.mlp.c_fc.bias"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop(LN), f"lacks {LN}"),
-        (lambda t: t.update({LN: torch.ones(33)}), "ln_1.weight has shape (33,), the config says"),
         (lambda t: t.update({FC: torch.ones(2, 2, 2)}), "c_fc.weight has shape (2, 2, 2)"),
         (lambda t: t.update(extra=torch.ones(1)), "unknown tensors (extra …)"),
         # Biases that this model does not have are not dropped in silence.
@@ -196,16 +183,9 @@ def test_a_training_state_that_is_none(saved: Path, content: bytes | list[int] |
         file.write_bytes(content)
     elif isinstance(content, list):
         torch.save(content, file)
-    else:
-        repack(file)
+    else:  # the same entries, compressed: such entries could unpack to any size
+        shutil.unpack_archive(file, saved / "unpacked", "zip")
+        shutil.make_archive(str(file), "zip", saved / "unpacked")
+        file.with_name(f"{file.name}.zip").rename(file)
     reseal(saved)
     assert f"{file} is refused" in refusal(lambda: load(saved).training_state())
-
-
-def repack(file: Path) -> None:
-    """The same entries, compressed: such entries could unpack to any size."""
-    with zipfile.ZipFile(file) as old:
-        entries = {name: old.read(name) for name in old.namelist()}
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
-        for name, data in entries.items():
-            new.writestr(name, data)

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import smallgpt
-from smallgpt.checkpoints import checkpoint, huggingface, legacy_pth
+from smallgpt.checkpoints import checkpoint, legacy_pth
 from smallgpt.config import Config, config_from_dict
 from smallgpt.training import pretrain
-from smallgpt.utils.errors import UserError
-from tests.helpers.commands import Evil
+from tests.helpers.commands import refusal
 from tests.helpers.processes import Run
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "original_tiny"
@@ -37,54 +37,53 @@ def vocabulary() -> list[str]:
     return sorted(set(characters), key=lambda c: (-characters.count(c), characters.index(c)))
 
 
-def layout(shape: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors, in the order of a file, but for masks and the head."""
-    E, T = shape["n_embd"], shape["block_size"]
-    modules: dict[str, tuple[int, ...]] = {}
-    for i in range(shape["n_layer"]):
-        h = f"transformer.h.{i}."
-        modules |= {f"{h}ln1": (E,), f"{h}ln2": (E,)}
-        modules |= {f"{h}attention.{name}": (E, E) for name in ("W_q", "W_k", "W_v", "out_net")}
-        modules |= {f"{h}ffn.dense1": (4 * E, E), f"{h}ffn.out_net": (E, 4 * E)}
-    sizes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (3 + len(vocabulary()), E)}
-    sizes["transformer.wpe.weight"] = (T, E)
-    for name, size in (modules | {"transformer.ln_f": (E,)}).items():
-        sizes |= {f"{name}.weight": size} | ({f"{name}.bias": size[:1]} if shape["bias"] else {})
-    return sizes
+def network(T: int, V: int, layers: int, E: int, bias: bool) -> nn.ModuleDict:
+    """The earlier program's, made by hand: modules by its names, in its order."""
+
+    def norm() -> nn.LayerNorm:
+        return nn.LayerNorm(E, bias=bias)
+
+    def block() -> nn.ModuleDict:
+        mask = nn.Module()
+        mask.register_buffer("mask", torch.ones(T, T).tril()[None])
+        projections = {n: nn.Linear(E, E, bias) for n in ("W_q", "W_k", "W_v", "out_net")}
+        attention = nn.ModuleDict({"attention": mask, **projections})
+        ffn = {"dense1": nn.Linear(E, 4 * E, bias), "out_net": nn.Linear(4 * E, E, bias)}
+        parts = {"ln1": norm(), "ln2": norm(), "attention": attention, "ffn": nn.ModuleDict(ffn)}
+        return nn.ModuleDict(parts)
+
+    blocks = nn.ModuleList(block() for _ in range(layers))
+    embeddings = {"wte": nn.Embedding(V, E), "wpe": nn.Embedding(T, E)}
+    transformer = nn.ModuleDict({**embeddings, "h": blocks, "ln_f": norm()})
+    model = nn.ModuleDict({"transformer": transformer, "lm_head": nn.Linear(E, V, bias=False)})
+    model["lm_head"].weight = embeddings["wte"].weight
+    return model
 
 
 def contents(seed: int = 0, compiled: bool = False, **changes: Any) -> dict[str, Any]:
-    """What the earlier program saved, made by hand: names, order, shapes and optimizer."""
-    shape: dict[str, Any] = {**SHAPE, **changes}
-    generator = torch.Generator().manual_seed(seed)
-    learnt = {n: torch.randn(s, generator=generator) * 0.1 for n, s in layout(shape).items()}
-    state: dict[str, Tensor] = {}
-    for name, tensor in learnt.items():
-        if name.endswith("W_q.weight"):
-            mask = torch.ones(shape["block_size"], shape["block_size"]).tril()[None]
-            state[name.replace("W_q.weight", "attention.mask")] = mask
-        state[name] = tensor
-    matrices = [t for t in learnt.values() if t.dim() >= 2]
-    vectors = [t for t in learnt.values() if t.dim() < 2]
-    parameters = [torch.nn.Parameter(t.clone()) for t in matrices + vectors]
+    """What the earlier program saved after three steps: names, order, shapes and optimizer."""
+    shape: dict[str, Any] = {**SHAPE, "vocab_size": 3 + len(vocabulary()), **changes}
+    torch.manual_seed(seed)
+    model = network(*(shape[k] for k in ("block_size", "vocab_size", "n_layer", "n_embd", "bias")))
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [
-        {"params": parameters[: len(matrices)], "weight_decay": 0.1},
-        {"params": parameters[len(matrices) :], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": 0.1},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95))
     for _ in range(3):
-        for p in parameters:
-            p.grad = torch.randn(p.shape, generator=generator)
+        for parameter in matrices + vectors:
+            parameter.grad = torch.randn_like(parameter)
         optimizer.step()
-    state["lm_head.weight"] = state["transformer.wte.weight"]
+    prefix = "_orig_mod." if compiled else ""
     return {
         "global_step": 3,
         "global_epoch": 1,
-        "block_size": shape["block_size"],
-        "vocab_size": 3 + len(vocabulary()),
+        **{key: shape[key] for key in ("block_size", "vocab_size")},
         **shape,
         "dataset": "data/train.txt",
-        "state_dict": {("_orig_mod." if compiled else "") + n: t for n, t in state.items()},
+        "state_dict": {prefix + name: t for name, t in model.state_dict().items()},
         "optimizer": optimizer.state_dict(),
     }
 
@@ -106,12 +105,10 @@ def logits_by_hand(stored: dict[str, Any], ids: list[int]) -> Tensor:
     E, H, T = stored["n_embd"], stored["n_head"], len(ids)
 
     def linear(x: Tensor, name: str) -> Tensor:
-        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", torch.zeros(1))
+        return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
 
     def norm(x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        scale = (x.var(-1, unbiased=False, keepdim=True) + 1e-5).rsqrt()
-        return centred * scale * w[f"{name}.weight"] + w.get(f"{name}.bias", torch.zeros(1))
+        return F.layer_norm(x, (E,), w[f"{name}.weight"], w.get(f"{name}.bias"), 1e-5)
 
     x = w["transformer.wte.weight"][ids] + w["transformer.wpe.weight"][:T]
     for i in range(stored["n_layer"]):
@@ -120,30 +117,28 @@ def logits_by_hand(stored: dict[str, Any], ids: list[int]) -> Tensor:
         q, k, v = (
             linear(y, f"{h}attention.W_{n}").view(T, H, E // H).transpose(0, 1) for n in "qkv"
         )
-        scores = q @ k.transpose(1, 2) / (E // H) ** 0.5
-        scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf"))
-        mixed = (scores.softmax(-1) @ v).transpose(0, 1).reshape(T, E)
-        x = x + linear(mixed, h + "attention.out_net")
-        y = linear(norm(x, h + "ln2"), h + "ffn.dense1")
-        x = x + linear(y * (1 + torch.erf(y / 2**0.5)) / 2, h + "ffn.out_net")
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + linear(mixed.transpose(0, 1).reshape(T, E), h + "attention.out_net")
+        x = x + linear(F.gelu(linear(norm(x, h + "ln2"), h + "ffn.dense1")), h + "ffn.out_net")
     return norm(x, "transformer.ln_f") @ w["transformer.wte.weight"].T
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_published_file_gives_its_own_logits_and_vocabulary(
+def test_a_legacy_file_gives_its_own_logits_and_comes_back_bit_equal(
     tmp_path: Path, text: Path, compiled: bool, bias: bool
 ) -> None:
     stored = contents(bias=bias, compiled=compiled)
-    torch.save(stored, tmp_path / "cpt3.pth")
-    legacy_pth.to_checkpoint(tmp_path / "cpt3.pth", [text], tmp_path / "cpt3")
-
-    loaded = checkpoint.load(tmp_path / "cpt3")
+    torch.save(stored, tmp_path / "a.pth")
+    legacy_pth.to_checkpoint(tmp_path / "a.pth", [text], tmp_path / "a")
+    loaded = checkpoint.load(tmp_path / "a")
     assert loaded.tokenizer.characters == vocabulary()
     assert loaded.step == 3
     ids = [5, 3, 4, 1, 9, 3, 2]
     mine = loaded.model()(torch.tensor([ids]))[0]
     torch.testing.assert_close(mine, logits_by_hand(stored, ids), rtol=1e-5, atol=1e-6)
+    legacy_pth.write(loaded, tmp_path / "b.pth")
+    assert equal(stored, torch.load(tmp_path / "b.pth", weights_only=True))
 
 
 @pytest.mark.parametrize("name", ["cpt3.pth", "cpt3_compiled.pth"])
@@ -152,71 +147,34 @@ def test_the_reference_files_give_the_expected_logits(tmp_path: Path, name: str)
         pytest.skip("needs ../shared/golden/original_tiny")
     expected = json.loads((GOLDEN / "expected.json").read_text("utf-8"))
     text = shutil.copy(GOLDEN / "train.txt", tmp_path)  # its cache is written beside it
-    stored, _ = legacy_pth.load_with_state(GOLDEN / name, [Path(text)])
+    stored, _ = legacy_pth.load(GOLDEN / name, [Path(text)])
     assert ["<unk>", "<sep>", "<pad>", *stored.tokenizer.characters] == expected["vocab"]
     logits = stored.model()(torch.tensor(expected["input_ids"]))
     torch.testing.assert_close(logits, torch.tensor(expected["logits"]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_there_and_back_is_bit_equal(tmp_path: Path, text: Path, compiled: bool) -> None:
-    stored = contents(compiled=compiled)
-    torch.save(stored, tmp_path / "a.pth")
-    legacy_pth.to_checkpoint(tmp_path / "a.pth", [text], tmp_path / "a")
-    legacy_pth.write(checkpoint.load(tmp_path / "a"), tmp_path / "b.pth")
-    back = torch.load(tmp_path / "b.pth", weights_only=True)
-    for key in stored:
-        assert equal(stored[key], back[key]), key
-    assert list(back) == list(stored)
-
-
 def small_run(text: Path, root: Path, **changes: Any) -> Config:
-    values = {
-        **SHAPE,
-        "data_path": str(text),
-        "train_percent": 0.5,
-        "vocab_size": 0,
-        "device": "cpu",
-        "dtype": "float32",
-        "train_batch": 2,
-        "max_steps": 6,
-        "warmup_steps": 1,
-        "decay_steps": 6,
-        "eval_freq": 0,
-        "unk_rate": 0.0,
-        "checkpoint_root": str(root),
-        **changes,
-    }
-    return config_from_dict(values, "test", Config)
+    data = {"data_path": str(text), "train_percent": 0.5, "unk_rate": 0.0, "train_batch": 2}
+    length = {"max_steps": 6, "warmup_steps": 1, "decay_steps": 6, "eval_freq": 0}
+    where = {"checkpoint_root": str(root), "device": "cpu", "dtype": "float32"}
+    return config_from_dict({**SHAPE, **data, **length, **where, **changes}, "test", Config)
 
 
-def test_training_goes_on_from_a_published_file_with_its_optimizer(
-    tmp_path: Path, text: Path
-) -> None:
+def test_training_goes_on_from_a_legacy_file_with_its_optimizer(tmp_path: Path, text: Path) -> None:
     """Through the old format at step 3, training takes the very steps it would have taken."""
-    halfway = pretrain.run(small_run(text, tmp_path / "half", max_steps=3))
-    legacy_pth.write(checkpoint.load(halfway), tmp_path / "half.pth")
+    halfway = checkpoint.load(pretrain.run(small_run(text, tmp_path / "half", max_steps=3)))
+    legacy_pth.write(halfway, tmp_path / "half.pth")
+    # Its rows begin anew, as those of a directory do whose text is told to be another.
+    state = halfway.training_state() | {"text": None}
+    assert state["completed"] == 3
+    parts = (halfway.config, halfway.tokenizer, halfway.weights)
+    same = checkpoint.save(tmp_path, 3, *parts, state, {}, name="same")
 
     def goes_on_from(path: Path, name: str) -> dict[str, Tensor]:
         config = small_run(text, tmp_path / name, resume_from=str(path))
         return checkpoint.load(pretrain.run(config)).weights
 
-    weights = goes_on_from(tmp_path / "half.pth", "published")
-    # Its rows begin anew, as those of a directory do whose text is told to be another.
-    state = torch.load(halfway / "training_state.pt", weights_only=True)
-    assert state["completed"] == 3
-    whole = checkpoint.load(halfway)
-    checkpoint.save(
-        tmp_path,
-        3,
-        whole.config,
-        whole.tokenizer,
-        whole.weights,
-        state | {"text": None},
-        {},
-        name="same",
-    )
-    assert equal(weights, goes_on_from(tmp_path / "same", "directory"))
+    assert equal(goes_on_from(tmp_path / "half.pth", "legacy"), goes_on_from(same, "directory"))
 
 
 def test_a_file_is_converted_beside_itself_once(
@@ -242,17 +200,15 @@ def test_what_else_stands_beside_the_file_is_left_alone(tmp_path: Path, text: Pa
     torch.save(contents(), tmp_path / "cpt3.pth")
     (tmp_path / "cpt3").mkdir()
     (tmp_path / "cpt3" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError):
-        legacy_pth.directory_beside(tmp_path / "cpt3.pth", [text])
+    refusal(lambda: legacy_pth.directory_beside(tmp_path / "cpt3.pth", [text]))
     assert (tmp_path / "cpt3" / "mine.txt").read_text() == "mine"
 
 
 def test_a_text_of_another_vocabulary_is_refused(tmp_path: Path, text: Path) -> None:
     torch.save(contents(), tmp_path / "cpt3.pth")
     text.write_text(TEXT + "新", "utf-8")
-    with pytest.raises(UserError, match="the very text the weights were trained on"):
-        legacy_pth.to_checkpoint(tmp_path / "cpt3.pth", [text], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    said = refusal(lambda: legacy_pth.load(tmp_path / "cpt3.pth", [text]))
+    assert "set data_path (or --text) to the very text the weights were trained on" in said
 
 
 def test_ids_that_were_never_used_need_no_character(tmp_path: Path, text: Path) -> None:
@@ -261,26 +217,30 @@ def test_ids_that_were_never_used_need_no_character(tmp_path: Path, text: Path) 
     text.write_text(f"{TEXT}\n\n{TEXT}", "utf-8")  # each dialogue is among those trained on
     config = small_run(text, tmp_path / "run", vocab_size=used + 5, train_percent=0.75)
     legacy_pth.write(checkpoint.load(pretrain.run(config)), tmp_path / "x.pth")
-    stored, _ = legacy_pth.load_with_state(tmp_path / "x.pth", [text])
+    stored, _ = legacy_pth.load(tmp_path / "x.pth", [text])
     assert len(stored.tokenizer) == used
     text.write_text(TEXT.replace("辛苦", ""), "utf-8")
-    with pytest.raises(UserError, match="the very text"):
-        legacy_pth.load_with_state(tmp_path / "x.pth", [text])
+    assert "the very text" in refusal(lambda: legacy_pth.load(tmp_path / "x.pth", [text]))
 
 
 def _with(name: str, tensor: Tensor | None) -> dict[str, Any]:
     """A file with another tensor, or one tensor less."""
     stored = contents()
-    state = {**stored["state_dict"], name: tensor}
-    return stored | {"state_dict": {n: t for n, t in state.items() if t is not None}}
+    stored["state_dict"][name] = tensor
+    if tensor is None:
+        del stored["state_dict"][name]
+    return stored
 
 
-def _with_huge_moments() -> dict[str, Any]:
-    """Terabytes, which a small storage is a view of."""
+def _expanded(sizes: int) -> dict[str, Any]:
+    """A small file that claims terabytes: views of a small storage, of the moments or of all."""
     stored = contents()
     for moments in stored["optimizer"]["state"].values():
         moments["exp_avg"] = torch.zeros(1).expand(2**20, 2**20)
-    return stored
+    for name, tensor in stored["state_dict"].items():
+        size = [n * sizes if n in (8, 32) else n for n in tensor.shape]
+        stored["state_dict"][name] = tensor if sizes == 1 else torch.zeros(1).expand(size)
+    return stored | {"n_embd": 8 * sizes}
 
 
 W_Q = "transformer.h.0.attention.W_q.weight"
@@ -292,10 +252,10 @@ W_Q = "transformer.h.0.attention.W_q.weight"
         ([1, 2], "refused"),
         (contents() | {"state_dict": {}}, "fewer tensors"),
         (contents() | {"state_dict": 3}, "state_dict"),
-        (contents() | {"n_embd": "8"}, "n_embd is '8'"),
+        (contents() | {"n_embd": "wide"}, "n_embd: 'wide' must be a whole number"),
         (contents() | {"n_head": 3}, "n_head"),
         (contents() | {"n_layer": 10**9}, "fewer tensors"),
-        (contents() | {"vocab_size": 0}, "vocab_size is 0"),
+        (contents() | {"vocab_size": 0}, "wte.weight has shape"),
         (contents() | {"vocab_size": 5}, "wte.weight has shape"),
         (_with(W_Q, None), "lacks transformer.h.0.attention.W_q.weight"),
         (_with(W_Q, torch.zeros(8, 9)), "has shape"),
@@ -305,50 +265,33 @@ W_Q = "transformer.h.0.attention.W_q.weight"
         (_with("lm_head.weight", torch.zeros(3, 8)), "output head"),
         (contents() | {"optimizer": {"state": {0: {}}, "param_groups": []}}, "optimizer"),
         (contents() | {"optimizer": {"state": {0: {}}}}, "optimizer"),
-        (_with_huge_moments(), "exp_avg of wte.weight has another shape"),
+        (_expanded(1), "wte.weight has shape (1048576, 1048576)"),
+        (_expanded(2**15), "larger than the file"),
     ],
 )
 def test_other_files_are_refused_with_the_reason(tmp_path: Path, stored: Any, reason: str) -> None:
     torch.save(stored, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=reason):
-        legacy_pth.read(tmp_path / "x.pth")
+    assert reason in refusal(lambda: legacy_pth.load(tmp_path / "x.pth", None))
 
 
-def test_a_small_file_that_claims_terabytes_is_refused(tmp_path: Path) -> None:
-    stored = contents()
-    width = 8 * 2**15
-    for name, tensor in stored["state_dict"].items():
-        size = [n * 2**15 if n in (8, 32) else n for n in tensor.shape]
-        stored["state_dict"][name] = torch.zeros(1).expand(size)
-    torch.save(stored | {"n_embd": width}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match="larger than the file"):
-        legacy_pth.read(tmp_path / "x.pth")
-
-
-@pytest.mark.parametrize("damage", ["empty", "cut", "text", "folder", "evil"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "folder"])
 def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "x.pth"
-    torch.save(contents() | ({"dataset": Evil(tmp_path / "ran")} if damage == "evil" else {}), path)
+    torch.save(contents(), path)
     whole = path.read_bytes()
-    if damage in ("empty", "cut"):
-        path.write_bytes(whole[: len(whole) // 2 if damage == "cut" else 0])
-    elif damage == "text":
-        path.write_text("not a model")
-    elif damage == "folder":
+    path.write_bytes({"empty": b"", "cut": whole[:9000]}.get(damage, b"not a model"))
+    if damage == "folder":
         path.unlink()
         path.mkdir()
-    with pytest.raises(UserError, match=r"x\.pth is refused: it is not a file of tensors"):
-        legacy_pth.read(path)
-    assert not (tmp_path / "ran").exists()
+    said = refusal(lambda: legacy_pth.load(path, None))
+    assert f"{path} is refused: it is not a file of tensors" in said
 
 
 def test_memory_of_the_first_chat_stays_near_the_file(tmp_path: Path, run: Run) -> None:
     """Its peak, without what Python and torch need: the mapped file, and queries, keys, values."""
-    ids = 3 + len(vocabulary())
-    config = Config(block_size=64, n_layer=6, n_head=8, n_embd=512, vocab_size=ids)
-    hollow = huggingface.hollow_model(config).state_dict()
-    weights = {name: torch.zeros(tensor.shape) for name, tensor in hollow.items()}
-    torch.save(legacy_pth.contents(0, config, weights, None, {}), tmp_path / "cpt1.pth")
+    stored = contents(block_size=64, n_layer=6, n_embd=512)
+    del stored["optimizer"]
+    torch.save(stored, tmp_path / "cpt1.pth")
     (tmp_path / "train.txt").write_text(TEXT, "utf-8")
     program = """
 import re, sys

@@ -12,14 +12,12 @@ import pytest
 import torch
 
 import smallgpt
-from smallgpt.chat.prompt import prompt_ids
 from smallgpt.checkpoints import checkpoint, legacy_pth
 from smallgpt.hub.publish import make_ready
 from tests.helpers.commands import refusal
 from tests.helpers.models import save_with_pairs
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-import transformers
 from huggingface_hub import ModelCard
 
 
@@ -96,17 +94,3 @@ def test_what_is_there_stays(trained: Path, tmp_path: Path) -> None:
     assert "is there already" in refusal(lambda: make_ready(trained, tmp_path / "mine", "mit"))
     assert "not found" in refusal(lambda: make_ready(tmp_path / "x", tmp_path / "y", "mit"))
     assert not (tmp_path / "y").exists()
-
-
-def test_the_chat_template_is_our_conversation(trained: Path, tmp_path: Path) -> None:
-    """Turn for turn, white space and newlines within an utterance included."""
-    make_ready(trained, tmp_path / "ready", "mit")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ready")
-    said = ["早上好呀", " 好\n呀 ", "<pad>你在吗\r\n", "今天", "<sep>好"]
-    tokenizer = checkpoint.load(trained).tokenizer
-    for count in range(1, len(said) + 1):
-        messages = [
-            {"role": ("user", "assistant")[n % 2], "content": said[n]} for n in range(count)
-        ]
-        expected, _ = prompt_ids(said[:count], tokenizer, 10_000, 0)
-        assert theirs.apply_chat_template(messages, return_dict=False) == expected

@@ -84,7 +84,6 @@ def test_round_trip_and_what_others_say(tmp_path: Path, bias: bool) -> None:
 
     model = random_model(0, ngram_order=3, ngram_rows=50, bias=bias)
     assert isinstance(model.config, Config)
-    config = model.config
     path = save_with_pairs(tmp_path, bias)
     again = checkpoint.load(path)
     for name, tensor in model.state_dict().items():
@@ -93,5 +92,5 @@ def test_round_trip_and_what_others_say(tmp_path: Path, bias: bool) -> None:
     torch.testing.assert_close(again.model()(ids), model(ids))
     with pytest.raises(ValueError, match="smallgpt"):
         AutoConfig.from_pretrained(path)
-    said = refusal(lambda: legacy_pth.contents(1, config, model.state_dict(), None, {}))
+    said = refusal(lambda: legacy_pth.write(again, tmp_path / "x.pth"))
     assert "ngram_order is 3" in said
