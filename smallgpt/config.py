@@ -346,13 +346,7 @@ def load_config(
 ) -> C:
     """Read a YAML file (None: the defaults), apply `key=value` overrides, and check everything.
 
-    Args:
-        schema: the class of the config, which says what keys there are.
-        command: the one that reads this; a note names the keys that it does not use.
-
-    Raises:
-        UserError: the file cannot be read, is not a flat YAML mapping, has an unknown key, a value
-            of the wrong type, or a value that cannot work.
+    `schema` says what keys there are. A note names those that `command` does not use.
     """
     typed = _parse_overrides(overrides or [])
     merged = (_read_yaml(Path(path)) if path is not None else {}) | typed
