@@ -16,14 +16,14 @@ from smallgpt.cli.arguments import (
     Device,
     Overrides,
     command,
-    prepare_process,
+    run_program,
     typed,
 )
 from smallgpt.cli.configuration import configuration
 from smallgpt.cli.data import data_app
 from smallgpt.cli.sentiment import sentiment_app
 from smallgpt.config import CHAT, TRAIN, Config, Dtype, load_config, typed_keys
-from smallgpt.utils.errors import UserError, user_errors
+from smallgpt.utils.errors import UserError
 
 if TYPE_CHECKING:
     from smallgpt.checkpoints.checkpoint import Checkpoint
@@ -44,9 +44,7 @@ command(app, "config")(configuration)
 
 def main() -> None:
     """Entry point of the `smallgpt` command."""
-    prepare_process()
-    with user_errors():
-        app()
+    run_program(app)
 
 
 @command(app)
