@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,8 +20,6 @@ from typing_extensions import TypeVar
 
 from smallgpt.utils.errors import UserError, note
 
-Where = Callable[[str], str]
-"""Names the place where a key's value stands, for messages."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Pooling = Literal["last", "last_mean"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
@@ -203,10 +201,6 @@ class Config(ModelConfig, SamplingConfig):
         of_epochs = self.max_epoch and max(1, round(self.max_epoch * steps_per_epoch))
         return min(filter(None, (self.max_steps, of_epochs)), default=self.decay_steps)
 
-    def check(self, where: Where) -> None:
-        """Refuse values that cannot work, each with its reason."""
-        _build(dataclasses.asdict(self), where, type(self))
-
     def _conflicts(self) -> Iterator[tuple[bool, str, str]]:
         """What no limit of one key says: (is it so?, the key to blame, why it cannot work)."""
         yield not self.checkpoint_root, "checkpoint_root", "must name a folder"
@@ -350,15 +344,58 @@ def load_config(
     """
     typed = _parse_overrides(overrides or [])
     merged = (_read_yaml(Path(path)) if path is not None else {}) | typed
-    config = _build(merged, lambda key: "command line" if key in typed else str(path), schema)
+    config = config_from_dict(merged, str(path), schema, typed)
     if command:  # for those that are not about a whole run a file holds more than they use
         _note_unused(command, merged if command in (TRAIN, CLASSIFY) else typed, config)
     return config
 
 
-def config_from_dict(values: dict[str, Any], where: str, schema: type[C]) -> C:
-    """Check `values` (key -> value) against the schema; `where` names their source in messages."""
-    return _build(values, lambda key: where, schema)
+def config_from_dict(
+    values: dict[str, Any], where: str, schema: type[C], typed: Collection[str] = ()
+) -> C:
+    """The config of values as they stand in a file or were typed, checked.
+
+    `where` names the source of all keys but those that were `typed`, for messages.
+    """
+    # Imported here: where a config is only passed on, as in the model, nothing is validated.
+    from pydantic import ValidationError
+
+    def place(key: str) -> str:
+        return "command line" if key in typed else where
+
+    values = {key: _given(key, value, place(key), schema) for key, value in values.items()}
+    try:
+        config: C = _adapter(schema).validate_python(values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        wanted = allowed_values(properties(schema)[key])
+        raise UserError(f"{place(key)}: {key}: {values[key]!r} must be {wanted}") from None
+    for wrong, key, reason in config._conflicts():
+        if wrong:
+            raise UserError(f"{place(key)}: {key}: {getattr(config, key)!r} {reason}")
+    check_shares(config, processes=1, where=f"{place('train_batch')}: ")
+    return config
+
+
+def _given(key: str, value: Any, where: str, schema: type[Config]) -> Any:
+    """The value of a key that must exist; None where it is optional and left empty."""
+    known = schema.__dataclass_fields__
+    if key not in known:
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        advice = f"did you mean `{nearest[0]}`?" if nearest else f"known keys: {', '.join(known)}"
+        raise UserError(f"{where}: unknown key `{key}`", advice)
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and (text == "???" or "${" in text):
+            raise UserError(f"{where}: {key}: {text} must be replaced by a value")
+    empty = known[key].default is None and value in ("", "None", "none", "null")
+    return None if empty else value
+
+
+@cache
+def _adapter(schema: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
 
 
 def config_to_yaml(config: Config) -> str:
@@ -428,43 +465,3 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         listed = key == "data_path" and text.startswith("[") and text.endswith("]")
         values[key] = _parse_yaml(text, f"command line: {argument!r}") if listed else text
     return values
-
-
-def _build(values: dict[str, Any], where: Where, schema: type[C]) -> C:
-    """The config of values as they stand in a file or were typed, checked."""
-    # Imported here: where a config is only passed on, as in the model, nothing is validated.
-    from pydantic import ValidationError
-
-    values = {key: _given(key, value, where, schema) for key, value in values.items()}
-    try:
-        config: C = _adapter(schema).validate_python(values)  # type: ignore[arg-type]
-    except ValidationError as error:
-        key = str(error.errors()[0]["loc"][0])
-        wanted = allowed_values(properties(schema)[key])
-        raise UserError(f"{where(key)}: {key}: {values[key]!r} must be {wanted}") from None
-    for wrong, key, reason in config._conflicts():
-        if wrong:
-            raise UserError(f"{where(key)}: {key}: {getattr(config, key)!r} {reason}")
-    check_shares(config, processes=1, where=f"{where('train_batch')}: ")
-    return config
-
-
-def _given(key: str, value: Any, where: Where, schema: type[Config]) -> Any:
-    """The value of a key that must exist; None where it is optional and left empty."""
-    known = schema.__dataclass_fields__
-    if key not in known:
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        advice = f"did you mean `{nearest[0]}`?" if nearest else f"known keys: {', '.join(known)}"
-        raise UserError(f"{where(key)}: unknown key `{key}`", advice)
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str) and (text == "???" or "${" in text):
-            raise UserError(f"{where(key)}: {key}: {text} must be replaced by a value")
-    empty = known[key].default is None and value in ("", "None", "none", "null")
-    return None if empty else value
-
-
-@cache
-def _adapter(schema: Any) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(schema)

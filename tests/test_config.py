@@ -216,10 +216,10 @@ def test_impossible_value_stops_with_its_reason(
     assert validator.is_valid(yaml.safe_load(lines)) <= beyond_schema
 
 
-def test_a_config_made_in_python_is_checked_too() -> None:
-    for config in (Config(n_layer=0), Config(n_head=7), SentimentConfig(base_model=None)):
+def test_values_of_python_are_checked_too() -> None:
+    for values in ({"n_layer": 0}, {"n_head": 7}, {"base_model": None}):
         with pytest.raises(UserError, match=r"^here: (n_layer|n_embd|base_model): "):
-            config.check(lambda key: "here")
+            config_from_dict(values, "here", SentimentConfig)
 
 
 # keys

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from smallgpt.checkpoints import huggingface
 from smallgpt.checkpoints.checkpoint import Checkpoint, load_pickle, other_kind
-from smallgpt.config import Config
+from smallgpt.config import Config, config_from_dict
 from smallgpt.tokenizer.characters import (
     PAD,
     SEP,
@@ -126,15 +126,12 @@ def _config(file: Path, values: dict[str, Any]) -> Config:
     inner = values.get("n_inner")
     if inner not in (None, 4 * values["n_embd"]):
         raise UserError(f"{file}: n_inner is {inner}", "Small GPT has 4 times n_embd only")
-    config = dataclasses.replace(
-        Config(),
-        **{ours: values[theirs] for ours, theirs in _SHAPE.items()},
-        activation=_ACTIVATIONS[activation],
-        layer_norm_epsilon=float(values.get("layer_norm_epsilon", 1e-5)),
-        tied=bool(values.get("tie_word_embeddings", True)),
-    )
-    config.check(lambda key: str(file))
-    return config
+    shape = {ours: values[theirs] for ours, theirs in _SHAPE.items()} | {
+        "activation": _ACTIVATIONS[activation],
+        "layer_norm_epsilon": float(values.get("layer_norm_epsilon", 1e-5)),
+        "tied": bool(values.get("tie_word_embeddings", True)),
+    }
+    return config_from_dict(shape, str(file), Config)
 
 
 def _tensors(directory: Path) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from smallgpt.checkpoints.huggingface import (
     their_name,
 )
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE
-from smallgpt.config import Config
+from smallgpt.config import Config, config_from_dict
 from smallgpt.model.parameters import parameter_groups
 from smallgpt.tokenizer.characters import UNK, Tokenizer
 from smallgpt.utils import atomic
@@ -133,9 +133,7 @@ def _config(path: Path, stored: dict[str, Any]) -> Config:
     if stored["n_layer"] > len(stored["state_dict"]):
         raise _refused(path, f"it has fewer tensors than its n_layer, {stored['n_layer']}, says")
     shape = {key: stored[key] for key in _SHAPE_KEYS}
-    config = dataclasses.replace(Config(), **shape, bias=stored.get("bias", True))
-    config.check(lambda key: str(path))
-    return config
+    return config_from_dict(shape | {"bias": stored.get("bias", True)}, str(path), Config)
 
 
 def _read_moments(state: Any, config: Config, weights: Mapping[str, Tensor]) -> Moments | None:
