@@ -32,9 +32,6 @@ _TRAINING = (TRAIN, TRAIN_FROM_BASE, CLASSIFY, ABLATION)
 _ANY = (*_TRAINING, CHAT)
 
 
-_PYDANTIC = {"use_attribute_docstrings": True, "allow_inf_nan": False}
-
-
 def _key(default: Any, **metadata: Any) -> Any:
     """A field of a config class: its group, the commands that use it, and limits for pydantic."""
     return dataclasses.field(default=default, metadata=metadata)
@@ -55,8 +52,6 @@ _classifier = partial(_key, group="classifier", used_by=(CLASSIFY, ABLATION))
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of the network. A checkpoint can only be resumed with the same one."""
-
-    __pydantic_config__ = _PYDANTIC
 
     block_size: int = _network(256, ge=8)
     """Positions in a row; the longest context of the model."""
@@ -92,8 +87,6 @@ class ModelConfig:
 @dataclass(frozen=True)
 class SamplingConfig:
     """How the next character is drawn from the logits."""
-
-    __pydantic_config__ = _PYDANTIC
 
     temperature: float = _sampling(0.5, ge=0)
     """0 always takes the most likely character."""
@@ -281,7 +274,7 @@ def properties(schema: type[Config]) -> dict[str, dict[str, Any]]:
     """The JSON Schema of each key of a config of this class, with its meaning."""
     found: dict[str, dict[str, Any]] = {}
     for cls in reversed(schema.__mro__[:-1]):  # pydantic reads the docstrings of own fields only
-        for key, known in _adapter(cls).json_schema()["properties"].items():
+        for key, known in _adapter(cls, True).json_schema()["properties"].items():
             found[key] = found.get(key, {}) | known
     for known in found.values():
         known["description"] = " ".join(known["description"].split())
@@ -392,9 +385,11 @@ def _given(key: str, value: Any, where: str, schema: type[Config]) -> Any:
 
 
 @cache
-def _adapter(schema: Any) -> Any:
+def _adapter(schema: Any, docstrings: bool = False) -> Any:
     from pydantic import TypeAdapter
 
+    # Docstrings are read from the source: no command that only loads a config waits for that.
+    schema.__pydantic_config__ = {"use_attribute_docstrings": docstrings, "allow_inf_nan": False}
     return TypeAdapter(schema)
 
 
