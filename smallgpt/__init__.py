@@ -9,6 +9,7 @@ for chunk in bot.stream("昨晚睡得好吗？"):
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,20 @@ if TYPE_CHECKING:
     from smallgpt.sentiment.predictor import Predictor as Predictor
     from smallgpt.utils.errors import UserError as UserError
 
+_MODULES = {
+    "Chatbot": "smallgpt.chat.chatbot",
+    "Predictor": "smallgpt.sentiment.predictor",
+    "UserError": "smallgpt.utils.errors",
+}
 __all__ = ["Chatbot", "Predictor", "UserError", "load"]
 
 
 def load(path: str | Path, *arguments: Any, **settings: Any) -> Any:
     """Open a model: a Chatbot, or a Predictor where it is a classifier.
 
-    Args:
-        path: a checkpoint directory, the folder of a run (its best checkpoint, else its newest), a
-            GPT-2 directory of another program, or a converted `.pth`.
-        arguments, settings: see smallgpt.chat.chatbot.load and smallgpt.sentiment.predictor.load.
+    `path` is a checkpoint directory, the folder of a run (its best checkpoint, else its newest), a
+    GPT-2 directory of another program, or a converted `.pth`; the settings are those of
+    smallgpt.chat.chatbot.load and smallgpt.sentiment.predictor.load.
 
     Raises:
         UserError: there is no usable checkpoint at `path`.
@@ -44,16 +49,6 @@ def load(path: str | Path, *arguments: Any, **settings: Any) -> Any:
 
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that `import smallgpt` does not wait for torch.
-    if name == "Chatbot":
-        from smallgpt.chat.chatbot import Chatbot
-
-        return Chatbot
-    if name == "Predictor":
-        from smallgpt.sentiment.predictor import Predictor
-
-        return Predictor
-    if name == "UserError":
-        from smallgpt.utils.errors import UserError
-
-        return UserError
-    raise AttributeError(f"module 'smallgpt' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'smallgpt' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -6,26 +6,20 @@ Pydantic reads the fields below to convert and check values. From the same field
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
-import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import date
 from functools import cache, partial
-from itertools import pairwise
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_type_hints, overload
+from typing import Any, Literal, get_args
 
 import yaml
+from typing_extensions import TypeVar
 
 from smallgpt.utils.errors import UserError, note
 
-Where = Callable[[str], str]
-"""Names the place where a key's value stands, for messages."""
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Pooling = Literal["last", "last_mean"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
@@ -36,17 +30,11 @@ TRAIN_FROM_BASE = "train.py with base_model"
 ABLATION, TEXT = "smallgpt sentiment ablation", "smallgpt sentiment text"
 _TRAINING = (TRAIN, TRAIN_FROM_BASE, CLASSIFY, ABLATION)
 _ANY = (*_TRAINING, CHAT)
-_EXEMPT = ("ddp", "local_rank", "world_size")
-"""Keys that old files hold, used or not."""
 
 
-def _key(default: Any, *, group: str, used_by: tuple[str, ...], **limits: Any) -> Any:
-    """A field of a config class; `limits` are arguments of pydantic's `Field`."""
-    if isinstance(default, float):
-        limits["allow_inf_nan"] = False
-    return dataclasses.field(
-        default=default, metadata={"group": group, "used_by": used_by, **limits}
-    )
+def _key(default: Any, **metadata: Any) -> Any:
+    """A field of a config class: its group, the commands that use it, and limits for pydantic."""
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 _network = partial(_key, group="network", used_by=(TRAIN,))
@@ -203,33 +191,18 @@ class Config(ModelConfig, SamplingConfig):
 
     def last_step(self, steps_per_epoch: float) -> int:
         """The step at which training ends; `steps_per_epoch` is rows / `train_batch`."""
-        limits = []
-        if self.max_steps is not None:
-            limits.append(self.max_steps)
-        if self.max_epoch is not None:
-            limits.append(max(1, round(self.max_epoch * steps_per_epoch)))
-        return min(limits) if limits else self.decay_steps
+        of_epochs = self.max_epoch and max(1, round(self.max_epoch * steps_per_epoch))
+        return min(filter(None, (self.max_steps, of_epochs)), default=self.decay_steps)
 
-    def check(self, where: Where) -> None:
-        """Refuse values that cannot work, each with its reason."""
-        _validated(dataclasses.asdict(self), where, type(self))
-        for holds, key, reason in self._relations():
-            if not holds:
-                raise UserError(f"{where(key)}: {key}: {getattr(self, key)!r} {reason}")
-        check_shares(self, processes=1, where=f"{where('train_batch')}: ")
-
-    def _relations(self) -> Iterator[tuple[bool, str, str]]:
-        """What must hold besides the limits of each key: (does it?, the key to blame, why)."""
-        yield bool(self.checkpoint_root), "checkpoint_root", "must name a folder"
-        yield bool(self.data_path) and all(self.data_path), "data_path", "must name a file"
-        yield (
-            self.n_embd % self.n_head == 0,
-            "n_embd",
-            f"is not divisible by n_head ({self.n_head}): every head needs the same width",
-        )
-        yield self.min_lr <= self.lr, "min_lr", f"must not exceed lr ({self.lr})"
-        limit = f"must not exceed decay_steps ({self.decay_steps})"
-        yield self.warmup_steps <= self.decay_steps, "warmup_steps", limit
+    def _conflicts(self) -> Iterator[tuple[bool, str, str]]:
+        """What no limit of one key says: (is it so?, the key to blame, why it cannot work)."""
+        yield not self.checkpoint_root, "checkpoint_root", "must name a folder"
+        yield not (self.data_path and all(self.data_path)), "data_path", "must name a file"
+        heads = f"is not divisible by n_head ({self.n_head}): every head needs the same width"
+        yield self.n_embd % self.n_head > 0, "n_embd", heads
+        yield self.min_lr > self.lr, "min_lr", f"must not exceed lr ({self.lr})"
+        steps = f"must not exceed decay_steps ({self.decay_steps})"
+        yield self.warmup_steps > self.decay_steps, "warmup_steps", steps
 
 
 @dataclass(frozen=True)
@@ -268,39 +241,28 @@ class SentimentConfig(Config):
     patience: int = _classifier(0, ge=0)
     """Stop after this many validations without a better one; 0 never."""
 
-    def _relations(self) -> Iterator[tuple[bool, str, str]]:
-        yield from super()._relations()
-        yield bool(self.base_model), "base_model", "must name a model"
-        yield (
-            not (self.frozen and self.lm_weight),
-            "lm_weight",
-            "needs frozen: False, as a frozen language model does not learn",
-        )
-        yield (
-            not (self.frozen and self.character_dropout),
-            "character_dropout",
-            "needs frozen: False, as the states of the frozen blocks are computed once",
-        )
-        yield (
-            self.use_mask or not self.lm_weight,
-            "lm_weight",
-            "needs use_mask: True, as there is nothing to learn from padding",
-        )
+    def _conflicts(self) -> Iterator[tuple[bool, str, str]]:
+        yield from super()._conflicts()
+        yield not self.base_model, "base_model", "must name a model"
+        learns = "needs frozen: False, as a frozen language model does not learn"
+        yield self.frozen and self.lm_weight > 0, "lm_weight", learns
+        once = "needs frozen: False, as the states of the frozen blocks are computed once"
+        yield self.frozen and self.character_dropout > 0, "character_dropout", once
+        padding = "needs use_mask: True, as there is nothing to learn from padding"
+        yield not self.use_mask and self.lm_weight > 0, "lm_weight", padding
 
 
 def check_shares(config: Config, processes: int, where: str = "") -> None:
-    """Each process must get as many rows as the others, in each part of a step.
+    """Refuse a `train_batch` of which the parts of a step in all processes cannot get equal shares.
 
-    Raises:
-        UserError: with the nearest `train_batch` that can be shared.
+    The error names the nearest one that can be shared.
     """
     shares = processes * config.accumulate
     below = config.train_batch // shares * shares
     if config.train_batch == below:
         return
-    among = f"accumulate ({config.accumulate})"
-    if processes > 1:
-        among = f"{processes} processes x {among}"
+    among = f"{processes} processes x " if processes > 1 else ""
+    among += f"accumulate ({config.accumulate})"
     nearest = f"{below} or {below + shares}" if below else str(shares)
     raise UserError(
         f"{where}train_batch: {config.train_batch} is not divisible by {among}",
@@ -308,59 +270,51 @@ def check_shares(config: Config, processes: int, where: str = "") -> None:
     )
 
 
-def allowed_values(schema: type[Config], key: str) -> str:
-    """What a value of this key must be, in words."""
-    kind, limits = get_type_hints(schema)[key], schema.__dataclass_fields__[key].metadata
-    optional = NoneType in get_args(kind)
-    if optional:
-        kind = get_args(kind)[0]
-    nouns: dict[Any, str] = {
-        bool: "True or False",
-        int: "a whole number",
-        float: "a finite number",
-        str: "text",
-        str | list[str]: "a file name or a list of them",
-    }
-    words = {"gt": "above", "ge": "of at least", "le": "at most", "lt": "below"}
-    noun = nouns.get(kind) or f"one of {', '.join(get_args(kind))}"
-    limited = " and ".join(f"{words[name]} {limits[name]}" for name in words if name in limits)
-    return f"{noun} {limited}".rstrip() + (", or empty" if optional else "")
+def properties(schema: type[Config]) -> dict[str, dict[str, Any]]:
+    """The JSON Schema of each key of a config of this class, with its meaning."""
+    found: dict[str, dict[str, Any]] = {}
+    for cls in reversed(schema.__mro__[:-1]):  # pydantic reads the docstrings of own fields only
+        for key, known in _adapter(cls, True).json_schema()["properties"].items():
+            found[key] = found.get(key, {}) | known
+    for known in found.values():
+        known["description"] = " ".join(known["description"].split())
+        del known["title"]
+    return found
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a YAML file of any command, for editors."""
-    # `base_model` is in both; there the one of `Config` is the more general.
-    properties: dict[str, Any] = {}
-    for schema in (SentimentConfig, Config):
-        properties |= _adapter(schema).json_schema()["properties"]
-    meanings = docstrings(SentimentConfig) | docstrings(Config)
-    for key, known in properties.items():
-        del known["title"]
-        known["description"] = meanings[key]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",
-        "properties": properties,
+        # `base_model` is in both; the one of `Config` is the more general.
+        "properties": properties(SentimentConfig) | properties(Config),
         "additionalProperties": False,
     }
 
 
-def docstrings(schema: type[Config]) -> dict[str, str]:
-    """The meaning of each key: the text below its field, in this class or one above it."""
-    found = {}
-    for cls in reversed(schema.__mro__[:-1]):
-        (definition,) = ast.parse(inspect.getsource(cls)).body
-        assert isinstance(definition, ast.ClassDef)
-        for pair in pairwise(definition.body):
-            match pair:
-                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
-                    found[name] = " ".join(text.split())
-    return found
-
-
-def config_keys(schema: type[Config]) -> list[str]:
-    """The names of the keys of a config of this class."""
-    return [field.name for field in dataclasses.fields(schema)]
+def allowed_values(known: dict[str, Any]) -> str:
+    """What a value must be, in words; `known` is the JSON Schema of its key."""
+    if "anyOf" in known:
+        return ", or ".join(map(allowed_values, known["anyOf"]))
+    if "enum" in known:
+        return f"one of {', '.join(known['enum'])}"
+    nouns = {
+        "boolean": "True or False",
+        "integer": "a whole number",
+        "number": "a finite number",
+        "string": "text",
+        "array": "a list of them",
+        "null": "empty",
+    }
+    words = {
+        "exclusiveMinimum": "above",
+        "minimum": "of at least",
+        "maximum": "at most",
+        "exclusiveMaximum": "below",
+    }
+    limits = " and ".join(f"{words[name]} {known[name]}" for name in words if name in known)
+    return f"{nouns[known['type']]} {limits}".rstrip()
 
 
 def typed_keys(overrides: Iterable[str]) -> frozenset[str]:
@@ -368,59 +322,75 @@ def typed_keys(overrides: Iterable[str]) -> frozenset[str]:
     return frozenset(argument.partition("=")[0] for argument in overrides)
 
 
-def note_unused(command: str, given: Iterable[str], config: Config) -> None:
-    """Say in one line which of the keys that the user gave `command` does not use."""
-    if command == TRAIN and config.base_model:
-        command = TRAIN_FROM_BASE
-    given = set(given) - set(_EXEMPT)
-    fields = [field for field in dataclasses.fields(config) if field.name in given]
-    unused = [field.name for field in fields if command not in field.metadata["used_by"]]
-    if unused and os.environ.get("RANK", "0") == "0":  # torchrun starts several processes
-        note(f"{command} does not use {', '.join(unused)}")
-
-
-C = TypeVar("C", bound=Config)
-
-
-@overload
-def load_config(path: str | Path | None, overrides: list[str] | None = None) -> Config: ...
-@overload
-def load_config(
-    path: str | Path | None, overrides: list[str] | None, schema: type[C], command: str = ""
-) -> C: ...
+C = TypeVar("C", bound=Config, default=Config)
 
 
 def load_config(
     path: str | Path | None,
-    overrides: list[str] | None = None,
-    schema: type[Config] = Config,
+    overrides: Iterable[str] | None = None,
+    schema: type[C] = Config,  # type: ignore[assignment]
     command: str = "",
-) -> Config:
-    """Read a YAML file, apply `key=value` overrides, and check everything.
+) -> C:
+    """Read a YAML file (None: the defaults), apply `key=value` overrides, and check everything.
 
-    Args:
-        path: None takes the defaults.
-        schema: the class of the config, which says what keys there are.
-        command: the one that reads this; see `note_unused`.
-
-    Raises:
-        UserError: the file cannot be read, is not a flat YAML mapping, has an unknown key, a value
-            of the wrong type, or a value that cannot work.
+    `schema` says what keys there are. A note names those that `command` does not use.
     """
-    values = _read_yaml(Path(path)) if path is not None else {}
-    _check_keys(values, str(path), schema)
-    typed = _parse_overrides(overrides or [], schema)
-    merged = {**values, **typed}
-    config = _build(merged, lambda key: "command line" if key in typed else str(path), schema)
+    typed = _parse_overrides(overrides or [])
+    merged = (_read_yaml(Path(path)) if path is not None else {}) | typed
+    config = config_from_dict(merged, str(path), schema, typed)
     if command:  # for those that are not about a whole run a file holds more than they use
-        note_unused(command, merged if command in (TRAIN, CLASSIFY) else typed, config)
+        _note_unused(command, merged if command in (TRAIN, CLASSIFY) else typed, config)
     return config
 
 
-def config_from_dict(values: dict[str, Any], where: str, schema: type[C]) -> C:
-    """Check `values` (key -> value) against the schema; `where` names their source in messages."""
-    _check_keys(values, where, schema)
-    return _build(values, lambda key: where, schema)
+def config_from_dict(
+    values: dict[str, Any], where: str, schema: type[C], typed: Collection[str] = ()
+) -> C:
+    """The config of values as they stand in a file or were typed, checked.
+
+    `where` names the source of all keys but those that were `typed`, for messages.
+    """
+    # Imported here: where a config is only passed on, as in the model, nothing is validated.
+    from pydantic import ValidationError
+
+    def place(key: str) -> str:
+        return "command line" if key in typed else where
+
+    values = {key: _given(key, value, place(key), schema) for key, value in values.items()}
+    try:
+        config: C = _adapter(schema).validate_python(values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        wanted = allowed_values(properties(schema)[key])
+        raise UserError(f"{place(key)}: {key}: {values[key]!r} must be {wanted}") from None
+    for wrong, key, reason in config._conflicts():
+        if wrong:
+            raise UserError(f"{place(key)}: {key}: {getattr(config, key)!r} {reason}")
+    check_shares(config, processes=1, where=f"{place('train_batch')}: ")
+    return config
+
+
+def _given(key: str, value: Any, where: str, schema: type[Config]) -> Any:
+    """The value of a key that must exist; None where it is optional and left empty."""
+    known = schema.__dataclass_fields__
+    if key not in known:
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        advice = f"did you mean `{nearest[0]}`?" if nearest else f"known keys: {', '.join(known)}"
+        raise UserError(f"{where}: unknown key `{key}`", advice)
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and (text == "???" or "${" in text):
+            raise UserError(f"{where}: {key}: {text} must be replaced by a value")
+    empty = known[key].default is None and value in ("", "None", "none", "null")
+    return None if empty else value
+
+
+@cache
+def _adapter(schema: Any, docstrings: bool = False) -> Any:
+    from pydantic import TypeAdapter
+
+    # Docstrings are read from the source: no command that only loads a config waits for that.
+    schema.__pydantic_config__ = {"use_attribute_docstrings": docstrings, "allow_inf_nan": False}
+    return TypeAdapter(schema)
 
 
 def config_to_yaml(config: Config) -> str:
@@ -428,8 +398,18 @@ def config_to_yaml(config: Config) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
+def _note_unused(command: str, given: Iterable[str], config: Config) -> None:
+    if command == TRAIN and config.base_model:
+        command = TRAIN_FROM_BASE
+    given = set(given) - {"ddp", "local_rank", "world_size"}  # old files hold these, used or not
+    fields = [field for field in dataclasses.fields(config) if field.name in given]
+    unused = [field.name for field in fields if command not in field.metadata["used_by"]]
+    if unused and os.environ.get("RANK", "0") == "0":  # torchrun starts several processes
+        note(f"{command} does not use {', '.join(unused)}")
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice."""
+    """Leaves values as they are written, for the schema to convert; no key may stand twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
@@ -439,34 +419,36 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith(":null")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _parse_yaml(text: str | bytes, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(
+            f"{where} is not valid YAML: {' '.join(str(error).split())}",
+            "write one `key: value` a line, a list as [a, b], and save the file as UTF-8",
+        ) from None
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        if path.is_dir():
-            raise UserError(f"{path} is a directory, not a YAML file")
-        loaded = yaml.load(path.read_text("utf-8"), _Loader)
-    except FileNotFoundError:
+        loaded = _parse_yaml(path.read_bytes(), str(path))
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "not found" if missing else f"cannot be read: {error.strerror}"
         known = ", ".join(sorted(str(p) for p in Path("config").glob("*.yaml")))
-        raise UserError(
-            f"config file {path} not found", f"shipped configs: {known}" if known else ""
-        ) from None
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path} is not valid YAML: {reason}", "write one `key: value` a line"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}", "save it as UTF-8") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
+        raise UserError(f"{path} {reason}", known and f"shipped configs: {known}") from None
+    if not isinstance(loaded, dict | None):
         raise UserError(f"{path} is not a mapping", "write one `key: value` a line")
-    return {str(key): value for key, value in loaded.items()}
+    return {str(key): value for key, value in (loaded or {}).items()}
 
 
-def _parse_overrides(overrides: list[str], schema: type[Config]) -> dict[str, Any]:
-    """Values stay the strings that were typed; the schema turns them into numbers and so on."""
+def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for argument in overrides:
         key, equals, text = argument.partition("=")
@@ -475,60 +457,6 @@ def _parse_overrides(overrides: list[str], schema: type[Config]) -> dict[str, An
                 f"command line: {argument!r} is not of the form key=value",
                 "write for example lr=3e-4, without spaces around the =",
             )
-        _check_keys({key: text}, "command line", schema)
-        values[key] = text
-        if key == "data_path" and text.startswith("[") and text.endswith("]"):
-            try:
-                values[key] = yaml.load(text, Loader=yaml.BaseLoader)  # every element a string
-            except yaml.YAMLError:
-                raise UserError(
-                    f"command line: {argument!r} is not a list", "write data_path=[a.txt,b.txt]"
-                ) from None
+        listed = key == "data_path" and text.startswith("[") and text.endswith("]")
+        values[key] = _parse_yaml(text, f"command line: {argument!r}") if listed else text
     return values
-
-
-def _check_keys(values: dict[str, Any], where: str, schema: type[Config]) -> None:
-    known = config_keys(schema)
-    for key in values:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            advice = (
-                f"did you mean `{nearest[0]}`?" if nearest else f"known keys: {', '.join(known)}"
-            )
-            raise UserError(f"{where}: unknown key `{key}`", advice)
-
-
-def _build(values: dict[str, Any], where: Where, schema: type[C]) -> C:
-    """The config of values as they stand in a file or were typed, checked."""
-    types, converted = get_type_hints(schema), dict[str, Any]()
-    for key, value in values.items():
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and (text == "???" or "${" in text):
-                raise UserError(f"{where(key)}: {key}: {text} must be replaced by a value")
-        kinds = (types[key], *get_args(types[key]))
-        if isinstance(value, bool) or (str in kinds and isinstance(value, int | float | date)):
-            value = str(value)  # True is not the number 1, and a folder may be called 2026
-        empty = NoneType in kinds and value in ("", "None", "none", "null")
-        converted[key] = None if empty else value
-    config = _validated(converted, where, schema)
-    config.check(where)
-    return config
-
-
-def _validated(values: dict[str, Any], where: Where, schema: type[C]) -> C:
-    # Imported here: where a config is only passed on, as in the model, nothing is validated.
-    from pydantic import ValidationError
-
-    try:
-        return _adapter(schema).validate_python(values)  # type: ignore[arg-type]
-    except ValidationError as error:
-        key = str(error.errors()[0]["loc"][0])
-    wanted = allowed_values(schema, key)
-    raise UserError(f"{where(key)}: {key}: {values[key]!r} must be {wanted}")
-
-
-@cache
-def _adapter(schema: Any) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(schema)

@@ -23,7 +23,7 @@ LARGE = 30_000_000
 
 @dataclass(frozen=True)
 class Runtime:
-    """device: where tensors live; dtype: the precision of matrix products; reason: why that one."""
+    """Where tensors live, the precision of matrix products, and the reason for that precision."""
 
     device: torch.device
     dtype: torch.dtype
@@ -47,11 +47,7 @@ class Runtime:
 def start(config: Config, local_rank: int | None = None) -> Runtime:
     """Choose device and precision.
 
-    Args:
-        local_rank: number of this process where several of one run share the machine.
-
-    Raises:
-        UserError: an unknown device, or a precision that the device cannot compute in.
+    `local_rank` numbers this process where several of one run share the machine.
     """
     device = choose_device(config.device)
     if local_rank is not None:
@@ -81,23 +77,24 @@ def reuse_freed_memory() -> None:
 
 def choose_device(name: str) -> torch.device:
     """`auto` takes cuda, then mps, then cpu; `cuda` and `mps` fall back to the CPU, and say so."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        name = next(kind for kind in available if available[kind])
     try:
         device = torch.device(name)
     except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        device = torch.device("meta")  # refused as all that are not available
+    if device.type not in available:
         raise UserError(
             f"device: {name!r} is not a device we know", "use auto, cpu, cuda, cuda:N or mps"
         )
-    if device.type == "cuda" and not torch.cuda.is_available():
-        note("device: no CUDA GPU here, using the CPU")
-        return torch.device("cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        note("device: no Apple GPU here, using the CPU")
+    if not available[device.type]:
+        vendor = "CUDA" if device.type == "cuda" else "Apple"
+        note(f"device: no {vendor} GPU here, using the CPU")
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if device.type == "cuda" and device.index is not None and device.index >= count:
@@ -106,18 +103,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_of_process(device: torch.device, local_rank: int) -> torch.device:
-    """Each process its own GPU; the CPU is shared.
-
-    Raises:
-        UserError: there is none left for this process, or the device cannot be shared.
-    """
+    """The GPU of this process, a `UserError` where there is none left; the CPU is shared."""
     if device.type == "cpu":
         return device
-    if device.type == "mps":
-        raise UserError("device: several processes cannot share an Apple GPU", "set device=cpu")
-    if device.index is not None:
+    if device.type == "mps" or device.index is not None:
         raise UserError(
-            f"device: {device} is one GPU; each process needs its own", "set device: cuda"
+            f"device: {device} is one GPU; each process needs its own", "set device: cuda, or cpu"
         )
     count = torch.cuda.device_count()
     if local_rank >= count:
@@ -129,11 +120,7 @@ def device_of_process(device: torch.device, local_rank: int) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The precision to train in: the one named, or for `auto` what the hardware does fast; and why.
-
-    Raises:
-        UserError: the device cannot compute in it, or nothing can be trained in it.
-    """
+    """The precision to train in, and why: the one named, for `auto` what the hardware does fast."""
     if name == "int8":
         raise UserError(
             "dtype: int8 is for talking with a trained model, not for training",
@@ -159,9 +146,9 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
 
 @dataclass(frozen=True)
 class Precision:
-    """dtype: what is computed in, and what weights are kept in that are not int8.
+    """What a trained model computes in; int8 keeps the layers' matrices as scaled 8-bit integers.
 
-    int8: matrices of the layers are kept as 8-bit integers with a scale for each output channel.
+    All other weights are kept in `dtype`, too.
     """
 
     dtype: torch.dtype
@@ -169,14 +156,7 @@ class Precision:
 
 
 def choose_precision(name: str, device: torch.device, parameters: int) -> Precision:
-    """The precision named, one of `config.DTYPES`; for `auto` what is quick here.
-
-    Args:
-        parameters: how many the model has.
-
-    Raises:
-        UserError: the device cannot compute in this precision.
-    """
+    """The precision named; for `auto` what is quick here for a model of so many parameters."""
     on_cpu = device.type == "cpu"
     if name == "int8":
         return Precision(torch.bfloat16 if on_cpu else choose_dtype("auto", device)[0], True)

@@ -13,22 +13,23 @@ from smallgpt.utils.errors import UserError
 CPU = torch.device("cpu")
 
 
-def test_cuda_falls_back_to_the_cpu_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("cuda", "mps", "auto"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_is_what_there_is_and_what_there_is_not_falls_back_to_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cuda: bool,
+    mps: bool,
+    auto: str,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert runtime.choose_device("cuda") == CPU
-    assert capsys.readouterr().err == "device: no CUDA GPU here, using the CPU\n"
-
-
-def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert runtime.choose_device("auto").type == "cuda"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert runtime.choose_device("auto").type == "mps"
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert runtime.choose_device("auto") == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert runtime.choose_device("auto").type == auto
+    for name, here, maker in (("cuda", cuda, "CUDA"), ("mps", mps, "Apple")):
+        assert runtime.choose_device(name).type == (name if here else "cpu")
+        said = "" if here else f"device: no {maker} GPU here, using the CPU\n"
+        assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99", "cpu:x"])

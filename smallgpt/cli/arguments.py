@@ -37,7 +37,7 @@ soon sleep. The many short products of a reply need more patience (docs/log.md).
 
 def command(app: typer.Typer, name: str | None = None) -> Callable[[F], F]:
     """Make a function a command of `app` that shows a `UserError` without a traceback."""
-    # `main` is inside `user_errors` too, but typer has its own way with Ctrl-C.
+    # `run_program` is inside `user_errors` too, but typer has its own way with Ctrl-C.
     return lambda function: app.command(name)(user_errors()(function))
 
 
@@ -51,18 +51,15 @@ def run_script(command: Callable[..., Any]) -> None:
     """Run one function as a whole command line program (train.py, chat.py)."""
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     script.command()(command)
-    prepare_process()
-    with user_errors():
-        script()
+    run_program(script)
 
 
-def prepare_process() -> None:
-    """Settings that must be made before anything is printed.
-
-    To a pipe or file we write UTF-8, anywhere; to a terminal what it can show, else `?`.
-    """
+def run_program(program: typer.Typer) -> None:
+    """Run a program; to a pipe or file it writes UTF-8, to a terminal what that shows, else `?`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         if sys.stdout.isatty():
             sys.stdout.reconfigure(errors="replace")
         else:
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    with user_errors():
+        program()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import textwrap
-from collections.abc import Iterator
-from itertools import groupby
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
@@ -17,8 +16,8 @@ from smallgpt.config import (
     Config,
     SentimentConfig,
     allowed_values,
-    docstrings,
     json_schema,
+    properties,
 )
 
 INTRODUCTION = """# All keys
@@ -34,6 +33,7 @@ where `schema.json` is the path of `config/schema.json` from there.
 
 This page is made by `make docs` from `smallgpt/config.py`.
 """
+TABLE = "| key | default | value | meaning | used by |\n|---|---|---|---|---|"
 
 
 def configuration(
@@ -47,50 +47,28 @@ def configuration(
     """Print every key of a config: default, allowed values and meaning."""
     if schema:
         typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
-    else:
-        typer.echo("\n".join(_as_markdown() if markdown else _as_text()))
+        return
+    if markdown:
+        typer.echo(INTRODUCTION)
+    groups: dict[str, dict[str, str]] = {}  # `base_model` is there for each kind of training
+    for cls in (Config, SentimentConfig):
+        known = properties(cls)
+        for field in dataclasses.fields(cls):
+            shown = (_as_markdown if markdown else _as_text)(field, known[field.name])
+            groups.setdefault(field.metadata["group"], {}).setdefault(field.name, shown)
+    for group, keys in groups.items():
+        typer.echo(f"## {group.capitalize()}\n\n{TABLE}" if markdown else f"{group}:")
+        typer.echo("\n".join(keys.values()) + "\n")
 
 
-class _Key(NamedTuple):
-    group: str
-    name: str
-    default: str
-    values: str
-    meaning: str
-    used_by: str
+def _as_text(field: dataclasses.Field[Any], known: dict[str, Any]) -> str:
+    default = "" if field.default is None else field.default
+    meaning = textwrap.indent(textwrap.fill(known["description"], 90), " " * 6)
+    return f"  {field.name}: {default}".ljust(40) + f"  # {allowed_values(known)}\n{meaning}"
 
 
-def _keys() -> list[_Key]:
-    """All keys by group; `base_model` is there for each kind of training."""
-    found = dict[tuple[str, str], _Key]()
-    for schema in (Config, SentimentConfig):
-        meanings = docstrings(schema)
-        for name, field in schema.__dataclass_fields__.items():
-            group, commands = field.metadata["group"], field.metadata["used_by"]
-            default = "" if field.default is None else str(field.default)
-            used_by = ", ".join(c for c in (TRAIN, CHAT, CLASSIFY) if c in commands)
-            values = allowed_values(schema, name)
-            key = _Key(group, name, default, values, meanings[name], used_by)
-            found.setdefault((group, name), key)
-    groups = [group for group, _ in found]
-    return sorted(found.values(), key=lambda key: groups.index(key.group))
-
-
-def _as_text() -> Iterator[str]:
-    for group, keys in groupby(_keys(), lambda key: key.group):
-        yield f"{group}:"
-        for key in keys:
-            yield f"  {key.name}: {key.default}".ljust(40) + f"  # {key.values}"
-            yield textwrap.fill(key.meaning, 96, initial_indent=" " * 6, subsequent_indent=" " * 6)
-        yield ""
-
-
-def _as_markdown() -> Iterator[str]:
-    yield INTRODUCTION
-    for group, keys in groupby(_keys(), lambda key: key.group):
-        yield f"## {group.capitalize()}\n"
-        yield "| key | default | value | meaning | used by |\n|---|---|---|---|---|"
-        for _, name, default, values, meaning, used_by in keys:
-            shown = f"`{default}`" if default else "empty"
-            yield f"| `{name}` | {shown} | {values} | {meaning.replace('<', '&lt;')} | {used_by} |"
-        yield ""
+def _as_markdown(field: dataclasses.Field[Any], known: dict[str, Any]) -> str:
+    default = "empty" if field.default is None else f"`{field.default}`"
+    meaning = known["description"].replace("<", "&lt;")
+    used_by = ", ".join(c for c in (TRAIN, CHAT, CLASSIFY) if c in field.metadata["used_by"])
+    return f"| `{field.name}` | {default} | {allowed_values(known)} | {meaning} | {used_by} |"

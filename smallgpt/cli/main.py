@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,14 +16,14 @@ from smallgpt.cli.arguments import (
     Device,
     Overrides,
     command,
-    prepare_process,
+    run_program,
     typed,
 )
 from smallgpt.cli.configuration import configuration
 from smallgpt.cli.data import data_app
 from smallgpt.cli.sentiment import sentiment_app
-from smallgpt.config import CHAT, DTYPES, TRAIN, Config, load_config, note_unused, typed_keys
-from smallgpt.utils.errors import UserError, user_errors
+from smallgpt.config import CHAT, TRAIN, Config, Dtype, load_config, typed_keys
+from smallgpt.utils.errors import UserError
 
 if TYPE_CHECKING:
     from smallgpt.checkpoints.checkpoint import Checkpoint
@@ -44,9 +44,7 @@ command(app, "config")(configuration)
 
 def main() -> None:
     """Entry point of the `smallgpt` command."""
-    prepare_process()
-    with user_errors():
-        app()
+    run_program(app)
 
 
 @command(app)
@@ -58,7 +56,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     Ctrl-C stops after the step in hand and saves; resume_from=latest goes on.
     """
     overrides = overrides or []
-    settings = load_config(config, overrides, Config, TRAIN)
+    settings = load_config(config, overrides, command=TRAIN)
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     # Only now that the config is known to be good: torch takes a second to import.
     from smallgpt.training import pretrain
@@ -78,7 +76,6 @@ def chat(config: ConfigFile, overrides: Overrides = None) -> None:
     """
     os.environ.setdefault("GOMP_SPINCOUNT", CHAT_SPINS)
     settings, stored = _chat_settings(config, overrides or [])
-    note_unused(CHAT, typed_keys(overrides or []), settings)
     from smallgpt import runtime
     from smallgpt.chat import chatbot, terminal
 
@@ -94,20 +91,17 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Checkpoint
     from smallgpt.checkpoints.open import open_checkpoint
 
     if path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix not in WEIGHTS_SUFFIXES):
-        settings = load_config(path, overrides)
-        return settings, open_checkpoint(
-            settings.resume_from or "latest",
-            root=Path(settings.checkpoint_root),
-            texts=settings.data_paths(),
-            verify_weights=False,
-        )
-    if any(override.startswith("resume_from=") for override in overrides):
+        settings = load_config(path, overrides, command=CHAT)
+        named, root = settings.resume_from or "latest", Path(settings.checkpoint_root)
+        texts = settings.data_paths()
+        return settings, open_checkpoint(named, root=root, texts=texts, verify_weights=False)
+    if "resume_from" in typed_keys(overrides):
         raise UserError(f"both {path} and resume_from name a checkpoint", "give one of them")
     texts = load_config(None, overrides).data_paths()
     stored = open_checkpoint(path, texts=texts, verify_weights=False)
     own = stored.path / CONFIG_FILE if stored.has_checksums else None
     # Its dtype is the one it was trained in.
-    return load_config(own, ["dtype=auto", *overrides]), stored
+    return load_config(own, ["dtype=auto", *overrides], command=CHAT), stored
 
 
 @command(app)
@@ -124,15 +118,12 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     dtype: Annotated[
-        str | None,
-        typer.Option(help=f"Measure the model as chat runs it in {', '.join(DTYPES)}."),
+        Dtype | None, typer.Option(help="Measure the model as chat runs it in this precision.")
     ] = None,
 ) -> None:
     """Measure a checkpoint: loss on a text, fitting replies in small talk, or both."""
     if not data and not smalltalk:
         raise UserError("nothing to evaluate on", "give --data TEXT or --smalltalk (or both)")
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"--dtype: {dtype!r} is not a precision", f"use {', '.join(DTYPES)}")
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     from smallgpt import evaluation
     from smallgpt.checkpoints.open import find_checkpoint
@@ -200,15 +191,13 @@ def convert(
         typer.Option(help="The text the .pth was trained on; may be given several times."),
     ] = None,
     to: Annotated[
-        str, typer.Option(help="checkpoint, or original for a .pth file.")
+        Literal["checkpoint", "original"], typer.Option(help="original is a .pth file.")
     ] = "checkpoint",
 ) -> None:
     """Make a checkpoint directory of a legacy .pth file, or the reverse.
 
     Example: smallgpt convert cpt300M.pth --text data/train.txt --output checkpoints/cpt300M
     """
-    if to not in ("checkpoint", "original"):
-        raise UserError(f"--to: {to!r} is not a format", "use checkpoint or original")
     if output.exists():
         raise UserError(f"--output {output} is there already", "name another, or delete it")
     from smallgpt.checkpoints import legacy_pth

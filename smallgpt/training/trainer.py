@@ -121,7 +121,7 @@ class Trainer:
                 path = self._loop(metrics, stop)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise UserError(
-                f"out of memory at step {self.completed + 1}: {checkpoint.first_line(error)}",
+                f"out of memory at step {self.completed + 1}: {str(error).splitlines()[0]}",
                 f"raise accumulate (now {self.config.accumulate}) or lower train_batch",
             ) from None
         finally:
@@ -219,7 +219,7 @@ class Trainer:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # no Triton, no Python headers, a fault of the compiler …
-                reason = checkpoint.first_line(error)[:200]
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
                 note(f"compile: it failed, running without: {reason}")
                 self.network = self.replica
         if self.network is self.replica:
