@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from smallgpt.data import dialogue_formats, tables
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.dialogue_formats import KINDS, read_dialogues, recognise, text_chunks
-from smallgpt.data.prepare import Survey, collect, essence, write
+from smallgpt.data.prepare import Survey, essence, write
 from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refused_command
 
@@ -196,7 +196,7 @@ def test_a_broken_line_is_refused_with_its_number_or_left_out(
     with pytest.raises(UserError, match=f"line 1,000: .*{reason}"):
         list(read_dialogues(path))
     survey = Survey()
-    assert len(list(collect([path], survey, skip_bad=True, keep_duplicates=True))) == 1000
+    assert len(list(survey.collect([path], skip_bad=True, keep_duplicates=True))) == 1000
     assert survey.rejected.total() == 1
     assert reason in next(iter(survey.rejected))
 
@@ -286,7 +286,7 @@ def test_duplicates(tmp_path: Path) -> None:
     near = ["早上好 呀！", "早上好,昨晚睡得好吗?"]
     write([*SIMPLE, SIMPLE[0], near, ["……", "！"], ["！", "……"]], {tmp_path / "x.txt": 1.0})
     survey = Survey()
-    kept = list(collect([tmp_path / "x.txt"], survey))
+    kept = list(survey.collect([tmp_path / "x.txt"]))
     assert kept == [*SIMPLE, ["……", "！"], ["！", "……"]]
     assert (survey.exact, survey.near) == (1, 1)
     assert survey.characters == sum(len(u) for d in kept for u in d)
