@@ -68,7 +68,9 @@ def problem_of(*paths: Path) -> str:
 def test_corpus_equals_a_plain_implementation(
     texts: list[str], chunk_bytes: int | None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    texts = [f"{text}\n\n早\n早" for text in texts]  # at least one dialogue of two utterances
+    texts = [
+        f"{text}\n\n早\n早{text[::-1]}" for text in texts
+    ]  # at least one dialogue of two utterances
     folder = tmp_path_factory.mktemp("corpus")
     paths = [write(folder / f"{i}.txt", text) for i, text in enumerate(texts)]
     with pytest.MonkeyPatch.context() as patch:
@@ -249,6 +251,18 @@ def test_two_builders_at_once_both_succeed(text: Path, monkeypatch: pytest.Monke
         for corpus in builders.map(open_corpus, [[text]] * 2):
             assert texts_of(corpus) == ["早上好\n早", "吃了吗\n吃了"]
     assert len(cached(text.parent)) == 1
+
+
+def test_a_builder_takes_the_cache_of_one_that_was_faster(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(*_: Any) -> None:
+        monkeypatch.undo()
+        open_corpus([text])
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(dialogues_module, "_encode", overtaken)
+    assert texts_of(open_corpus([text])) == ["早上好\n早", "吃了吗\n吃了"]
 
 
 def test_read_only_place_uses_the_cache_folder_of_the_user(
