@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from smallgpt.cli.arguments import command
-from smallgpt.data import prepare
+from smallgpt.data.prepare import Survey, write
 from smallgpt.data.text import check_files
 from smallgpt.utils.errors import UserError
 from smallgpt.utils.words import counted
@@ -45,9 +45,8 @@ def convert(
     Example: smallgpt data convert sharegpt.jsonl LCCC.json --output data/train.txt
     """
     _check_output(files, [output])
-    survey = prepare.Survey()
-    dialogues = prepare.collect(files, survey, kind, skip_bad, keep_duplicates)
-    prepare.write(dialogues, {output: 1.0})
+    survey = Survey()
+    write(survey.collect(files, kind, skip_bad, keep_duplicates), {output: 1.0})
     _report(survey, picture)
     typer.echo(f"written: {output}")
 
@@ -57,8 +56,8 @@ def stats(
     files: Files, kind: Format = None, skip_bad: SkipBad = False, picture: Picture = None
 ) -> None:
     """Count dialogues, turns, characters, duplicates and lengths."""
-    survey = prepare.Survey()
-    for _ in prepare.collect(files, survey, kind, skip_bad):
+    survey = Survey()
+    for _ in survey.collect(files, kind, skip_bad):
         pass
     _report(survey, picture)
 
@@ -83,8 +82,8 @@ def split(
     parts = {output_dir / f"{name}.txt": share for name, share in shares.items() if share}
     _check_output(files, parts)
     output_dir.mkdir(parents=True, exist_ok=True)
-    survey = prepare.Survey()
-    written = prepare.write(prepare.collect(files, survey, kind, skip_bad), parts, seed)
+    survey = Survey()
+    written = write(survey.collect(files, kind, skip_bad), parts, seed)
     _report(survey)
     for path, number in written.items():
         typer.echo(f"written: {path}, {counted(number, 'dialogue')}")
@@ -118,11 +117,8 @@ def _check_output(files: list[Path], outputs: Iterable[Path]) -> None:
             raise UserError(f"{output} is an input, or a directory", "name another file")
 
 
-def _report(survey: prepare.Survey, picture: Path | None = None) -> None:
+def _report(survey: Survey, picture: Path | None = None) -> None:
     typer.echo("\n".join(survey.lines()))
     if picture:
-        try:
-            survey.draw(picture)
-        except OSError as error:
-            raise UserError(f"{picture} cannot be written: {error.strerror}") from None
+        survey.draw(picture)
         typer.echo(f"written: {picture}")

@@ -31,11 +31,13 @@ CACHE_FOLDER = ".smallgpt_cache"
 CACHE_VERSION = 1
 RARE_SHARE = 0.01
 """The rarest characters that together make up this share of the text stand in for unknown ones."""
+_NEWLINE = ord("\n")
 _END_OF_DIALOGUE = 0x110000  # in the spooled text, the number after Unicode's last code point
 _CHUNK = 1 << 20  # code points; small enough that the processor's cache holds much of the work
 
+IntArray = npt.NDArray[np.int64]
 ReadText = Callable[[Path], Iterator[tuple[str, str]]]
-"""Streams a file as chunks of its raw and its clean text; see `data.text.read_text`."""
+"""Streams a file as chunks of its raw and its clean text, as `data.text.read_text`."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,7 @@ class Corpus:
     """The dialogues of the text, as ids in the vocabulary of that text.
 
     ids: all dialogues in a row, each closed by one `<pad>`; uint16 or uint32, memory-mapped.
-    ends: end of each dialogue in `ids`, exclusive; int64.
-    tokenizer: the text's own vocabulary.
+    ends: end of each dialogue in `ids`, exclusive.
     rare_from: ids from here on are the rarest characters (`RARE_SHARE` of the text).
     characters: characters of utterances; separators do not count.
     conversations: dialogues of two or more utterances.
@@ -52,7 +53,7 @@ class Corpus:
     """
 
     ids: npt.NDArray[Any]
-    ends: npt.NDArray[np.int64]
+    ends: IntArray
     tokenizer: Tokenizer
     rare_from: int
     characters: int
@@ -72,11 +73,8 @@ class Corpus:
 def open_corpus(paths: list[Path], read: ReadText = read_text) -> Corpus:
     """Encode the files, or open the cache of an earlier time. The key is their content.
 
-    Args:
-        read: how a file is read; `data.dialogue_formats.text_chunks` reads every format.
-
-    Raises:
-        UserError: a file is missing, empty, undecodable, or there is no dialogue of two utterances.
+    `read` streams a file; `data.dialogue_formats.text_chunks` reads every format. A UserError says
+    that a file is missing, empty or undecodable, or that no dialogue has two utterances.
     """
     check_files(paths)
     key = fingerprint(paths)
@@ -118,11 +116,10 @@ def match_tokenizer(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Corpus, npt.N
     return encoded, None
 
 
-def split(dialogues: int, train_percent: float, seed: int) -> tuple[Any, Any]:
+def split(dialogues: int, train_percent: float, seed: int) -> tuple[IntArray, IntArray]:
     """Choose dialogues for training and validation: two sorted index arrays, disjoint, complete.
 
-    Raises:
-        UserError: fewer than two dialogues; each part needs at least one.
+    Each part needs at least one; a UserError says that there are fewer than two dialogues.
     """
     if dialogues < 2:
         advice = "add more, with a blank line between them: one part is kept for validation"
@@ -182,10 +179,9 @@ def _encode(paths: list[Path], read: ReadText, work: Path) -> None:
     """Two passes: the text goes to disk as code points and is counted, then becomes ids."""
     names = ", ".join(map(str, paths))
     spool = work / "code_points.bin"
-    counts, ends = _spool(paths, read, spool)
+    order, counts, ends = _spool(paths, read, spool)
     if not len(ends):
         raise UserError(f"{names}: no text in it", "put dialogues in it, see README.md")
-    order = counts.in_order()
     conversations, separators = _write_ids(spool, work / "ids.npy", order, ends)
     spool.unlink()
     if not conversations:
@@ -194,7 +190,7 @@ def _encode(paths: list[Path], read: ReadText, work: Path) -> None:
             "write one utterance a line and leave a blank line between dialogues only",
         )
     np.save(work / "ends.npy", ends)
-    share = np.cumsum(counts.of[order]) / counts.of.sum()
+    share = np.cumsum(counts) / counts.sum()
     meta = {
         "files": [str(path) for path in paths],
         "dialogues": len(ends),
@@ -206,83 +202,59 @@ def _encode(paths: list[Path], read: ReadText, work: Path) -> None:
     (work / "vocabulary.json").write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
 
 
-class _CharacterCounts:
-    """How often each character occurs, and where first; newlines do not count.
+def _spool(paths: list[Path], read: ReadText, spool: Path) -> tuple[IntArray, IntArray, IntArray]:
+    """Write the clean text as uint32 code points, with a mark at the end of each dialogue.
 
-    of: by code point, (0x110000,); counted is the raw text, the rule of the legacy vocabulary.
+    Returns:
+        the code points of the raw text but newlines, in the order of the legacy vocabulary (falling
+        frequency, ties by first appearance); how often each occurs; the ends of the dialogues.
     """
-
-    def __init__(self) -> None:
-        self.of = np.zeros(_END_OF_DIALOGUE, np.int64)
-        self._first_seen = np.full(_END_OF_DIALOGUE, np.iinfo(np.int64).max)
-        self._seen = 0
-
-    def add(self, codes: npt.NDArray[np.uint32]) -> None:
-        found = np.bincount(codes)
-        found[ord("\n") : ord("\n") + 1] = 0
-        counts = self.of[: len(found)]  # up to the highest code point in use, far from all
-        new = (found > 0) & (counts == 0)
-        if new.any():
-            where = np.flatnonzero(new[codes])[::-1]  # backwards: the first appearance is set last
-            self._first_seen[codes[where]] = where + self._seen
-        counts += found
-        self._seen += len(codes)
-
-    def in_order(self) -> npt.NDArray[np.int64]:
-        """The code points in use: falling frequency, ties by first appearance."""
-        used = np.flatnonzero(self.of)
-        return used[np.lexsort((self._first_seen[used], -self.of[used]))]
-
-
-def _spool(
-    paths: list[Path], read: ReadText, spool: Path
-) -> tuple[_CharacterCounts, npt.NDArray[np.int64]]:
-    """Write the clean text as uint32 code points; return the counts and the dialogues' ends."""
-    counts = _CharacterCounts()
+    counts = np.zeros(_END_OF_DIALOGUE, np.int64)
+    seen = [np.empty(0, np.uint32)]  # by first appearance
     ends = [np.empty(0, np.int64)]
     written = 0
     with spool.open("wb") as out:
         for path in paths:
             at_start = written
             for raw, clean in read(path):
-                raw_codes = _code_points(raw)
-                counts.add(raw_codes)
-                codes = _mark_ends(raw_codes if clean == raw else _code_points(clean))
-                ends.append(np.flatnonzero(codes == _END_OF_DIALOGUE) + written + 1)
+                codes = _code_points(raw)
+                found = np.bincount(codes)
+                before = counts[: len(found)]  # up to the highest code point in use, far from all
+                new = (found > 0) & (before == 0)
+                if new.any():
+                    characters, first = np.unique(codes[new[codes]], return_index=True)
+                    seen.append(characters[np.argsort(first)])
+                before += found
+
+                codes = codes if clean == raw else _code_points(clean)
+                newline = codes == _NEWLINE
+                blank = np.flatnonzero(newline[:-1] & newline[1:])
+                codes = np.delete(codes, blank)
+                marks = blank - np.arange(len(blank))
+                codes[marks] = _END_OF_DIALOGUE
                 codes.tofile(out)
+                ends.append(marks + written + 1)
                 written += len(codes)
             if written > at_start:  # the end of a file ends its last dialogue
                 np.array([_END_OF_DIALOGUE], np.uint32).tofile(out)
                 written += 1
                 ends.append(np.array([written]))
-    return counts, np.concatenate(ends)
+    characters = np.concatenate(seen).astype(np.int64)
+    characters = characters[characters != _NEWLINE]
+    order = characters[np.argsort(-counts[characters], kind="stable")]
+    return order, counts[order], np.concatenate(ends)
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
-def _mark_ends(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """Two newlines in a row become one end-of-dialogue mark."""
-    newline = codes == ord("\n")
-    first_of_two = np.flatnonzero(newline[:-1] & newline[1:])
-    marked = codes.copy()
-    marked[first_of_two] = _END_OF_DIALOGUE
-    return np.delete(marked, first_of_two + 1)
-
-
-def _write_ids(
-    spool: Path, path: Path, order: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
-) -> tuple[int, int]:
-    """Turn code points into ids; `order` holds the characters of the vocabulary.
-
-    Returns:
-        how many dialogues have two utterances or more, and the number of `<sep>`.
-    """
+def _write_ids(spool: Path, path: Path, order: IntArray, ends: IntArray) -> tuple[int, int]:
+    """Turn code points into ids; return the number of dialogues with a `<sep>`, and of these."""
     vocabulary = FIRST_CHARACTER + len(order)
     table = np.full(_END_OF_DIALOGUE + 1, UNK, np.uint16 if vocabulary <= 1 << 16 else np.uint32)
     table[order] = np.arange(FIRST_CHARACTER, vocabulary)
-    table[[ord("\n"), _END_OF_DIALOGUE]] = SEP, PAD
+    table[[_NEWLINE, _END_OF_DIALOGUE]] = SEP, PAD
     header = {"descr": table.dtype.str, "fortran_order": False, "shape": (int(ends[-1]),)}
     conversation = np.zeros(len(ends), bool)
     total = start = 0

@@ -5,7 +5,7 @@
     kdconv     {"messages": [{"message": …}, …]}
     lccc       ["你 好", "嗯 嗯"]: spaces between characters
     alpaca     {"instruction": …, "input": …, "output": …}
-    table      columns such as prompt and response; CSV, TSV
+    table      columns such as prompt and response; CSV, TSV, or objects with such keys
     text       our own: one utterance a line, a blank line between dialogues
 
 A record is a line of a JSONL file, an item of a JSON list, or a row. A newline within an utterance
@@ -70,13 +70,16 @@ def read_dialogues(
     """Stream a file's dialogues, each a list of utterances of one line.
 
     Args:
-        kind: of KINDS; by default recognised.
+        kind: of KINDS; by default recognised for each record.
         rejected: called for records that are not dialogues, which are then left out.
 
     Raises:
         UserError: the file cannot be read, or without `rejected`, a record is no dialogue.
     """
-    container, kind = recognise(path, kind)
+    container = recognise(path, kind)
+    if container == "text":
+        yield from _dialogues_of_text(path)
+        return
 
     def reject(number: int, reason: str) -> None:
         if rejected is None:
@@ -87,19 +90,16 @@ def read_dialogues(
             )
         rejected(number, reason)
 
-    if container == "text":
-        yield from _dialogues_of_text(path)
-        return
     for number, record in _records(path, container, reject):
         try:
-            yield _utterances(record, kind)
+            yield _utterances(record, kind or ("table" if container == "table" else None))
         except _BadRecordError as error:
             reject(number, str(error))
 
 
 def text_chunks(path: Path) -> Iterator[tuple[str, str]]:
     """Stream a file of any format as `data.text.read_text` streams a text, for `open_corpus`."""
-    if recognise(path)[0] == "text":
+    if recognise(path) == "text":
         yield from read_text(path)
         return
     text = ""
@@ -111,49 +111,34 @@ def text_chunks(path: Path) -> Iterator[tuple[str, str]]:
     yield text, text
 
 
-def recognise(path: Path, kind: str | None = None) -> tuple[str, str]:
-    """Find out from its beginning how to read a file.
+def recognise(path: Path, kind: str | None = None) -> str:
+    """Find out from its beginning what a file is: text, list or lines (JSON), table, or parquet.
 
-    Args:
-        kind: of the records, where it is known.
-
-    Returns:
-        the container (text, list, lines, table or parquet), and the kind of its records (of KINDS).
-
-    Raises:
-        UserError: an unknown kind, or one that the file cannot hold.
+    A UserError says that its records cannot be of the given kind.
     """
-    if kind is not None and kind not in KINDS:
+    if kind not in (None, *KINDS):
         raise UserError(f"--format: {kind!r} is unknown", f"formats: {', '.join(KINDS)}")
-    if kind == "text":
-        return "text", "text"
     with open_decompressed(path) as file:
-        beginning = file.read(_BEGINNING)
-    if beginning.startswith(PARQUET_MAGIC):
-        return "parquet", kind or "table"
-    found = _recognise_text(path, beginning.decode("utf-8", "replace").removeprefix("\ufeff"))
-    if kind is None:
-        return found
-    container = found[0]
-    if container == "text" or (kind == "table") != (container == "table"):
+        data = file.read(_BEGINNING)
+    container = _container(path, data) if kind != "text" else "text"
+    if container == "text" and kind not in (None, "text"):
         raise UserError(f"{path} does not look like {kind}", "give another --format, or none")
-    return container, kind
+    return container
 
 
-def _recognise_text(path: Path, beginning: str) -> tuple[str, str]:
-    text = beginning.lstrip()
-    first = _json(text[1:]) if text.startswith("[") else None
-    if isinstance(first, (dict, list)):
-        return "list", _kind_of(first)
-    if isinstance(first, str) and isinstance(_json(text.partition("\n")[0], whole=True), list):
-        return "lines", "lccc"
-    if text.startswith("{") and isinstance(first := _json(text), dict):
-        return "lines", _kind_of(first)
+def _container(path: Path, data: bytes) -> str:
+    if data.startswith(PARQUET_MAGIC):
+        return "parquet"
+    text = data.decode("utf-8", "replace").removeprefix("\ufeff").lstrip()
+    line = text.partition("\n")[0]
+    item = _json(text[1:]) if text.startswith("[") else None
+    if isinstance(item, (dict, list)):
+        return "list"
+    if isinstance(_json(line, whole=True), list if isinstance(item, str) else dict):
+        return "lines"
     if is_jsonl(path):  # a broken one
-        return "list" if text.startswith("[") else "lines", "openai"
-    if _columns(header_of(path, beginning)) is not None:
-        return "table", "table"
-    return "text", "text"
+        return "list" if text.startswith("[") else "lines"
+    return "table" if _columns(header_of(path, line)) else "text"
 
 
 def _json(text: str, whole: bool = False) -> Any:
@@ -164,16 +149,17 @@ def _json(text: str, whole: bool = False) -> Any:
         return None
 
 
-def _kind_of(record: Any, otherwise: str = "openai") -> str:
+def _kind_of(record: Any) -> str:
     if isinstance(record, list):
         return "lccc"
-    messages = record.get("messages")
-    if isinstance(messages, list):
+    if not isinstance(record, dict):
+        return "openai"
+    if isinstance(messages := record.get("messages"), list):
         first = messages[0] if messages else {}
         return "kdconv" if isinstance(first, dict) and "message" in first else "openai"
     if isinstance(record.get("conversations"), list):
         return "sharegpt"
-    return "alpaca" if "instruction" in record and "output" in record else otherwise
+    return "alpaca" if "instruction" in record and "output" in record else "table"
 
 
 def _columns(names: list[str]) -> tuple[str, str] | None:
@@ -205,10 +191,8 @@ def _records(path: Path, container: str, broken: Broken) -> Iterator[tuple[int, 
     return read_rows(path) if container == "table" else parquet_rows(path)
 
 
-def _utterances(record: Any, kind: str) -> list[str]:
-    if kind == "table":
-        kind = _kind_of(record, "table")  # rows of a Parquet file can be records of any kind
-    said = [as_utterance(text) for text in _READERS[kind](record)]
+def _utterances(record: Any, kind: str | None) -> list[str]:
+    said = [as_utterance(text) for text in _READERS[kind or _kind_of(record)](record)]
     if len(said) < 2:
         raise _BadRecordError("fewer than two utterances")
     if not all(said):
@@ -216,8 +200,12 @@ def _utterances(record: Any, kind: str) -> list[str]:
     return said
 
 
+def _value(record: Any, key: str) -> Any:
+    return record.get(key) if isinstance(record, dict) else None
+
+
 def _get(record: Any, key: str) -> str:
-    value = record.get(key) if isinstance(record, dict) else None
+    value = _value(record, key)
     if isinstance(value, list):  # OpenAI's parts of a message
         value = "".join(_get(part, "text") for part in value)
     if not isinstance(value, str):
@@ -226,7 +214,7 @@ def _get(record: Any, key: str) -> str:
 
 
 def _list(record: Any, key: str) -> list[Any]:
-    value = record.get(key) if isinstance(record, dict) else None
+    value = _value(record, key)
     if not isinstance(value, list):
         raise _BadRecordError(f"no list under {key!r}")
     return value

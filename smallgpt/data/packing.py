@@ -13,23 +13,19 @@ first is a target once. A dialogue that fits a row is one chunk.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from smallgpt.data.corpus import Corpus
+from smallgpt.data.corpus import Corpus, IntArray
 from smallgpt.model.loss import IGNORED
 from smallgpt.tokenizer.characters import PAD, SEP, UNK
 
-IntArray = npt.NDArray[np.int64]
 
-
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Rows for the model; all tensors int64, shape (B, T).
 
     ids: inputs; targets: the next ids, `IGNORED` where there is nothing to learn;
@@ -43,19 +39,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        tensors = self._tensors()
-        if device.type == "cuda":
-            tensors = [t.pin_memory() for t in tensors]
+        tensors = [t.pin_memory() for t in self] if device.type == "cuda" else self
         return Batch(*(t.to(device, non_blocking=True) for t in tensors))
 
     def parts(self, count: int) -> list[Batch]:
         """`count` batches of equal size, for gradient accumulation."""
-        return [
-            Batch(*part) for part in zip(*(t.chunk(count) for t in self._tensors()), strict=True)
-        ]
-
-    def _tensors(self) -> list[Tensor]:
-        return [self.ids, self.targets, self.positions, self.documents]
+        return [Batch(*part) for part in zip(*(t.chunk(count) for t in self), strict=True)]
 
     def target_count(self) -> int:
         """Number of targets that count: real characters, each `<sep>` and end of dialogue."""
@@ -63,12 +52,9 @@ class Batch:
 
 
 class PackedRows:
-    """The chosen dialogues of a corpus, packed.
+    """Chosen dialogues of a corpus, by index, packed into rows of `block_size` positions.
 
     Args:
-        corpus: the encoded text.
-        dialogues: indices of the dialogues to use.
-        block_size: T, positions a row.
         seed: which dialogues of equal length meet in a row.
         id_map: for each id of the corpus its id in the model's vocabulary, where that is another
             one (resuming on new text); what is `<unk>` there is never a target.
@@ -106,13 +92,10 @@ class PackedRows:
         return self.positions / max(1, len(self) * self.block_size)
 
     def batch(self, rows: IntArray, unk_rate: float = 0.0, seed: tuple[int, ...] = (0,)) -> Batch:
-        """Gather rows.
+        """Gather rows by their numbers, (B,).
 
-        Args:
-            rows: row numbers, (B,).
-            unk_rate: probability that a rare character is shown to the model as `<unk>`, so that
-                the model learns to read past unknown characters; targets keep the character.
-            seed: of that chance.
+        With the probability `unk_rate`, drawn from `seed`, a rare character is shown to the model
+        as `<unk>`, so that it learns to read past unknown ones; targets keep the character.
         """
         first, last = self._first_chunk[rows], self._first_chunk[rows + 1]
         count = last - first
@@ -128,7 +111,10 @@ class PackedRows:
         if self.replies_only:
             turns = self._turns(ids, chunk, length)
             targets = np.where(turns % 2 == 1, targets, IGNORED)
-        shown = self._with_unknown(ids, unk_rate, seed)
+        shown = ids
+        if unk_rate:
+            chance = np.random.default_rng(seed).random(len(ids), np.float32)
+            shown = np.where((ids >= self.corpus.rare_from) & (chance < unk_rate), UNK, ids)
         if self.id_map is not None:
             counts = targets != IGNORED
             shown, targets = self.id_map[shown], self.id_map[np.where(counts, targets, UNK)]
@@ -159,12 +145,6 @@ class PackedRows:
         before_chunk = ended[first] - (ids[first] == SEP)
         return ended + np.repeat(before - before_chunk, length)
 
-    def _with_unknown(self, ids: IntArray, rate: float, seed: tuple[int, ...]) -> IntArray:
-        if not rate:
-            return ids
-        chance = np.random.default_rng(seed).random(len(ids), np.float32)
-        return np.where((ids >= self.corpus.rare_from) & (chance < rate), UNK, ids)
-
 
 def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
     """start, start + 1, … of each given length, one after the other."""
@@ -178,9 +158,8 @@ def split_long(
 ) -> tuple[IntArray, IntArray, int]:
     """Cut the dialogues into chunks that fit a row.
 
-    Returns:
-        where each chunk's input starts in `corpus.ids`, its positions (1 to block_size), and how
-        many dialogues had to be continued.
+    Returns where each chunk's input starts in `corpus.ids`, its positions (1 to block_size), and
+    how many dialogues had to be continued.
     """
     begin = np.concatenate(([0], corpus.ends[:-1]))[dialogues]
     end = corpus.ends[dialogues] - 1  # the last id is a target only
@@ -214,33 +193,10 @@ def pack(lengths: IntArray, block_size: int, rng: np.random.Generator) -> tuple[
 
     Works on whole groups of chunks of equal length and rows of equal room, so the cost grows with
     block_size², not with chunks (histogram packing, Krell et al., arXiv:2107.02027).
-
-    Returns:
-        the row of each chunk and its offset in that row.
+    Returns the row of each chunk and its offset in that row.
     """
     row, offset = np.empty_like(lengths), np.empty_like(lengths)
     room: list[list[IntArray]] = [[] for _ in range(block_size + 1)]  # rows by free positions
-
-    def fill(group: IntArray, free: int, chunks: IntArray) -> IntArray:
-        """Put chunks of one length into rows with `free` positions; return the chunks left over.
-
-        Each row takes all it can before the next: the fullest row with room is the one just used.
-        """
-        length = int(lengths[chunks[0]])
-        each = free // length
-        placed = min(len(chunks), each * len(group))
-        nth = np.arange(placed)
-        row[chunks[:placed]] = group[nth // each]
-        offset[chunks[:placed]] = block_size - free + nth % each * length
-        full, more = divmod(placed, each)
-        touched = full + (more > 0)
-        for rows_left, taken in ((group[:full], each), (group[full:touched], more)):
-            if len(rows_left):
-                room[free - taken * length].append(rows_left)
-        if touched < len(group):
-            room[free].append(group[touched:])
-        return chunks[placed:]
-
     shuffled = rng.permutation(len(lengths))
     by_length = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
     bounds = np.flatnonzero(np.diff(lengths[by_length])) + 1
@@ -248,26 +204,33 @@ def pack(lengths: IntArray, block_size: int, rng: np.random.Generator) -> tuple[
     for chunks in np.split(by_length, bounds) if len(lengths) else []:
         length = int(lengths[chunks[0]])
         for free in range(length, block_size + 1):
-            while room[free] and len(chunks):
-                chunks = fill(room[free].pop(), free, chunks)
-        if len(chunks):
-            new = -(-len(chunks) // (block_size // length))
-            fill(np.arange(rows, rows + new), block_size, chunks)
-            rows += new
+            each = free // length
+            while len(chunks) and (room[free] or free == block_size):
+                if room[free]:
+                    group = room[free].pop()
+                else:
+                    group = rows + np.arange(-(-len(chunks) // each))
+                    rows += len(group)
+                # A row takes all it can before the next: it is the fullest with room now.
+                placed = min(len(chunks), each * len(group))
+                nth = np.arange(placed)
+                row[chunks[:placed]] = group[nth // each]
+                offset[chunks[:placed]] = block_size - free + nth % each * length
+                chunks = chunks[placed:]
+                full, more = divmod(placed, each)
+                touched = full + (more > 0)
+                used = (group[:full], each), (group[full:touched], more), (group[touched:], 0)
+                for some, taken in used:
+                    if len(some):
+                        room[free - taken * length].append(some)
     return row, offset
 
 
-class RowOrder:
-    """The endless sequence of rows of a run: each epoch has a permutation of its own.
+class RowOrder(NamedTuple):
+    """The endless sequence of the `rows` rows of a run: each epoch is a permutation of its own."""
 
-    Args:
-        rows: number of rows in an epoch, at least 1.
-        seed: of the permutations.
-    """
-
-    def __init__(self, rows: int, seed: int) -> None:
-        self.rows = rows
-        self.seed = seed
+    rows: int
+    seed: int
 
     def take(self, start: int, count: int) -> IntArray:
         """Rows number `start` to `start + count` of the sequence, counted over all epochs."""

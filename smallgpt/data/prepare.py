@@ -29,35 +29,43 @@ class Survey:
         self.dialogues = self.turns = self.characters = 0
         self.exact = self.near = 0
         """Duplicates left out."""
-        self._seen: set[bytes] = set()
-        self._seen_nearly: set[bytes] = set()
         self.rejected: Counter[str] = Counter()
         self.lengths: Counter[int] = Counter()
         """Dialogues by their characters, rounded up to a power of two."""
+        self._kept: dict[bytes, bytes] = {}  # by what near duplicates share, what exact ones do
 
-    def is_duplicate(self, dialogue: list[str]) -> bool:
-        """Whether it was asked about before, or one nearly equal was; if so, it is counted."""
+    def collect(
+        self,
+        files: Iterable[Path],
+        kind: str | None = None,
+        skip_bad: bool = False,
+        keep_duplicates: bool = False,
+    ) -> Iterator[list[str]]:
+        """Stream the dialogues of several files, and count them.
+
+        `kind` and broken records are as for `read_dialogues`; with `skip_bad` these are left out.
+        """
+        for file in files:
+            for dialogue in read_dialogues(file, kind, self._reject if skip_bad else None):
+                if keep_duplicates or not self._is_duplicate(dialogue):
+                    characters = sum(map(len, dialogue))
+                    self.dialogues += 1
+                    self.turns += len(dialogue)
+                    self.characters += characters
+                    self.lengths[1 << max(0, characters - 1).bit_length()] += 1
+                    yield dialogue
+
+    def _is_duplicate(self, dialogue: list[str]) -> bool:
         exact, near = _digest("\n".join(dialogue)), _digest(essence(dialogue))
-        if exact in self._seen:
-            self.exact += 1
-        elif near in self._seen_nearly:
-            self.near += 1
+        kept = self._kept.get(near)
+        if kept is None:
+            self._kept[near] = exact
         else:
-            self._seen.add(exact)
-            self._seen_nearly.add(near)
-            return False
-        return True
+            self.exact += kept == exact
+            self.near += kept != exact
+        return kept is not None
 
-    def add(self, dialogue: list[str]) -> None:
-        """Count a dialogue that is kept."""
-        characters = sum(map(len, dialogue))
-        self.dialogues += 1
-        self.turns += len(dialogue)
-        self.characters += characters
-        self.lengths[1 << max(0, characters - 1).bit_length()] += 1
-
-    def reject(self, reason: str) -> None:
-        """Count a record that is none."""
+    def _reject(self, _number: int, reason: str) -> None:
         known = len(self.rejected) < MOST_REASONS or reason in self.rejected
         self.rejected[reason if known else "other reasons"] += 1
 
@@ -79,7 +87,7 @@ class Survey:
         return result
 
     def draw(self, path: Path) -> None:
-        """Draw the histogram; an OSError says that it cannot be written."""
+        """Draw the histogram of lengths; a UserError says that it cannot be written."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -87,7 +95,10 @@ class Survey:
         found = sorted(self.lengths.items())
         axes.bar([f"{most:,}" for most, _ in found], [count for _, count in found])
         axes.set(xlabel="characters of a dialogue, at most", ylabel="dialogues")
-        figure.savefig(path, dpi=90, format="png")
+        try:
+            figure.savefig(path, dpi=90, format="png")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def essence(dialogue: list[str]) -> str:
@@ -108,41 +119,14 @@ def _digest(text: str, seed: int = 0) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt).digest()
 
 
-def collect(
-    files: Iterable[Path],
-    survey: Survey,
-    kind: str | None = None,
-    skip_bad: bool = False,
-    keep_duplicates: bool = False,
-) -> Iterator[list[str]]:
-    """Stream the dialogues of several files, and count them.
-
-    Args:
-        kind: of the records (dialogue_formats.KINDS); by default recognised.
-        skip_bad: leave out records that are no dialogues; without it they raise a UserError.
-    """
-    rejected = (lambda number, reason: survey.reject(reason)) if skip_bad else None
-    for file in files:
-        for dialogue in read_dialogues(file, kind, rejected):
-            if keep_duplicates or not survey.is_duplicate(dialogue):
-                survey.add(dialogue)
-                yield dialogue
-
-
 def write(
     dialogues: Iterable[list[str]], shares: dict[Path, float], seed: int = 0
 ) -> dict[Path, int]:
     """Write dialogues as texts for train.py; near duplicates come into the same one.
 
-    Args:
-        shares: of each file to write; they add up to 1.
-        seed: the same one gives each dialogue the same file, whatever others there are.
-
-    Returns:
-        the number of dialogues in each file.
-
-    Raises:
-        UserError: there is no dialogue, or a file cannot be written; then none is.
+    `shares` has the share of each file, of 1 together. The same seed gives each dialogue the same
+    file, whatever others there are. Returns the number of dialogues in each file. Where there is
+    none at all, or a file cannot be written, no file is, and a UserError says so.
     """
     written = dict.fromkeys(shares, 0)
     try:

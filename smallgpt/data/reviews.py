@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
 IntArray = npt.NDArray[np.int64]
-MOST_LABELS = 1000  # with more, the label column must be the wrong one
+MOST_LABELS = 1000
 _MISSING = ("", "nan", "none", "null")
 _NUMBER = re.compile(r"-?[0-9]+")
 _WHOLE_NUMBER = re.compile(r"(-?[0-9]+)\.0*")  # as a table with gaps is often saved
@@ -55,19 +56,14 @@ class Split:
 def read_reviews(
     path: Path, text_column: str, label_column: str, names: list[str] | None = None
 ) -> Reviews:
-    """Read a whole file.
+    """Read a whole file, whose labels are `names`: by default all in it, numbers by their value.
 
-    Rows without a text or a label are dropped, and counted in a line. `1.0` is the label `1`.
-
-    Args:
-        names: the labels that may occur; by default those of the file, in order (numbers by value).
-
-    Raises:
-        UserError: the file is missing or undecodable, a column is missing, a label is unknown, or
-            there are fewer than two labels.
+    Rows without a text or a label are dropped, and counted in a line. `1.0` is the label `1`. A
+    UserError says that the file or a column is missing, undecodable or broken, that a label is not
+    among the names, or that there are fewer than two.
     """
     texts, found = [], []
-    empty = {"text": 0, "label": 0}
+    empty = Counter[str]()
     for row in read_rows(path, (text_column, label_column)):
         text, label = row.cells[text_column], _label(row.cells[label_column])
         if not text.strip() or text.strip().lower() == "nan":
@@ -83,8 +79,7 @@ def read_reviews(
             texts.append(text)
             found.append(label)
     for column, count in empty.items():
-        if count:
-            note(f"{path}: {counted(count, 'row')} without a {column} dropped")
+        note(f"{path}: {counted(count, 'row')} without a {column} dropped")
     if names is None:
         names = _names(path, label_column, found)
     number = {name: n for n, name in enumerate(names)}
@@ -99,14 +94,10 @@ def _label(cell: str) -> str:
 
 def _names(path: Path, label_column: str, found: list[str]) -> list[str]:
     names = sorted(set(found), key=lambda n: (0, int(n), n) if _NUMBER.fullmatch(n) else (1, 0, n))
-    if not names:
-        raise UserError(f"{path}: no labelled review in it", "give each row a text and a label")
-    if len(names) == 1:
-        raise UserError(f"{path}: all labels are {names[0]!r}", "a classifier needs two of them")
-    if len(names) > MOST_LABELS:
+    if not 2 <= len(names) <= MOST_LABELS:
         raise UserError(
-            f"{path}: {len(names):,} different labels in column {label_column!r}",
-            "is it the right one? set label_column",
+            f"{path}: {counted(len(names), 'different label')} in column {label_column!r}",
+            f"a classifier needs 2 to {MOST_LABELS:,}; is it the right column? set label_column",
         )
     return names
 
@@ -116,12 +107,8 @@ def split_reviews(
 ) -> Split:
     """Split the reviews by label: each part gets almost the same share of each label.
 
-    Args:
-        train_percent: share that is not for the test.
-        validation_percent: share of that which is for validation.
-
-    Raises:
-        UserError: too few reviews of a label for three parts.
+    `train_percent` is the share that is not for the test, `validation_percent` the share of that
+    for validation. A UserError says that a label has too few reviews for three parts.
     """
     generator = np.random.default_rng((seed, 6))
     first: dict[str, int] = {}

@@ -5,19 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-import ijson
-
-from smallgpt.data.text import DecodeError, decode, open_decompressed
+from smallgpt.data.text import DecodeError, decode
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
 _DELIMITERS = (",", "\t", ";", "|")
 _TABLE_SUFFIXES = (".csv", ".tsv")
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_FIRST_ITEM, _NEXT_ITEM = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*")
+_END_OF_LIST = re.compile(r"\s*(\[\s*)?\]\s*")
 LONGEST = 1 << 24
 """Characters of a record at most: what a small packed file unpacks to must not fill the memory."""
 Broken = Callable[[int, str], object]
@@ -52,11 +53,9 @@ def is_jsonl(path: Path) -> bool:
     return _suffix(path) in _JSON_SUFFIXES
 
 
-def header_of(path: Path, beginning: str) -> list[str]:
-    """The columns of a table, from its beginning; none where its name is not a table's."""
-    if _suffix(path) not in _TABLE_SUFFIXES:
-        return []
-    return _header(beginning.partition("\n")[0])[1]
+def header_of(path: Path, line: str) -> list[str]:
+    """The columns in a file's first line; none where its name is not a table's."""
+    return _header(line)[1] if _suffix(path) in _TABLE_SUFFIXES else []
 
 
 def _suffix(path: Path) -> str:
@@ -165,35 +164,29 @@ def _check_columns(where: str, names: Iterable[str], columns: Iterable[str]) -> 
             )
 
 
-class _BoundedReader:
-    """A file that refuses to go on within a record of more than `LONGEST` bytes."""
-
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        self._file, self._path = file, path
-        self.record, self.size = 1, 0
-
-    def read(self, size: int) -> bytes:
-        self.size += size
-        if self.size > LONGEST:
-            problem = f"record {self.record:,} is longer than {LONGEST:,} bytes"
-            raise UserError(f"{self._path}, {problem}", "is it a list of dialogues?")
-        return self._file.read(size)
-
-
 def json_items(path: Path) -> Iterator[tuple[int, Any]]:
     """Stream the items of a JSON list, numbered from 1, as far as it is whole."""
-    try:
-        with open_decompressed(path) as file:
-            reader = _BoundedReader(file, path)
-            for item in ijson.items(reader, "item", use_float=True):
-                yield reader.record, item
-                reader.record, reader.size = reader.record + 1, 0
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:80]
+    rest, number = "", 0
+    for text in decode(path, _encoding(path)):
+        rest, at = rest + text, 0
+        while before := (_NEXT_ITEM if number else _FIRST_ITEM).match(rest, at):
+            try:
+                item, end = json.JSONDecoder().raw_decode(rest, before.end())
+            except (ValueError, RecursionError):
+                break  # perhaps it goes on in the next chunk
+            if end == len(rest):
+                break
+            number, at = number + 1, end
+            yield number, item
+        rest = rest[at:]
+        if len(rest) > LONGEST:
+            problem = f"record {number + 1:,} is broken, or longer than {LONGEST:,} characters"
+            raise UserError(f"{path}, {problem}", "is it a list of dialogues?")
+    if not _END_OF_LIST.fullmatch(rest):
         raise UserError(
-            f"{path}: the list is broken after record {reader.record - 1:,}: {reason}",
+            f"{path}: the list is broken after record {number:,}",
             "what follows cannot be read; get the file again",
-        ) from None
+        )
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

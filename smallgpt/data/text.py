@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from smallgpt.utils.errors import UserError
 
-CHUNK_BYTES = 1 << 21  # small enough that the processor's cache holds much of the work
+CHUNK_BYTES = 1 << 20  # small enough that the processor's cache holds much of the work
 GZIP_MAGIC, XZ_MAGIC = b"\x1f\x8b", b"\xfd7zXZ\x00"
 # A line of nothing but white space, such as a full-width space, separates dialogues as well.
 _BLANK_LOOKING = re.compile(r"\n[^\S\n]+(?=\n)")

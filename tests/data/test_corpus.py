@@ -4,8 +4,8 @@ import gzip
 import json
 import lzma
 import os
-import subprocess
-import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from smallgpt.data import text as text_module
 from smallgpt.data.corpus import CACHE_FOLDER, RARE_SHARE, Corpus, describe, open_corpus, split
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP
 from smallgpt.utils.errors import UserError
-from tests.helpers.processes import python_environment
+from tests.helpers.commands import refusal
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden/original_tiny"
 
@@ -31,7 +31,7 @@ PARTS = [
     "\n\n",
     "\n \n",
     "\n\u3000\u2028\n",
-]
+]  # newlines, white space of several kinds, characters of 1 to 4 bytes, the byte order mark
 LINES = st.lists(st.sampled_from(PARTS), max_size=30).map("".join)
 
 
@@ -52,22 +52,25 @@ def texts_of(corpus: Corpus) -> list[str]:
 
 
 def problem_of(*paths: Path) -> str:
-    with pytest.raises(UserError) as stopped:
-        open_corpus(list(paths))
-    return str(stopped.value)
+    return refusal(lambda: open_corpus(list(paths)))
 
 
 # encoding
 
 
-@settings(deadline=None, max_examples=60)
-@given(texts=st.lists(LINES, min_size=1, max_size=2), chunk_bytes=st.sampled_from([None, 7, 20]))
+@settings(deadline=None, max_examples=100)
+@given(
+    texts=st.lists(LINES, min_size=1, max_size=2), chunk_bytes=st.sampled_from([None, 1, 2, 3, 20])
+)
 @example(texts=["好\n呀\r"], chunk_bytes=None)
+@example(texts=["好\r\r\n\n"], chunk_bytes=1)
 @example(texts=["\ufeff\u3000\n好\n呀 \n \n早", " \n\n好"], chunk_bytes=7)
 def test_corpus_equals_a_plain_implementation(
     texts: list[str], chunk_bytes: int | None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    texts = [f"{text}\n\n早\n早" for text in texts]  # at least one dialogue of two utterances
+    texts = [
+        f"{text}\n\n早\n早{text[::-1]}" for text in texts
+    ]  # at least one dialogue of two utterances
     folder = tmp_path_factory.mktemp("corpus")
     paths = [write(folder / f"{i}.txt", text) for i, text in enumerate(texts)]
     with pytest.MonkeyPatch.context() as patch:
@@ -126,33 +129,39 @@ def test_ids_are_as_wide_as_the_vocabulary_needs(
     assert texts_of(corpus) == [text]
 
 
-def test_several_files_of_any_compression_are_one_text(tmp_path: Path) -> None:
-    write(tmp_path / "a.txt", "好\n早")
-    (tmp_path / "b.gz").write_bytes(gzip.compress("早呀\n好\n\n好".encode()))
-    (tmp_path / "c.xz").write_bytes(lzma.compress("吗\n呀".encode()))
-    corpus = open_corpus([tmp_path / name for name in ("a.txt", "b.gz", "c.xz")])
-    assert texts_of(corpus) == ["好\n早", "早呀\n好", "好", "吗\n呀"]
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 5])
+def test_several_files_of_any_compression_and_name_are_one_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(text_module, "CHUNK_BYTES", chunk_bytes)
+    write(tmp_path / "a", "好\n早")
+    (tmp_path / "b").write_bytes(gzip.compress("早呀\n好\n\n好".encode()))
+    (tmp_path / "c").write_bytes(lzma.compress("吗\n呀".encode()))
+    assert texts_of(open_corpus([tmp_path / name for name in "abc"])) == [
+        "好\n早",
+        "早呀\n好",
+        "好",
+        "吗\n呀",
+    ]
 
 
 # what is refused
 
 
-@pytest.mark.parametrize("text", [" \n\u3000\n\r\n\t", "\n", "\ufeff", "\ufeff\r\r"])
-def test_white_space_only(tmp_path: Path, text: str) -> None:
-    path = write(tmp_path / "blank.txt", text)
-    message = problem_of(path)
-    assert f"{path}: no text in it" in message
-    assert "put dialogues in it" in message
-
-
 @pytest.mark.parametrize(
-    ("text", "count"), [("早上好\n\n晚上好\n\n你好", "3 dialogues"), ("早", "1 dialogue")]
+    ("text", "problem", "advice"),
+    [
+        *((blank, "no text in it", "put dialogues in it") for blank in (" \n\u3000\n\r\n\t", "\n")),
+        *((blank, "no text in it", "put dialogues in it") for blank in ("\ufeff", "\ufeff\r\r")),
+        ("早上好\n\n晚上好\n\n你好", "3 dialogues, but none of two", "one utterance a line"),
+        ("早", "1 dialogue, but none of two utterances", "one utterance a line"),
+    ],
 )
-def test_no_dialogue_of_two_utterances(tmp_path: Path, text: str, count: str) -> None:
-    path = write(tmp_path / "lines.txt", text)
+def test_no_text_or_no_dialogue(tmp_path: Path, text: str, problem: str, advice: str) -> None:
+    path = write(tmp_path / "text.txt", text)
     message = problem_of(path)
-    assert f"{path}: {count}, but none of two utterances" in message
-    assert "one utterance a line" in message
+    assert f"{path}: {problem}" in message
+    assert advice in message
 
 
 def test_second_of_two_files_is_checked_too(tmp_path: Path) -> None:
@@ -207,11 +216,7 @@ def test_changed_content_of_the_same_size_and_time_is_encoded_anew(text: Path) -
 
 @pytest.mark.parametrize(
     "interruption",
-    [
-        KeyboardInterrupt("in the middle"),
-        MemoryError("in the middle"),
-        OSError(28, "No space left"),
-    ],
+    [KeyboardInterrupt("middle"), MemoryError("middle"), OSError(28, "No space left")],
 )
 def test_interrupted_build_leaves_nothing_behind(
     text: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException
@@ -234,39 +239,30 @@ def test_bad_text_leaves_nothing_behind(tmp_path: Path) -> None:
     assert cached(tmp_path) == []
 
 
-BUILDER = """
-import sys, time
-from pathlib import Path
-import smallgpt.data.corpus as dialogues
-encode = dialogues._encode
-def encode_together(*args):
-    encode(*args)
-    mine, other = map(Path, sys.argv[2:])
-    mine.touch()  # both found no cache, and both are about to put theirs in place
-    while not other.exists():
-        time.sleep(0.01)
-dialogues._encode = encode_together
-corpus = dialogues.open_corpus([Path(sys.argv[1])])
-print(len(corpus), len(corpus.ids))
-"""
+def test_two_builders_at_once_both_succeed(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, both = dialogues_module._encode, threading.Barrier(2, timeout=60)
 
+    def encode_together(*args: Any) -> None:
+        encode(*args)
+        both.wait()  # both found no cache, and both are about to put theirs in place
 
-def test_two_builders_at_once_both_succeed(text: Path, tmp_path: Path) -> None:
-    marks = [tmp_path / "one", tmp_path / "two"]
-    builders = [
-        subprocess.Popen(
-            [sys.executable, "-c", BUILDER, str(text), *map(str, order)],
-            env=python_environment(),
-            stdout=subprocess.PIPE,
-        )
-        for order in (marks, marks[::-1])
-    ]
-    outputs = [builder.communicate(timeout=60)[0] for builder in builders]
-    assert [builder.returncode for builder in builders] == [0, 0]
-    corpus = open_corpus([text])
-    assert outputs == [f"{len(corpus)} {len(corpus.ids)}\n".encode()] * 2
-    assert texts_of(corpus) == ["早上好\n早", "吃了吗\n吃了"]
+    monkeypatch.setattr(dialogues_module, "_encode", encode_together)
+    with ThreadPoolExecutor(2) as builders:
+        for corpus in builders.map(open_corpus, [[text]] * 2):
+            assert texts_of(corpus) == ["早上好\n早", "吃了吗\n吃了"]
     assert len(cached(text.parent)) == 1
+
+
+def test_a_builder_takes_the_cache_of_one_that_was_faster(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(*_: Any) -> None:
+        monkeypatch.undo()
+        open_corpus([text])
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(dialogues_module, "_encode", overtaken)
+    assert texts_of(open_corpus([text])) == ["早上好\n早", "吃了吗\n吃了"]
 
 
 def test_read_only_place_uses_the_cache_folder_of_the_user(
@@ -312,11 +308,8 @@ def test_split_is_disjoint_complete_and_repeatable(count: int, percent: float, s
     assert sorted([*train, *validation]) == list(range(count))
     assert len(train) and len(validation)
     assert abs(len(train) - count * percent) <= 1
-    assert np.all(np.diff(train) > 0)
-    assert np.all(np.diff(validation) > 0)
-    again = split(count, percent, seed)
-    assert np.array_equal(train, again[0])
-    assert np.array_equal(validation, again[1])
+    assert np.all(np.diff(train) > 0) and np.all(np.diff(validation) > 0)
+    assert all(map(np.array_equal, split(count, percent, seed), (train, validation)))
 
 
 def test_split_depends_on_the_seed_and_needs_two_dialogues() -> None:

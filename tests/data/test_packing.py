@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from smallgpt.data.corpus import Corpus, open_corpus
 from smallgpt.data.packing import PackedRows, RowOrder, pack, split_long
@@ -99,15 +98,6 @@ def test_long_dialogues_are_continued_by_the_rule(corpus: Corpus, block_size: in
     assert continued == int((np.diff(corpus.ends, prepend=0) - 1 > block_size).sum())
 
 
-def test_next_chunk_begins_with_the_separator_the_last_one_ended_on() -> None:
-    ids = [*range(3, 10), SEP, *range(10, 20)]
-    rows = PackedRows(corpus_of([ids]), np.array([0]), 8, seed=0)
-    batch = rows.batch(np.arange(len(rows)))
-    shown = [row[mask].tolist() for row, mask in zip(batch.ids, batch.documents >= 0, strict=True)]
-    assert sorted(shown) == sorted([[*range(3, 10)], [SEP, *range(10, 17)], [17, 18, 19]])
-    assert rows.continued == 1
-
-
 # rows and batches
 
 
@@ -146,10 +136,6 @@ def test_rows_hold_every_chunk_once_with_its_own_positions(
     assert rows.efficiency() == pytest.approx(positions / (len(rows) * block_size))
 
 
-def tensors(batch: object) -> dict[str, Tensor]:
-    return {name: getattr(batch, name) for name in ("ids", "targets", "positions", "documents")}
-
-
 @settings(deadline=None)
 @given(CORPORA, BLOCK_SIZES, st.data())
 def test_a_row_is_the_same_in_every_batch(
@@ -157,11 +143,10 @@ def test_a_row_is_the_same_in_every_batch(
 ) -> None:
     rows = PackedRows(corpus, everything(corpus), block_size, seed=0)
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=6))
-    together = tensors(rows.batch(np.array(chosen)))
+    together = rows.batch(np.array(chosen))
     for place, row in enumerate(chosen):
-        alone = tensors(rows.batch(np.array([row])))
-        for name in alone:
-            assert torch.equal(together[name][place], alone[name][0])
+        for both, alone in zip(together, rows.batch(np.array([row])), strict=True):
+            assert torch.equal(both[place], alone[0])
 
 
 def test_only_the_chosen_dialogues_are_packed() -> None:
@@ -183,8 +168,7 @@ def test_parts_of_a_batch_make_up_the_batch() -> None:
     whole = PackedRows(corpus, everything(corpus), 8, seed=0).batch(np.arange(6))
     parts = whole.parts(3)
     assert [len(part.ids) for part in parts] == [2, 2, 2]
-    for name, tensor in tensors(whole).items():
-        assert torch.equal(torch.cat([tensors(part)[name] for part in parts]), tensor)
+    assert all(map(torch.equal, map(torch.cat, zip(*parts, strict=True)), whole))
     assert sum(part.target_count() for part in parts) == whole.target_count()
 
 
@@ -240,8 +224,7 @@ COUNTS = st.integers(0, 100)
 @settings(deadline=None)
 @given(ROWS, SEEDS, st.integers(0, 5))
 def test_each_epoch_is_a_permutation(rows: int, seed: int, epoch: int) -> None:
-    taken = RowOrder(rows, seed).take(epoch * rows, rows)
-    assert sorted(taken) == list(range(rows))
+    assert sorted(RowOrder(rows, seed).take(epoch * rows, rows)) == list(range(rows))
 
 
 @settings(deadline=None)

@@ -99,8 +99,8 @@ def test_labels_are_ordered_as_numbers_or_words(tmp_path: Path) -> None:
     [
         ("a.csv", "label,text\n1,a\n", "no column 'review'\n  -> the columns are: label, text"),
         ("a.csv", "", "is empty"),
-        ("a.csv", "label,review\n", "no labelled review"),
-        ("a.csv", "label,review\n1,a\n1,b\n", "all labels are '1'"),
+        ("a.csv", "label,review\n", "0 different labels in column 'label'"),
+        ("a.csv", "label,review\n1,a\n1,b\n", "1 different label in column 'label'"),
         ("a.csv", "label,review\n1,a\n0,b,c\n", "line 3: 3 cells for 2 columns"),
         ("a.csv", "review\n好\n", "no column 'label'"),
         ("a.csv", b"label,review\n1,\xff\xff\xff\n", "line 2: neither UTF-8 nor GB18030"),
