@@ -17,7 +17,7 @@ from smallgpt.data.corpus import match_tokenizer, open_corpus
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import PackedRows
 from smallgpt.demo import smalltalk
-from smallgpt.demo.judge import Score, judge_all
+from smallgpt.demo.judge import judge_all
 from smallgpt.training.validation import validate
 
 
@@ -46,7 +46,7 @@ def on_text(path: Path, files: list[Path], device: str = "auto", dtype: str | No
 def on_smalltalk(
     path: Path, dialogues: int, seed: int, device: str = "auto", dtype: str | None = None
 ) -> str:
-    """Play held-out small talk; the share of fitting replies, by situation and in all."""
+    """Play held-out small talk; the share of fitting replies, the weakest situation first."""
     bot = chatbot.load(path, device=runtime.choose_device(device), dtype=dtype or "float32")
     plays = smalltalk.held_out(dialogues, seed)
     with tqdm(total=sum(map(len, plays)), unit="reply", leave=False) as bar:
@@ -57,20 +57,12 @@ def on_smalltalk(
             return "".join(chunks)
 
         score = judge_all(plays, respond)
-    return _table(score)
-
-
-def _table(score: Score) -> str:
-    """One line a situation, the weakest first, and the total last."""
     by_share = sorted(score.by_situation.items(), key=lambda item: item[1][0] / item[1][1])
-    lines = [
+    rows = [*by_share, ("fitting in all", (score.fitting, score.total))]
+    return "\n".join(
         f"{good:5d} of {total:5d}  {100 * good / total:5.1f} %  {name}"
-        for name, (good, total) in by_share
-    ]
-    lines.append(
-        f"{score.fitting:5d} of {score.total:5d}  {100 * score.share:5.1f} %  fitting in all"
+        for name, (good, total) in rows
     )
-    return "\n".join(lines)
 
 
 def describe_checkpoint(path: Path) -> str:

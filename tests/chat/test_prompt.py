@@ -8,7 +8,7 @@ import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smallgpt.chat.prompt import prompt_ids
+from smallgpt.chat.chatbot import prompt_ids
 from smallgpt.tokenizer.characters import SEP, UNK, as_utterance
 from smallgpt.tokenizer.subwords import SubwordTokenizer
 from tests.helpers.models import vocabulary

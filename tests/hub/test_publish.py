@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import smallgpt
-from smallgpt.chat.prompt import prompt_ids
+from smallgpt.chat.chatbot import prompt_ids
 from smallgpt.checkpoints import checkpoint, legacy_pth
 from smallgpt.hub.publish import make_ready
 from tests.helpers.commands import refusal

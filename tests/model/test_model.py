@@ -211,7 +211,7 @@ def test_packed_rows_in_mixed_precision() -> None:
 @torch.no_grad()
 def test_cache_in_chunks_equals_the_whole_row(config: ModelConfig, chunks: list[int]) -> None:
     model, ids = fresh(config), random_ids(2, SMALL.block_size)
-    cache = KeyValueCache(config, 2, torch.device("cpu"), torch.float64)
+    cache = KeyValueCache(config, model.wte.weight, rows=2)
     parts, at = [], 0
     for size in chunks:
         if at + size > SMALL.block_size:
