@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +24,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.measure import Contestant, median, print_json, read_bandwidth
+from benchmarks.measure import Contestant, median, print_json, read_bandwidth, timed
 from benchmarks.plain import PlainGPT
 from smallgpt.checkpoints import checkpoint, huggingface
 from smallgpt.cli.arguments import CHAT_SPINS
@@ -176,10 +175,10 @@ def compare_startup(size: str, rounds: int) -> None:
         )
         turns = [
             (
-                _seconds(
-                    lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)
-                ),
-                _seconds(lambda: _read(path / huggingface.WEIGHTS_FILE)),
+                timed(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))[
+                    0
+                ],
+                timed(lambda: _read(path / huggingface.WEIGHTS_FILE))[0],
                 seconds_to_prompt(path),
             )
             for _ in range(rounds + 1)
@@ -217,12 +216,6 @@ def _read(file: Path) -> None:
     with file.open("rb", buffering=0) as opened:
         while opened.readinto(part):
             pass
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

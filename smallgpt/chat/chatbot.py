@@ -174,9 +174,8 @@ def load(
     model = huggingface.hollow_model(stored.config).eval()
     precision = choose_precision(dtype, device, model.parameter_count())
 
-    verified = background.begin(stored.verify_weights)
-    filled = background.begin(
-        lambda: inference.load_inference_weights(
+    def fill() -> None:
+        inference.load_inference_weights(
             model,
             stored.weights,
             precision.dtype,
@@ -184,7 +183,8 @@ def load(
             device,
             background.end_with_the_program,
         )
-    )
+
+    verified, filled = background.begin(stored.verify_weights), background.begin(fill)
 
     def await_weights() -> None:
         verified.result()
