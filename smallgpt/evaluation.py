@@ -46,7 +46,7 @@ def on_text(path: Path, files: list[Path], device: str = "auto", dtype: str | No
 def on_smalltalk(
     path: Path, dialogues: int, seed: int, device: str = "auto", dtype: str | None = None
 ) -> str:
-    """Play held-out small talk; the share of fitting replies, by situation and in all."""
+    """Play held-out small talk; the share of fitting replies, the weakest situation first."""
     bot = chatbot.load(path, device=runtime.choose_device(device), dtype=dtype or "float32")
     plays = smalltalk.held_out(dialogues, seed)
     with tqdm(total=sum(map(len, plays)), unit="reply", leave=False) as bar:

@@ -7,9 +7,9 @@ reply. All else, the >>> included, goes to standard error.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from smallgpt.chat.chatbot import Chatbot, Conversation
+from smallgpt.chat.chatbot import Chatbot
 from smallgpt.tokenizer.characters import as_utterance
 from smallgpt.utils.errors import note
 
@@ -26,10 +26,9 @@ def chat(bot: Chatbot) -> None:
     """Talk until `exit` or the end of input."""
     conversation = bot.conversation()
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    lines = _typed_lines() if on_terminal else _piped_lines()
     if on_terminal:
         note("Chat: type and press Enter; exit leaves, flush forgets, /help explains.")
-    for line in lines:
+    for line in _typed_lines() if on_terminal else _piped_lines():
         prompt = as_utterance(line)
         if prompt == "exit":
             break
@@ -44,19 +43,17 @@ def chat(bot: Chatbot) -> None:
             _answer(conversation, prompt, on_terminal)
 
 
-def _answer(conversation: Conversation, prompt: str, on_terminal: bool) -> None:
+def _answer(conversation: Chatbot, prompt: str, on_terminal: bool) -> None:
     """Print the reply as it comes. On a terminal Ctrl-C ends the reply, else the program."""
     reply = conversation.stream(prompt)
     try:
         for chunk in reply:
-            sys.stdout.write(chunk)
-            sys.stdout.flush()
+            print(chunk, end="", flush=True)
     except KeyboardInterrupt:
         reply.close()
         if not on_terminal:
             raise
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    print(flush=True)
     if left_out := conversation.left_out:
         note(f"(too long for the model: the first {left_out:,} characters were left out)")
 
@@ -64,10 +61,8 @@ def _answer(conversation: Conversation, prompt: str, on_terminal: bool) -> None:
 def _piped_lines() -> Iterator[str]:
     """Lines of standard input; bytes that are not UTF-8 become U+FFFD."""
     while True:
-        sys.stderr.write(PROMPT)
-        sys.stderr.flush()
-        data = sys.stdin.buffer.readline()
-        if not data:
+        print(PROMPT, end="", file=sys.stderr, flush=True)
+        if not (data := sys.stdin.buffer.readline()):
             note()
             return
         yield data.decode("utf-8", errors="replace")
@@ -77,10 +72,10 @@ def _typed_lines() -> Iterator[str]:
     """Lines typed on a terminal, with history and editing that knows wide characters."""
     from prompt_toolkit import PromptSession
 
-    ask: Callable[[str], str] = PromptSession().prompt
+    session = PromptSession[str]()
     while True:
         try:
-            yield ask(PROMPT)
+            yield session.prompt(PROMPT)
         except KeyboardInterrupt:
             continue
         except EOFError:

@@ -4,19 +4,17 @@ After "Improving Language Understanding by Generative Pre-Training" (Radford et 
 stands between `<start>` and `<extract>`, and a linear layer without bias reads the last state.
 Names and meaning are those of Hugging Face's GPT2ForSequenceClassification.
 
-Shapes, besides those of model.py:
+Shapes, besides those of gpt.py:
     R  rows: a long text has several    N  texts    C  classes
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from smallgpt.config import ModelConfig
-from smallgpt.model.gpt import GPT
+from smallgpt.model.gpt import GPT, at_positions
 from smallgpt.model.loss import next_token_loss
 
 
@@ -26,12 +24,7 @@ def head_width(width: int, pooling: str) -> int:
 
 
 class Classifier(nn.Module):
-    """`transformer`, a GPT, and `score`, the head.
-
-    Args:
-        classes: C, how many labels there are.
-        pooling: as the key of SentimentConfig.
-    """
+    """`transformer`, a GPT, and `score`, the head; `pooling` as the key of SentimentConfig."""
 
     def __init__(self, config: ModelConfig, classes: int, pooling: str = "last") -> None:
         super().__init__()
@@ -51,18 +44,16 @@ class Classifier(nn.Module):
         """Logits of each row, (R, C); with targets, also the summed loss of the next tokens.
 
         Args:
-            ids_RT: token ids, a text or a part of one a row.
             ends_R: the position at which the row is classified; what is behind it does not count.
             targets_RT: the next ids (see loss.next_token_loss).
             states_RTE: what `GPT.below_last_block` gave for these ids, where it is known already.
         """
         gpt = self.transformer
-        last: Any = gpt.h[-1]
         x_RTE = gpt.below_last_block(ids_RT) if states_RTE is None else states_RTE
         if targets_RT is None and not self.with_mean:
-            return self.score(gpt.ln_f(last.at(x_RTE, ends_R)))
-        x_RTE = gpt.ln_f(last(x_RTE))
-        x_RE = x_RTE[torch.arange(len(x_RTE), device=x_RTE.device), ends_R]
+            return self.score(gpt.ln_f(gpt.h[-1](x_RTE, ends_B=ends_R)))[:, 0]
+        x_RTE = gpt.ln_f(gpt.h[-1](x_RTE))
+        x_RE = at_positions(x_RTE, ends_R)[:, 0]
         if self.with_mean:
             seen_RT = torch.arange(x_RTE.shape[1], device=x_RTE.device) <= ends_R[:, None]
             mean_RE = (x_RTE * seen_RT[..., None]).sum(1) / (ends_R + 1)[:, None]

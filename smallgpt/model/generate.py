@@ -11,14 +11,6 @@ from smallgpt.config import SamplingConfig
 from smallgpt.model.gpt import GPT, KeyValueCache
 
 
-def new_cache(model: GPT) -> KeyValueCache:
-    """An empty cache for one conversation with `model`, which has its weights."""
-    weight = model.wte.weight
-    # A CPU is quicker at attention in float32, in which it need not copy keys and values.
-    dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
-    return KeyValueCache(model.config, 1, weight.device, dtype)
-
-
 @torch.inference_mode()
 def generate(
     model: GPT,
@@ -39,10 +31,10 @@ def generate(
         context: ids, 1 to block_size - 1 of them.
         banned: ids never drawn.
         generator: on the CPU; the same state gives the same ids.
-        cache: of `new_cache`; as far as it has read the beginning of `context`, that is not read
+        cache: of this model; as far as it has read the beginning of `context`, that is not read
             again. It must not be used elsewhere until the iterator has ended.
     """
-    cache = cache or new_cache(model)
+    cache = cache or KeyValueCache(model.config, model.wte.weight)
     never = torch.zeros(model.config.vocab_size, dtype=torch.bool)
     never[list(banned)] = True
     not_first = never.clone()
@@ -72,13 +64,12 @@ def draw(
     In this order: repetition penalty over the ids of the reply (CTRL, arXiv:1909.05858),
     temperature, the `top_k` likeliest, the nucleus of probability `top_p` (arXiv:1904.09751).
     """
-    if sampling.repetition_penalty != 1.0 and reply:
-        seen = torch.tensor(sorted(set(reply)))
+    penalty = sampling.repetition_penalty
+    if penalty != 1.0 and reply:
+        seen = torch.tensor(reply)
         score = logits_V[seen]
-        penalty = sampling.repetition_penalty
-        logits_V = logits_V.index_copy(
-            0, seen, torch.where(score > 0, score / penalty, score * penalty)
-        )
+        score = torch.where(score > 0, score / penalty, score * penalty)
+        logits_V = logits_V.index_copy(0, seen, score)
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     sorted_logits, ids = logits_V.sort(descending=True, stable=True)

@@ -28,19 +28,19 @@ class KeyValueCache:
 
     Args:
         config: the model's shape.
+        weight: one of the model's, for the device and the type.
         rows: B, the number of rows generated side by side.
-        dtype: what attention is computed in.
     """
 
-    def __init__(
-        self, config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, config: ModelConfig, weight: Tensor, rows: int = 1) -> None:
+        # A CPU is quicker at attention in float32, in which it need not copy keys and values.
+        on_cpu = weight.device.type == "cpu"
+        self.dtype = torch.promote_types(weight.dtype, torch.float32) if on_cpu else weight.dtype
         width = config.n_embd // config.n_head
         shape = (config.n_layer, 2, rows, config.n_head, config.block_size, width)
-        memory = torch.empty(shape, device=device, dtype=dtype)
+        memory = torch.empty(shape, device=weight.device, dtype=self.dtype)
         self.keys_values = [tuple(layer) for layer in memory]
-        self.dtype = dtype
-        self.ids_BS = torch.zeros(rows, config.block_size, device=device, dtype=torch.long)
+        self.ids_BS = torch.zeros(rows, config.block_size, device=weight.device, dtype=torch.long)
         self.length = 0
         """How many positions were read; what `ids_BS` and `keys_values` hold behind is void."""
 
@@ -75,37 +75,32 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTE: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
-        """Mix in what the other positions of the row hold, (B, T, E)."""
+    def forward(
+        self, x_BTE: Tensor, mask: Tensor | None, cache: KeyValueCache | None, ends_B: Tensor | None
+    ) -> Tensor:
+        """Mix in what the other positions of the row hold; arguments as of `Block.forward`."""
         B, T, E = x_BTE.shape
+        if ends_B is None:
+            qkv = self.c_attn(x_BTE).split(E, dim=2)
+        else:
+            weight, bias = self.c_attn.weight, self.c_attn.bias
+            q_bias, kv_bias = (None, None) if bias is None else bias.split((E, 2 * E))
+            q_B1E = F.linear(at_positions(x_BTE, ends_B), weight[:E], q_bias)
+            qkv = (q_B1E, *F.linear(x_BTE, weight[E:], kv_bias).split(E, dim=2))
+            mask = (torch.arange(T, device=x_BTE.device) <= ends_B[:, None])[:, None, None, :]
         q_BHTD, k_BHSD, v_BHSD = (
-            part.view(B, T, self.n_head, E // self.n_head).transpose(1, 2)
-            for part in self.c_attn(x_BTE).split(E, dim=2)
+            part.view(B, -1, self.n_head, E // self.n_head).transpose(1, 2) for part in qkv
         )
         if cache is not None:
             k_BHSD, v_BHSD = cache.extend(self.layer, k_BHSD, v_BHSD)
         dropout = self.dropout if self.training else 0.0
         y_BHTD = attend(q_BHTD.to(k_BHSD.dtype), k_BHSD, v_BHSD, mask, dropout).to(x_BTE.dtype)
-        y_BTE = y_BHTD.transpose(1, 2).reshape(B, T, E)
-        return self.resid_dropout(self.c_proj(y_BTE))
+        return self.resid_dropout(self.c_proj(y_BHTD.transpose(1, 2).reshape(B, -1, E)))
 
-    def at(self, x_BTE: Tensor, ends_B: Tensor) -> Tensor:
-        """What `forward` gives at position `ends_B` of each row, (B, E): a fraction of the work."""
-        B, T, E = x_BTE.shape
-        weight, bias = self.c_attn.weight, self.c_attn.bias
-        biases = (None, None) if bias is None else bias.split((E, 2 * E))
-        x_BE = x_BTE[torch.arange(B, device=x_BTE.device), ends_B]
-        q_BE = F.linear(x_BE, weight[:E], biases[0])
-        k_BTE, v_BTE = F.linear(x_BTE, weight[E:], biases[1]).split(E, dim=2)
-        q_BH1D, k_BHTD, v_BHTD = (
-            part.view(B, -1, self.n_head, E // self.n_head).transpose(1, 2)
-            for part in (q_BE, k_BTE, v_BTE)
-        )
-        seen = torch.arange(T, device=x_BTE.device) <= ends_B[:, None]
-        mask = seen[:, None, None, :]
-        dropout = self.dropout if self.training else 0.0
-        y_BH1D = F.scaled_dot_product_attention(q_BH1D, k_BHTD, v_BHTD, mask, dropout)
-        return self.resid_dropout(self.c_proj(y_BH1D.reshape(B, E)))
+
+def at_positions(x_BTE: Tensor, positions_B: Tensor) -> Tensor:
+    """One position of each row, (B, 1, E)."""
+    return x_BTE.take_along_dim(positions_B[:, None, None], 1)
 
 
 def attend(
@@ -116,17 +111,17 @@ def attend(
     This is `scaled_dot_product_attention`, written out where that is several times as fast: for
     packed rows in 16 bits and for a single position, both on a CPU (docs/log.md).
     """
-    on_cpu = q_BHTD.device.type == "cpu"
-    if q_BHTD.shape[2] == 1 and mask is None and on_cpu and not dropout:
+    on_cpu, several = q_BHTD.device.type == "cpu", q_BHTD.shape[2] > 1
+    if on_cpu and mask is None and not several and not dropout:
         q_ND1 = (q_BHTD * q_BHTD.shape[-1] ** -0.5).flatten(0, 1).transpose(1, 2)
         scores_NS1 = torch.bmm(k_BHSD.flatten(0, 1), q_ND1)
         weights_N1S = F.softmax(scores_NS1.transpose(1, 2), dim=-1)
         return torch.bmm(weights_N1S, v_BHSD.flatten(0, 1)).view(q_BHTD.shape)
-    if mask is not None and on_cpu and q_BHTD.dtype != torch.float32:
+    if on_cpu and mask is not None and several and q_BHTD.dtype != torch.float32:
         scores_BHTS = (q_BHTD * q_BHTD.shape[-1] ** -0.5) @ k_BHSD.transpose(-1, -2)
         weights_BHTS = F.softmax(scores_BHTS.add_(mask), dim=-1)
         return F.dropout(weights_BHTS, dropout) @ v_BHSD
-    causal = mask is None and q_BHTD.shape[2] > 1
+    causal = mask is None and several
     return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, mask, dropout, causal)
 
 
@@ -157,17 +152,20 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x_BTE: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        x_BTE: Tensor,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        ends_B: Tensor | None = None,
     ) -> Tensor:
-        """Run the layer, (B, T, E)."""
-        x_BTE = x_BTE + self.attn(self.ln_1(x_BTE), mask, cache)
+        """Run the layer, (B, T, E); with `ends_B`, only for this position of each row, (B, 1, E),
+        which is a fraction of the work.
+        """
+        mixed = self.attn(self.ln_1(x_BTE), mask, cache, ends_B)
+        if ends_B is not None:
+            x_BTE = at_positions(x_BTE, ends_B)
+        x_BTE = x_BTE + mixed
         return x_BTE + self.mlp(self.ln_2(x_BTE))
-
-    def at(self, x_BTE: Tensor, ends_B: Tensor) -> Tensor:
-        """What `forward` gives at position `ends_B` of each row, (B, E)."""
-        rows = torch.arange(len(x_BTE), device=x_BTE.device)
-        x_BE = x_BTE[rows, ends_B] + self.attn.at(self.ln_1(x_BTE), ends_B)
-        return x_BE + self.mlp(self.ln_2(x_BE))
 
 
 class NgramEmbedding(nn.Module):
@@ -187,20 +185,19 @@ class NgramEmbedding(nn.Module):
             nn.Linear(config.ngram_embd, config.n_embd, bias=False) for _ in orders
         )
 
-    def forward(self, ids_BT: Tensor, positions_BT: Tensor, before_BP: Tensor | None) -> Tensor:
+    def forward(self, ids_BS: Tensor, positions_BT: Tensor) -> Tensor:
         """The sum over all lengths, (B, T, E). An n-gram that begins before its dialogue counts
         what is missing as one and the same id.
 
         Args:
+            ids_BS: the ids, with those just before them where there are any.
             positions_BT: position of each token in its dialogue, or (T,) for all rows.
-            before_BP: the ids just before these, where there are any.
         """
-        T = ids_BT.shape[1]
-        all_BS = ids_BT if before_BP is None else torch.cat([before_BP, ids_BT], 1)
-        hash_BT = ids_BT
-        total: Tensor | float = 0.0
+        T, S = positions_BT.shape[-1], ids_BS.shape[1]
+        hash_BT = ids_BS[:, -T:]
+        total = torch.zeros((), device=ids_BS.device)
         for back, (table, project) in enumerate(zip(self.tables, self.projections, strict=True), 1):
-            earlier_BT = F.pad(all_BS, (back, 0))[:, : all_BS.shape[1]][:, -T:]
+            earlier_BT = F.pad(ids_BS, (back, 0))[:, S - T : S]
             earlier_BT = torch.where(positions_BT >= back, earlier_BT + 1, 0)
             hash_BT = hash_BT * 1_000_003 + earlier_BT
             # Knuth's multiplicative hash: the high bits of the product are well mixed.
@@ -210,7 +207,6 @@ class NgramEmbedding(nn.Module):
                 kept_BT1 = torch.rand_like(x_BTN[..., :1]) >= self.dropout
                 x_BTN = x_BTN * kept_BT1 / (1 - self.dropout)
             total = total + project(x_BTN)
-        assert isinstance(total, Tensor)
         return total
 
 
@@ -237,8 +233,9 @@ class GPT(nn.Module):
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                residual = name.endswith("c_proj.weight")
-                std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
+                std = 0.02
+                if name.endswith("c_proj.weight"):
+                    std /= math.sqrt(2 * config.n_layer)
                 if name.startswith("ngrams.projections."):
                     std = config.ngram_embd**-0.5
                 nn.init.normal_(parameter, mean=0.0, std=std)
@@ -285,10 +282,7 @@ class GPT(nn.Module):
         return x_BTE
 
     def embed(
-        self,
-        ids_BT: Tensor,
-        positions_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
         """What the first block is given, (B, T, E); arguments as those of `forward`."""
         T = ids_BT.shape[1]
@@ -296,12 +290,11 @@ class GPT(nn.Module):
         if positions_BT is None:
             positions_BT = torch.arange(past, past + T, device=ids_BT.device)
         x_BTE = self.wte(ids_BT) + self.wpe(positions_BT)
-        before_BP = None
         if cache is not None:
             cache.ids_BS[:, past : past + T] = ids_BT
-            before_BP = cache.ids_BS[:, max(0, past - self.config.ngram_order + 1) : past]
+            ids_BT = cache.ids_BS[:, max(0, past - self.config.ngram_order + 1) : past + T]
         if self.ngrams is not None:
-            x_BTE = x_BTE + self.ngrams(ids_BT, positions_BT, before_BP)
+            x_BTE = x_BTE + self.ngrams(ids_BT, positions_BT)
         return self.drop(x_BTE)
 
     def parameter_count(self) -> int:

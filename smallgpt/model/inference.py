@@ -69,13 +69,9 @@ def _can_pack(dtype: torch.dtype) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weights lie in the order in which oneDNN reads them.
+    """A linear layer whose weights, (out, in), lie in the order in which oneDNN reads them.
 
     Twice as quick as `F.linear` for one row in float32, half as quick again in bfloat16.
-
-    Args:
-        weight: (out, in), float32 or bfloat16.
-        bias: (out,), of the same type.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:

@@ -15,7 +15,8 @@ CHUNK = 2048
 
 
 def next_token_loss(x_NE: Tensor, weight_VE: Tensor, targets_N: Tensor) -> Tensor:
-    """Summed cross-entropy in nats of softmax(x weightᵀ) over the targets that count.
+    """Summed cross-entropy in nats of softmax(x weightᵀ) over the targets that count: a scalar in
+    float32, though matrix products run in autocast's precision.
 
     The gradient is computed along with the loss, chunk by chunk, while a chunk's logits are at
     hand ("Cut Your Losses in Large-Vocabulary Language Models", arXiv:2411.09009, has the idea):
@@ -26,9 +27,6 @@ def next_token_loss(x_NE: Tensor, weight_VE: Tensor, targets_N: Tensor) -> Tenso
         x_NE: output of the last norm.
         weight_VE: the head.
         targets_N: ids, `IGNORED` where nothing is to be learnt.
-
-    Returns:
-        a scalar in float32; matrix products run in autocast's precision.
     """
     kind = x_NE.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_NE.dtype

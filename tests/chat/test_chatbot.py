@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import smallgpt
-from smallgpt.chat.chatbot import Chatbot
+from smallgpt.chat.chatbot import Chatbot, prompt_ids
 from smallgpt.config import SamplingConfig
+from smallgpt.tokenizer.characters import SEP, UNK, as_utterance
+from smallgpt.tokenizer.subwords import SubwordTokenizer
 from tests.helpers.models import TINY, ScriptedBot, random_model, vocabulary
 from tests.helpers.processes import Run
 
@@ -65,26 +69,13 @@ def test_the_model_sees_what_was_said() -> None:
     assert bot.heard() == ["早\n", "早\n你好呀\n是吗\n", "晚安\n"]
 
 
-def test_a_reply_that_is_cut_off_still_ends_its_turn() -> None:
+def test_a_reply_that_is_cut_short_still_ends_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `max_new_tokens`, by closing the stream, by Ctrl-C in the model before it has begun."""
     bot = ScriptedBot(["你好吗是的"], max_new_tokens=3)
     assert bot.reply("早") == "你好吗"
-    bot.reply("晚")
-    assert bot.heard()[1] == "早\n你好吗\n晚\n"
-
-
-def test_closing_a_stream_keeps_what_was_said() -> None:
-    bot = ScriptedBot(["你好吗是的"])
-    stream = bot.stream("早")
+    stream = bot.stream("晚")
     assert [next(stream), next(stream)] == ["你", "好"]
     stream.close()
-    bot.reply("晚")
-    assert bot.heard()[1] == "早\n你好\n晚\n"
-
-
-def test_control_c_in_the_model_keeps_the_speakers_in_turn(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    bot = ScriptedBot(["你好"])
 
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
@@ -92,9 +83,10 @@ def test_control_c_in_the_model_keeps_the_speakers_in_turn(
     with monkeypatch.context() as patch:
         patch.setattr(bot.script, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            bot.reply("早")
-    bot.reply("晚")
-    assert bot.heard() == ["早\n\n晚\n"]  # the bot's turn is empty, but it is there
+            bot.reply("我")
+    bot.reply("是")
+    assert bot.messages == ["早", "你好吗", "晚", "你好", "我", "", "是", "你好吗"]
+    assert bot.heard()[1:] == ["早\n你好吗\n晚\n", "早\n你好吗\n晚\n你好\n我\n\n是\n"]
 
 
 def test_long_talk_forgets_the_oldest_turns() -> None:
@@ -223,7 +215,58 @@ def untrained() -> Chatbot:
     return Chatbot(random_model(vocab_size=size), tokenizer, sampling, seed=1)
 
 
-def test_a_model_may_be_on_any_floating_type() -> None:
-    model = random_model().to(torch.bfloat16)
-    reply = Chatbot(model, vocabulary(), replace(TINY, temperature=1.0)).reply("你好")
-    assert reply.isprintable()
+# which messages the model gets to see
+
+utterances = st.text(st.sampled_from("你我好吗ab \n\r\t<>"), max_size=12)
+
+
+def test_messages_are_closed_by_sep_and_control_tokens_cannot_be_typed() -> None:
+    tokenizer = vocabulary()
+    ids, left_out = prompt_ids(["你好", " 好\r\n吗 "], tokenizer, 32, 10)
+    assert (tokenizer.decode(ids), left_out) == ("你好\n好 吗\n", 0)
+    ids, _ = prompt_ids(["<pad><sep><unk>"], tokenizer, 64, 10)
+    # Fifteen characters, of which u, n and k are not in the vocabulary, and the message's own end.
+    assert len(ids) == 16
+    assert [i for i, token in enumerate(ids) if token < 3] == [11, 12, 13, 15]
+    assert (ids[11], ids[15]) == (UNK, SEP)
+
+
+@given(st.lists(utterances, min_size=1, max_size=10), st.integers(8, 40), st.integers(1, 100))
+@example(["你好", "好" * 100_000], 8, 4)
+@example(["好" * 100_000], 8, 1000)
+def test_the_longest_run_of_whole_last_messages_is_kept(
+    said: list[str], size: int, max_new_tokens: int
+) -> None:
+    tokenizer = vocabulary()
+    ids, left_out = prompt_ids(said, tokenizer, size, max_new_tokens)
+    room = size - min(max_new_tokens, size // 2)
+    turns = [tokenizer.encode(as_utterance(text) + "\n") for text in said]
+    fitting = [
+        candidate
+        for start in range(len(turns))
+        if len(candidate := [i for turn in turns[start:] for i in turn]) <= room
+    ]
+    if fitting:
+        assert (ids, left_out) == (fitting[0], 0)
+    else:
+        assert ids == turns[-1][-room:]
+        assert left_out == len(turns[-1]) - room
+
+
+def test_what_is_left_out_is_counted_in_characters_not_in_subwords() -> None:
+    words = ["<unk>", "\n", "<pad>", "hello", "world", "!"]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = SubwordTokenizer(json.loads(backend.to_str()))
+    ids, left_out = prompt_ids(["hello " * 5 + "world!"], tokenizer, 8, 4)
+    assert (ids, left_out) == ([3, 4, 5, SEP], len("hello " * 4))
+
+
+@given(st.text())
+def test_an_utterance_is_one_line(text: str) -> None:
+    line = as_utterance(text)
+    assert "\n" not in line and "\r" not in line
+    assert line == as_utterance(line) == line.strip()
+    assert line.split() == text.split()

@@ -5,43 +5,42 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
 import pytest
 
+import smallgpt
 from smallgpt.chat import terminal
 from smallgpt.chat.chatbot import Chatbot
+from smallgpt.config import SamplingConfig
 from tests.helpers.models import ScriptedBot
 from tests.helpers.processes import python_environment
 
-
-class Pipe:
-    """Chats through a pipe; `said` is standard output, `notes` is standard error."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-        self.said = self.notes = ""
-
-    def chat(self, bot: Chatbot, typed: bytes) -> None:
-        self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), "ascii"))
-        terminal.chat(bot)
-        self.said, self.notes = self._capsys.readouterr()
+Pipe = Callable[[Chatbot, bytes], tuple[str, str]]
 
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pipe:
-    return Pipe(monkeypatch, capsys)
+    """Chats through a pipe; returns what standard output and standard error got."""
+
+    def chat(bot: Chatbot, typed: bytes) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), "ascii"))
+        terminal.chat(bot)
+        return capsys.readouterr()
+
+    return chat
 
 
 def test_a_transcript(pipe: Pipe) -> None:
     bot = ScriptedBot(["早上好！", "好呀", "你好", "晚安"])
     typed = "早\n\n  \n /help \n我好 a\nflush\n你是\nexit\n不是\n"
-    pipe.chat(bot, typed.encode())
-    assert pipe.said == "早上好！\n好呀\n你好\n"
+    said, notes = pipe(bot, typed.encode())
+    assert said == "早上好！\n好呀\n你好\n"
     empty = "(nothing typed; /help explains)\n"
-    notes = ["", empty, empty, terminal.HELP + "\n", "", "(conversation forgotten)\n", "", ""]
-    assert pipe.notes == "".join(">>> " + note for note in notes)
+    expected = ["", empty, empty, terminal.HELP + "\n", "", "(conversation forgotten)\n", "", ""]
+    assert notes == "".join(">>> " + note for note in expected)
     assert bot.heard() == ["早\n", "早\n早上好！\n我好 a\n", "你是\n"]
 
 
@@ -60,35 +59,32 @@ def test_a_transcript(pipe: Pipe) -> None:
 )
 def test_lines(pipe: Pipe, typed: str, heard: list[str]) -> None:
     bot = ScriptedBot(["好"])
-    pipe.chat(bot, typed.encode())
-    assert pipe.said == "好\n" * len(heard)
+    said, notes = pipe(bot, typed.encode())
+    assert said == "好\n" * len(heard)
     assert bot.heard() == heard
-    assert pipe.notes.endswith(">>> \n")  # the end of input ends the line of the prompt
+    assert notes.endswith(">>> \n")  # the end of input ends the line of the prompt
 
 
 @pytest.mark.parametrize("typed", [b"\xff\xfe\n", b"\xe4\xbd\n", b"\x00\x1b[2J\n", b"\xed\xa0\x80"])
 def test_bytes_that_are_no_text(pipe: Pipe, typed: bytes) -> None:
     bot = ScriptedBot(["好"])
-    pipe.chat(bot, typed + b"\n\xe6\x97\xa9\n")
-    assert pipe.said == "好\n好\n"
+    said, _ = pipe(bot, typed + b"\n\xe6\x97\xa9\n")
+    assert said == "好\n好\n"
     assert bot.heard()[1].endswith("\n好\n早\n")
 
 
 def test_a_prompt_that_is_too_long(pipe: Pipe) -> None:
-    pipe.chat(ScriptedBot(["好"]), "早".encode() * 100_000)
-    assert pipe.said == "好\n"
+    said, notes = pipe(ScriptedBot(["好"]), "早".encode() * 100_000)
+    assert said == "好\n"
     note = "(too long for the model: the first 99,979 characters were left out)"
-    assert pipe.notes == f">>> {note}\n>>> \n"
+    assert notes == f">>> {note}\n>>> \n"
 
 
 def test_replies_are_single_lines(pipe: Pipe, trained: Path) -> None:
-    import smallgpt
-    from smallgpt.config import SamplingConfig
-
     wild = SamplingConfig(temperature=9.0, top_p=1.0, max_new_tokens=9)
     prompts = "".join(f"{i}\n" for i in range(30))
-    pipe.chat(smallgpt.load(trained, wild), prompts.encode())
-    lines = pipe.said.split("\n")
+    said, _ = pipe(smallgpt.load(trained, wild), prompts.encode())
+    lines = said.split("\n")
     assert len(lines) == 31 and lines[30] == ""
     assert all(line and line.isprintable() for line in lines[:30])
 
@@ -101,7 +97,7 @@ def test_control_c_ends_a_pipe(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(bot.script, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pipe.chat(bot, "早\n晚\n".encode())
+        pipe(bot, "早\n晚\n".encode())
 
 
 # On a terminal. The driver tells at the end what the bot has heard.

@@ -14,8 +14,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from smallgpt.chat.chatbot import Chatbot
-from smallgpt.chat.prompt import prompt_ids
+from smallgpt.chat.chatbot import Chatbot, prompt_ids
 from smallgpt.checkpoints import checkpoint
 from smallgpt.tokenizer.characters import PAD, SEP
 from tests.helpers.models import TINY, random_model, vocabulary

@@ -28,7 +28,8 @@ IDS = torch.tensor([[5, 9, 4, 1, 7, 3]])
 WARM = SamplingConfig(temperature=1.0, top_p=1.0, max_new_tokens=20)
 
 
-def filled(model: GPT, precision: Precision) -> GPT:
+def filled(model: GPT, dtype: str) -> GPT:
+    precision = choose_precision(dtype, CPU, 0)
     hollow = huggingface.hollow_model(model.config).eval()
     return load_inference_weights(hollow, model.state_dict(), precision.dtype, precision.int8, CPU)
 
@@ -47,24 +48,27 @@ def test_int8_is_off_by_half_a_step_in_every_channel(shape: tuple[int, int]) -> 
 @pytest.mark.parametrize("shape", [(5, 7), (64, 96), (192, 64), (3, 130)])
 @pytest.mark.parametrize("rows", [1, 2, 50])
 @pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("processor", ["with bfloat16", "without"])
 def test_linear_layers_compute_what_they_stand_for(
-    shape: tuple[int, int], rows: int, with_bias: bool
+    shape: tuple[int, int],
+    rows: int,
+    with_bias: bool,
+    processor: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(shape), torch.randn(1, rows, shape[1])
     bias = torch.randn(shape[0]) if with_bias else None
-    short = bias.bfloat16() if bias is not None else None
-    size = x.norm(dim=-1, keepdim=True)
-
-    int8 = Int8Linear(weight, short)
-    expected = F.linear(x.bfloat16().float(), int8.weight, bias)
-    assert ((int8(x.bfloat16()).float() - expected).abs() <= 0.03 * size + 0.03).all()
+    short = None if bias is None else bias.bfloat16()
+    x16, size = x.bfloat16(), x.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(PackedLinear(weight, bias)(x), F.linear(x, weight, bias))
-    layer = PackedLinear(weight.bfloat16(), short)
-    assert torch.equal(layer.weight, weight.bfloat16())
-    packed = layer(x.bfloat16()).float()
-    expected = F.linear(x.bfloat16().float(), weight.bfloat16().float(), bias)
-    assert ((packed - expected).abs() <= 0.03 * size + 0.03).all()
+    int8, packed = Int8Linear(weight, short), PackedLinear(weight.bfloat16(), short)
+    assert torch.equal(packed.weight, weight.bfloat16())
+    if processor == "without":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    for layer in (int8, packed):
+        expected = F.linear(x16.float(), layer.weight.float(), bias)
+        assert ((layer(x16).float() - expected).abs() <= 0.03 * size + 0.03).all()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -76,41 +80,30 @@ def test_logits_are_those_of_the_weights_in_float32(
     if how == "not packed":  # a processor without oneDNN
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     model = random_model(bias=bias, ngram_order=4, ngram_rows=97, ngram_embd=8)
-    name = "bfloat16" if how == "not packed" else how
-    ours = filled(model, choose_precision(name, CPU, 0))
-    for layer_name, layer in ours.named_modules():
-        weights = model.state_dict()
+    ours = filled(model, "bfloat16" if how == "not packed" else how)
+    if how != "not packed":
+        assert not any(isinstance(module, nn.Linear) for module in ours.modules())
+    assert {p.device for p in ours.parameters()} == {CPU}
+    kept = torch.float32 if how == "float32" else torch.bfloat16
+    assert {p.dtype for p in ours.parameters()} == {kept}
+    for name, layer in ours.named_modules():
         if isinstance(layer, Int8Linear):
-            weights[f"{layer_name}.weight"].copy_(layer.weight)
+            model.state_dict()[f"{name}.weight"].copy_(layer.weight)
     with torch.no_grad():
         expected = model(IDS)[0]
-        cache = KeyValueCache(model.config, 1, CPU, torch.float32)
+        cache = KeyValueCache(model.config, ours.wte.weight)
         parts = [ours(part, cache=cache)[0].float() for part in IDS.split([3, 2, 1], dim=1)]
         assert cache.keep_prefix([*IDS[0, :4].tolist(), 0]) == 4
-        again = ours(IDS[:, 4:], cache=cache)[0].float()
+        parts.append(ours(IDS[:, 4:], cache=cache)[0].float())
     tolerance = 1e-4 if how == "float32" else 0.03 * expected.std().item() + 0.05
-    assert (
-        torch.cat([*parts, again]) - torch.cat([expected, expected[4:]])
-    ).abs().max() < tolerance
-
-
-def test_int8_falls_back_where_the_processor_has_no_bfloat16(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    layer, x = Int8Linear(torch.randn(8, 16), None), torch.randn(1, 3, 16).bfloat16()
-    expected = layer(x)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    torch.testing.assert_close(layer(x), expected, atol=0.1, rtol=0.02)
+    assert (torch.cat(parts) - torch.cat([expected, expected[4:]])).abs().max() < tolerance
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_the_same_seed_and_talk_give_the_same_replies(dtype: str) -> None:
-    talks = []
-    for _ in range(2):
-        model = filled(random_model(), choose_precision(dtype, CPU, 0))
-        bot = Chatbot(model, vocabulary(), WARM, seed=3)
-        talks.append([bot.reply("你好"), bot.reply("晚安")])
-    assert talks[0] == talks[1]
+    bots = [Chatbot(filled(random_model(), dtype), vocabulary(), WARM, seed=3) for _ in range(2)]
+    first, second = ([bot.reply("你好"), bot.reply("晚安")] for bot in bots)
+    assert first == second
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", "int8"])
@@ -134,15 +127,6 @@ def test_float16_needs_a_gpu_and_int8_is_not_for_training(trained: Path) -> None
     said = refusal(lambda: runtime.start(replace(TINY, dtype="int8")))
     assert "int8 is for talking" in said
     assert "dtype: auto" in said
-
-
-def test_layers_outside_the_file_of_weights_stay_as_they_are() -> None:
-    """No `nn.Linear` is left behind, and nothing without contents."""
-    for precision in (Precision(torch.float32), Precision(torch.bfloat16, int8=True)):
-        model = filled(random_model(), precision)
-        assert not any(isinstance(module, nn.Linear) for module in model.modules())
-        assert {p.device for p in model.parameters()} == {CPU}
-        assert {p.dtype for p in model.parameters()} == {precision.dtype}
 
 
 def test_a_chat_may_begin_before_its_weights_are_ready(trained_copy: Path) -> None:

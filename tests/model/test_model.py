@@ -1,6 +1,9 @@
 """The network against a plain implementation, and what packing and the cache promise."""
 
+from __future__ import annotations
+
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +13,47 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smallgpt.config import ModelConfig, load_config
+from smallgpt.checkpoints import checkpoint, legacy_pth
+from smallgpt.config import Config, ModelConfig, load_config
 from smallgpt.data.corpus import Corpus
 from smallgpt.data.packing import Batch, PackedRows
 from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model.parameters import parameter_groups
 from smallgpt.tokenizer.characters import PAD, SEP, Tokenizer
-from tests.helpers.models import NGRAMS, SMALL, fresh, random_ids
+from tests.helpers.commands import refusal
+from tests.helpers.models import (
+    NGRAMS,
+    SMALL,
+    fresh,
+    random_ids,
+    random_model,
+    save_with_pairs,
+)
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "config"
-NO_BIAS = ModelConfig(block_size=24, vocab_size=40, n_layer=2, n_head=2, n_embd=32, bias=False)
+NO_BIAS = replace(SMALL, bias=False)
+
+
+def signed(number: int) -> int:
+    """As 64 bits hold it."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def plain_embedding(model: GPT, ids: list[int]) -> Tensor:
+    """What the first block is given, position by position. (T, E)"""
+    weights, config = model.state_dict(), model.config
+    rows = []
+    for place, token in enumerate(ids):
+        x = weights["wte.weight"][token] + weights["wpe.weight"][place]
+        number = token
+        for back in range(1, config.ngram_order):
+            earlier = ids[place - back] + 1 if place >= back else 0
+            number = signed(number * 1_000_003 + earlier)
+            row = (signed(number * 2_654_435_761) >> 20) % config.ngram_rows
+            table = weights[f"ngrams.tables.{back - 1}.weight"]
+            x = x + weights[f"ngrams.projections.{back - 1}.weight"] @ table[row]
+        rows.append(x)
+    return torch.stack(rows)
 
 
 @torch.no_grad()
@@ -53,7 +88,7 @@ def plain_logits(model: GPT, ids: list[int]) -> Tensor:
             heads.append(shares @ v[:, cut])
         return linear(f"{name}.c_proj", torch.cat(heads, dim=-1))
 
-    x = weights["wte.weight"][ids] + weights["wpe.weight"][:count]
+    x = plain_embedding(model, ids)
     for layer in range(config.n_layer):
         x = x + attention(f"h.{layer}.attn", norm(f"h.{layer}.ln_1", x))
         hidden = gelu(linear(f"h.{layer}.mlp.c_fc", norm(f"h.{layer}.ln_2", x)))
@@ -105,7 +140,10 @@ def test_a_fresh_model_guesses_evenly() -> None:
 # the forward pass
 
 
-@pytest.mark.parametrize("config", [SMALL, NO_BIAS], ids=["bias", "no bias"])
+ORDERS = [replace(NGRAMS, ngram_order=order) for order in (2, 3, 4)]
+
+
+@pytest.mark.parametrize("config", [SMALL, NO_BIAS, *ORDERS])
 @pytest.mark.parametrize("length", [1, 7, 24])
 def test_logits_equal_a_plain_implementation(config: ModelConfig, length: int) -> None:
     model, ids = fresh(config), random_ids(3, length)
@@ -127,8 +165,10 @@ def test_later_ids_change_no_earlier_logits(place: int, other: int) -> None:
         assert not torch.allclose(after[:, place:], before[:, place:])
 
 
-def test_dropout_is_for_training_only() -> None:
-    config = ModelConfig(block_size=24, vocab_size=40, n_layer=2, n_head=2, n_embd=32, dropout=0.5)
+@pytest.mark.parametrize(
+    "config", [replace(SMALL, dropout=0.5), replace(NGRAMS, ngram_dropout=0.5)]
+)
+def test_dropout_is_for_training_only(config: ModelConfig) -> None:
     model, ids = fresh(config), random_ids(1, 24)
     torch.testing.assert_close(model(ids)[0], plain_logits(model, ids[0].tolist()))
     model.train()
@@ -211,7 +251,7 @@ def test_packed_rows_in_mixed_precision() -> None:
 @torch.no_grad()
 def test_cache_in_chunks_equals_the_whole_row(config: ModelConfig, chunks: list[int]) -> None:
     model, ids = fresh(config), random_ids(2, SMALL.block_size)
-    cache = KeyValueCache(config, 2, torch.device("cpu"), torch.float64)
+    cache = KeyValueCache(config, model.wte.weight, rows=2)
     parts, at = [], 0
     for size in chunks:
         if at + size > SMALL.block_size:
@@ -220,3 +260,43 @@ def test_cache_in_chunks_equals_the_whole_row(config: ModelConfig, chunks: list[
         at += size
         assert cache.length == at
     torch.testing.assert_close(torch.cat(parts, dim=1), model(ids[:, :at]))
+
+
+# n-grams
+
+
+def test_pairs_spread_over_the_rows() -> None:
+    torch.manual_seed(0)
+    model = GPT(replace(NGRAMS, ngram_order=2, ngram_rows=4096)).eval()
+    pairs = torch.cartesian_prod(torch.arange(40), torch.arange(40))
+    x = model.embed(pairs)[:, 1] - model.wte(pairs[:, 1]) - model.wpe.weight[1]
+    # 1,600 pairs in 4,096 rows by chance: 1,326 rows are expected to be taken.
+    assert len(torch.unique(x.round(decimals=6), dim=0)) > 1250
+
+
+def test_tables_do_not_decay() -> None:
+    embeddings, in_layers, vectors = (
+        {name for name, _ in group} for group in parameter_groups(GPT(NGRAMS))
+    )
+    assert {"ngrams.tables.0.weight", "ngrams.tables.1.weight"} <= vectors
+    assert "ngrams.projections.0.weight" in in_layers
+    assert embeddings == {"wte.weight", "wpe.weight"}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_round_trip_and_what_others_say(tmp_path: Path, bias: bool) -> None:
+    from transformers import AutoConfig
+
+    model = random_model(0, ngram_order=3, ngram_rows=50, bias=bias)
+    assert isinstance(model.config, Config)
+    config = model.config
+    path = save_with_pairs(tmp_path, bias)
+    again = checkpoint.load(path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.weights[name], tensor), name
+    ids = torch.tensor([[5, 9, 4, 1]])
+    torch.testing.assert_close(again.model()(ids), model(ids))
+    with pytest.raises(ValueError, match="smallgpt"):
+        AutoConfig.from_pretrained(path)
+    said = refusal(lambda: legacy_pth.write(again, tmp_path / "x.pth"))
+    assert "ngram_order is 3" in said

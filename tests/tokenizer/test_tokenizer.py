@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smallgpt.chat.prompt import prompt_ids
+from smallgpt.chat.chatbot import prompt_ids
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK, Tokenizer
 from smallgpt.tokenizer.subwords import load_tokenizer
 from tests.helpers.commands import refusal
