@@ -166,7 +166,7 @@ STOP = """
 @pytest.mark.parametrize("body", [TWO_STEPS, STOP], ids=["at the end", "early"])
 def test_gradients_are_averaged_once_a_step_and_processes_part(tmp_path: Path, body: str) -> None:
     """A thread of gloo that still holds a Python object when Python ends aborts the process."""
-    command = [sys.executable, write_program(tmp_path, body), "accumulate=4"]
+    command = [sys.executable, str(write_program(tmp_path, body)), "accumulate=4"]
     with ExitStack() as stack:
         processes = [
             stack.enter_context(started(command, tmp_path, **variables))

@@ -208,7 +208,7 @@ def _run_torchrun(*arguments: str) -> None:
         config.start_method = "fork"
         return config, _run_program, [parsed.training_script, *parsed.training_script_args]
 
-    run.config_from_args = forking
+    run.config_from_args = forking  # type: ignore[assignment]
     run.main(list(arguments))
 
 
