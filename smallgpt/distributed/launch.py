@@ -47,12 +47,8 @@ _SIOCGIFADDR = 0x8915  # from Linux's sockios.h
 def join(config: Config, command: str) -> Iterator[World]:
     """Take a place among the processes that torchrun started; alone where there is no torchrun.
 
-    Args:
-        command: what the user typed after `python`, for messages.
-
-    Raises:
-        UserError: `ddp: True` without torchrun; processes that do not fit together; or, from within
-            the block, lost contact with another process.
+    Loss of contact with another process, within the block too, becomes a UserError. `command` is
+    what the user typed after `python`, for messages.
     """
     world = _place()
     if world.size == 1:
@@ -74,8 +70,8 @@ def join(config: Config, command: str) -> Iterator[World]:
         raise
     except (UserError, RuntimeError) as error:
         shown = _as_user_error(world, error)
-        _tell_torchrun(shown or error)
-        raise shown or error from (None if shown else error.__cause__)
+        _tell_torchrun(shown)
+        raise shown from (error.__cause__ if shown is error else None)
     dist.destroy_process_group()
 
 
@@ -84,28 +80,21 @@ def launcher() -> str:
     variables = os.environ
     if "TORCHELASTIC_RUN_ID" not in variables:
         return python_command()
-    options = [f"--nproc_per_node={variables.get('LOCAL_WORLD_SIZE', '1')}"]
-    if variables.get("GROUP_WORLD_SIZE", "1") != "1":
-        options = [
-            f"--nnodes={variables['GROUP_WORLD_SIZE']}",
-            f"--node_rank={variables['GROUP_RANK']}",
-            *options,
-            f"--master_addr={variables['MASTER_ADDR']}",
-            f"--master_port={variables['MASTER_PORT']}",
-        ]
-    return " ".join(["torchrun", *options])
+    processes = f"--nproc_per_node={variables.get('LOCAL_WORLD_SIZE', '1')}"
+    if variables.get("GROUP_WORLD_SIZE", "1") == "1":
+        return f"torchrun {processes}"
+    machines = "--nnodes={GROUP_WORLD_SIZE} --node_rank={GROUP_RANK}".format_map(variables)
+    master = "--master_addr={MASTER_ADDR} --master_port={MASTER_PORT}".format_map(variables)
+    return f"torchrun {machines} {processes} {master}"
 
 
 def _place() -> World:
     """From the variables that torchrun sets."""
     if "RANK" not in os.environ:
         return World()
-    return World(
-        rank=_number("RANK"),
-        local_rank=_number("LOCAL_RANK"),
-        size=_number("WORLD_SIZE"),
-        restarted=os.environ.get(_RESTARTS, "0") != "0",
-    )
+    restarted = os.environ.get(_RESTARTS, "0") != "0"
+    rank, local_rank, size = map(_number, ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    return World(rank, local_rank, size, restarted)
 
 
 def _number(variable: str) -> int:
@@ -198,12 +187,11 @@ def _interface_of(address: str) -> str:
     return ""
 
 
-def _as_user_error(world: World, error: UserError | RuntimeError) -> UserError | None:
-    """What to tell the user; None for an error of ours, which keeps its traceback."""
-    if isinstance(error, UserError):
+def _as_user_error(world: World, error: UserError | RuntimeError) -> UserError | RuntimeError:
+    """What to tell the user about lost contact; else the error itself."""
+    lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+    if isinstance(error, UserError) or not lost:
         return error
-    if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-        return None
     if world.places:
         return world.lost_contact()
     cause = _SOURCE_LINE.sub("", str(error).splitlines()[0])
@@ -220,7 +208,6 @@ def _tell_torchrun(error: UserError | RuntimeError) -> None:
     if not isinstance(error, UserError):
         get_error_handler().record_exception(error)
     elif file:
-        details = {"py_callstack": f"error: {error}", "timestamp": str(int(time.time()))}
-        text = json.dumps({"message": {"message": str(error), "extraInfo": details}})
         with suppress(OSError):
+            text = json.dumps({"message": f"error: {error}", "timestamp": int(time.time())})
             Path(file).write_text(text, "utf-8")

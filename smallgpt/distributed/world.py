@@ -94,9 +94,9 @@ class World:
         for turn in range(3):
             future = background.begin(work) if turn == mine else None
             while self.max(future is not None and not future.done()):
-                if future is not None:
+                if future:
                     concurrent.futures.wait([future], timeout=1)
-            if future is not None:
+            if future:
                 result = future.result()
         return result
 
@@ -105,10 +105,9 @@ class World:
         return self.first_process_first(lambda: work() if self.is_first else None)
 
     def agree(self, what: str, value: Any, advice: str) -> None:
-        """Stop unless all processes have the same `value` of `what`.
+        """Raise UserError on all processes unless all have the same `value` of `what`.
 
-        Raises:
-            UserError: on all of them. It names the keys that differ if the value is a dict.
+        It names the keys that differ if the value is a dict.
         """
         first, *others = self.gather(value)
         for rank, other in enumerate(others, start=1):
@@ -140,10 +139,7 @@ class World:
         return f"{numbers} on {', '.join(places)}" if places else numbers
 
     def _missing(self) -> list[int]:
-        """Ranks that do not answer; the others have lost contact too and ask as well.
-
-        It takes ANSWER_SECONDS.
-        """
+        """Ranks that do not answer in ANSWER_SECONDS; the others ask as well."""
         ends = time.monotonic() + ANSWER_SECONDS
         others = [rank for rank in range(self.size) if rank != self.rank]
 
@@ -182,9 +178,9 @@ def replicate(model: nn.Module, world: World) -> nn.Module:
     Gradients are sent in buckets while the rest is still being computed (PyTorch DDP,
     arXiv:2006.15704).
     """
-    return (
-        model if world.size == 1 else DistributedDataParallel(model, gradient_as_bucket_view=True)
-    )
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def without_averaging(replica: nn.Module) -> AbstractContextManager[None]:

@@ -31,9 +31,6 @@ def directory(target: Path) -> Iterator[Path]:
     """A new, empty directory to write files into, which becomes `target` at the end of the block.
 
     An existing one is replaced. If the block or the renaming fails, everything is as before.
-
-    Raises:
-        OSError: it cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _work_folder(target) as work:
@@ -52,10 +49,7 @@ def directory(target: Path) -> Iterator[Path]:
 def file(target: Path) -> Iterator[Path]:
     """The path of a file to write, which becomes `target` at the end of the block.
 
-    An existing one is replaced. If the block or the renaming fails, everything is as before.
-
-    Raises:
-        OSError: it cannot be written.
+    Otherwise as `directory`.
     """
     with _work_folder(target) as work:
         yield work / "new"
@@ -63,21 +57,13 @@ def file(target: Path) -> Iterator[Path]:
 
 
 def put(work: Path, target: Path) -> None:
-    """Make a finished file, on the same disk, `target`; an existing one is replaced.
-
-    Raises:
-        OSError: it cannot be renamed.
-    """
+    """Make a finished file, on the same disk, `target`; an existing one is replaced."""
     _to_disk(work)
     work.replace(target)
 
 
 def remove(path: Path) -> None:
-    """Delete a directory; at no time is there half of it.
-
-    Raises:
-        OSError: it cannot be renamed.
-    """
+    """Delete a directory; at no time is there half of it."""
     with _work_folder(path) as work:
         path.rename(work / "removed")
 
@@ -86,12 +72,8 @@ def remove(path: Path) -> None:
 def exclusive(folder: Path) -> Iterator[None]:
     """Keep other processes out of `folder`, which is made if it is missing.
 
-    The system drops the lock when the process ends, however it ends. Where the file system cannot
-    lock, there is no lock.
-
-    Raises:
-        BlockingIOError: another process is at work in it.
-        OSError: it cannot be written to.
+    The system drops the lock when the process ends, however it ends. Where another process is at
+    work in it, this raises BlockingIOError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -105,12 +87,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def _acquired(lock: FileLock) -> FileLock:
-    """The lock, which this process now holds unless the file system cannot lock.
-
-    Raises:
-        Timeout: another process holds it.
-        OSError: its file cannot be written.
-    """
+    """The lock, held now unless the file system cannot lock; Timeout if another process has it."""
     try:
         lock.acquire(blocking=False)
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -30,9 +29,7 @@ OLDEST = "1.31"  # as deploy/README.md says
 BASH = shutil.which("bash") or "/bin/bash"
 
 
-def parsed(arguments: list[str]) -> argparse.Namespace:
-    """What torchrun reads from its arguments; an unknown one ends the test."""
-    return get_args_parser().parse_args(arguments)
+parsed = get_args_parser().parse_args  # an argument that torchrun does not know ends the test
 
 
 def records(file: Path) -> list[list[str]]:
@@ -162,12 +159,6 @@ def cluster(tmp_path: Path) -> Cluster:
     return Cluster(tmp_path)
 
 
-def sbatch_options() -> dict[str, str]:
-    """The `#SBATCH` options; only those before the first command count."""
-    head = SLURM.read_text("utf-8").partition("\nset -")[0]
-    return dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", head, re.MULTILINE))
-
-
 def test_shellcheck_finds_nothing() -> None:
     program = shutil.which("shellcheck", path=Path(sys.executable).parent) or shutil.which(
         "shellcheck"
@@ -231,7 +222,8 @@ def test_at_a_signal_slurm_saves_and_requeues_a_job_that_must_go_on(
 def test_slurm_signals_early_enough_and_requeues(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = sbatch_options()
+    head = SLURM.read_text("utf-8").partition("\nset -")[0]  # options below it do not count
+    options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", head, re.MULTILINE))
     assert {"requeue", "time", "nodes", "gpus-per-node"} <= options.keys()
     assert options["ntasks-per-node"] == "1"
     assert options["open-mode"] == "append"
@@ -269,27 +261,22 @@ def pods(name: str) -> list[tuple[Resource, dict[str, str]]]:
     """The template of each pod, and the variables that Kubernetes or the operator adds."""
     if name == "kubernetes":
         spec = resources(name)["Job"]["spec"]
-        assert spec["completionMode"] == "Indexed"
-        return [
-            (spec["template"], {"JOB_COMPLETION_INDEX": str(index)})
-            for index in range(spec["completions"])
-        ]
-    job = resources(name)["PyTorchJob"]
-    replicas = job["spec"]["pytorchReplicaSpecs"]
-    [port] = [
-        port["containerPort"]
-        for container in replicas["Master"]["template"]["spec"]["containers"]
-        for port in container["ports"]
-        if (container["name"], port["name"]) == ("pytorch", "pytorchjob-port")
-    ]
-    address = {"MASTER_ADDR": f"{job['metadata']['name']}-master-0", "MASTER_PORT": str(port)}
-    kinds = ["Master"] * replicas["Master"]["replicas"] + ["Worker"] * replicas["Worker"][
-        "replicas"
-    ]
+        indices = range(spec["completions"])
+        return [(spec["template"], {"JOB_COMPLETION_INDEX": str(index)}) for index in indices]
+    replicas = resources(name)["PyTorchJob"]["spec"]["pytorchReplicaSpecs"]
+    [container] = replicas["Master"]["template"]["spec"]["containers"]
+    [port] = container["ports"]
+    assert (container["name"], port["name"]) == ("pytorch", "pytorchjob-port")
+    address = {"MASTER_ADDR": MASTERS[name], "MASTER_PORT": str(port["containerPort"])}
+    kinds = [kind for kind in ("Master", "Worker") for _ in range(replicas[kind]["replicas"])]
     return [
         (replicas[kind]["template"], address | {"RANK": str(rank)})
         for rank, kind in enumerate(kinds)
     ]
+
+
+MASTERS = {"kubernetes": "train300m-0.train300m", "kubeflow": "train300m-master-0"}
+"""What the pod of rank 0 is called on the network."""
 
 
 def torchrun_of(container: Resource, variables: dict[str, str], folder: Path) -> list[str]:
@@ -311,68 +298,42 @@ def torchrun_of(container: Resource, variables: dict[str, str], folder: Path) ->
     return call
 
 
-def check(resource: Resource) -> None:
-    """Raise where a field is unknown, of a wrong type or missing."""
-    for version in (OLDEST, kubernetes_validate.latest_version()):
-        kubernetes_validate.validate(resource, version, strict=True)
-
-
 def test_kubernetes_knows_every_field() -> None:
-    for name in ("kubernetes", "kubeflow", "files"):
-        for kind, resource in resources(name).items():
-            if kind != "PyTorchJob":
-                check(resource)
-    for name in ("kubernetes", "kubeflow"):
-        for template, _ in pods(name):
-            head = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}}
-            check(head | {"template": template})
+    """Each has the type it must have, and none is missing."""
+    checked = [
+        resource
+        for name in ("kubernetes", "kubeflow", "files")
+        for kind, resource in resources(name).items()
+        if kind != "PyTorchJob"
+    ]
+    head = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}}
+    checked += [head | {"template": template} for name in MASTERS for template, _ in pods(name)]
+    for resource in checked:
+        for version in (OLDEST, kubernetes_validate.latest_version()):
+            kubernetes_validate.validate(resource, version, strict=True)
 
 
-def test_the_operator_restarts_the_pods() -> None:
-    job = resources("kubeflow")["PyTorchJob"]
-    assert job["apiVersion"] == "kubeflow.org/v1"
-    replicas = job["spec"]["pytorchReplicaSpecs"]
-    assert replicas["Master"]["replicas"] == 1
-    for spec in replicas.values():
-        assert spec["restartPolicy"] == "OnFailure"
-        assert "restartPolicy" not in spec["template"]["spec"]
-
-
-@pytest.mark.parametrize("name", ["kubernetes", "kubeflow"])
+@pytest.mark.parametrize("name", MASTERS)
 def test_each_pod_starts_its_torchrun(name: str, tmp_path: Path) -> None:
     templates = pods(name)
-    masters = set()
     for rank, (template, variables) in enumerate(templates):
         [container] = template["spec"]["containers"]
         read = parsed(torchrun_of(container, variables, tmp_path / str(rank)))
         assert (read.nnodes, read.node_rank) == (str(len(templates)), rank)
         assert read.nproc_per_node == str(container["resources"]["limits"]["nvidia.com/gpu"])
         assert (read.training_script, read.training_script_args) == ("train.py", [CONFIG])
+        assert (read.master_addr, read.master_port) == (MASTERS[name], 29500)
         assert read.max_restarts == 0  # pods that are replaced count from 0 again
-        masters.add((read.master_addr, read.master_port))
-    [(address, port)] = masters
-    assert port == 29500
-    if name == "kubeflow":
-        assert address == "train300m-master-0"
-        return
-    job, service = resources(name)["Job"], resources(name)["Service"]
-    assert job["spec"]["parallelism"] == len(templates)
-    assert address == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
-    assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
-    assert service["spec"]["clusterIP"] == "None"
-    assert service["spec"]["publishNotReadyAddresses"] is True
-    selected = {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
-    assert service["spec"]["selector"] == selected
-    assert [entry["port"] for entry in service["spec"]["ports"]] == [port]
 
 
-@pytest.mark.parametrize("name", ["kubernetes", "kubeflow"])
+@pytest.mark.parametrize("name", MASTERS)
 def test_each_pod_has_time_to_save_and_room_for_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = load_config(REPOSITORY / CONFIG)
     check_shares(plan, 16)
     assert plan.resume_from == "auto"
+    storage = resources("files")["Pod"]["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]
     for template, _ in pods(name):
         spec = template["spec"]
         [container] = spec["containers"]
@@ -388,22 +349,33 @@ def test_each_pod_has_time_to_save_and_room_for_it(
             top = Path(str(used)).parts[0]
             mount = mounted[f"{container['workingDir']}/{top}"]
             assert mount["subPath"] == top
-            claim = volumes[mount["name"]]["persistentVolumeClaim"]["claimName"]
-            assert claim == resources(name)["PersistentVolumeClaim"]["metadata"]["name"]
+            assert volumes[mount["name"]]["persistentVolumeClaim"]["claimName"] == storage
+    claim = resources(name)["PersistentVolumeClaim"]
+    assert claim["metadata"]["name"] == storage
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert claim == resources("kubernetes")["PersistentVolumeClaim"]
 
 
-def test_one_storage_for_all() -> None:
-    storage = resources("kubernetes")["PersistentVolumeClaim"]
-    assert storage == resources("kubeflow")["PersistentVolumeClaim"]
-    assert storage["spec"]["accessModes"] == ["ReadWriteMany"]
-    [volume] = resources("files")["Pod"]["spec"]["volumes"]
-    assert volume["persistentVolumeClaim"]["claimName"] == storage["metadata"]["name"]
+def test_pods_of_a_job_meet_and_one_that_fails_for_good_ends_it() -> None:
+    found = resources("kubernetes")
+    job, service = found["Job"]["spec"], found["Service"]["spec"]
+    pod, name = job["template"]["spec"], found["Job"]["metadata"]["name"]
+    assert f"{name}-0.{found['Service']['metadata']['name']}" == MASTERS["kubernetes"]
+    assert pod["subdomain"] == found["Service"]["metadata"]["name"]
+    assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
+    assert service["selector"] == {"batch.kubernetes.io/job-name": name}
+    assert [entry["port"] for entry in service["ports"]] == [29500]
+    assert (job["completionMode"], job["parallelism"]) == ("Indexed", job["completions"])
+    assert pod["restartPolicy"] == "Never"  # the policies below ask for it
+    assert (job["maxFailedIndexes"], job["podReplacementPolicy"]) == (0, "Failed")
+    assert job["backoffLimitPerIndex"] > 1
+    assert [rule["action"] for rule in job["podFailurePolicy"]["rules"]] == ["Ignore"]
 
 
-def test_one_pod_that_fails_for_good_ends_the_job() -> None:
-    spec = resources("kubernetes")["Job"]["spec"]
-    assert spec["template"]["spec"]["restartPolicy"] == "Never"  # the policies below ask for it
-    assert spec["maxFailedIndexes"] == 0
-    assert spec["backoffLimitPerIndex"] > 1
-    assert [rule["action"] for rule in spec["podFailurePolicy"]["rules"]] == ["Ignore"]
-    assert spec["podReplacementPolicy"] == "Failed"
+def test_the_operator_restarts_the_pods() -> None:
+    job = resources("kubeflow")["PyTorchJob"]
+    assert (job["apiVersion"], job["metadata"]["name"]) == ("kubeflow.org/v1", "train300m")
+    assert job["spec"]["pytorchReplicaSpecs"]["Master"]["replicas"] == 1
+    for spec in job["spec"]["pytorchReplicaSpecs"].values():
+        assert spec["restartPolicy"] == "OnFailure"
+        assert "restartPolicy" not in spec["template"]["spec"]

@@ -1,17 +1,17 @@
-"""Several processes, started by torchrun: the same run, whatever their number."""
+"""Several processes: the same run, whatever their number."""
 
 from __future__ import annotations
 
-import os
 import re
-import signal
+import sys
 import textwrap
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 
 from smallgpt import runtime
-from smallgpt.checkpoints import run_folder
 from smallgpt.config import Config, check_shares, load_config
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.packing import RowOrder
@@ -19,15 +19,14 @@ from smallgpt.distributed import launch
 from smallgpt.training.pretrain import pack_corpus
 from tests.helpers.commands import refusal
 from tests.helpers.processes import (
-    children,
     finished,
     forked,
     losses,
+    rank_variables,
     same_weights,
     started,
     torchrun_command,
     train,
-    wait_for_steps,
     write_run,
 )
 
@@ -49,15 +48,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_number_of_processes_does_not_change_the_run(
     alone: Path, tmp_path: Path, processes: int, accumulate: int
 ) -> None:
-    folder, parts = write_run(tmp_path), f"accumulate={accumulate}"
-    done = forked(folder, "run.yaml", *LONG, parts, processes=processes)
+    parts = f"accumulate={accumulate}"
+    done = forked(write_run(tmp_path), "run.yaml", *LONG, parts, processes=processes)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert len(losses(alone)) == 30
-    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
-    validations = [losses(folder, "validation_loss") for folder in (tmp_path, alone)]
-    assert len(validations[0]) == 3
-    assert validations[0] == pytest.approx(validations[1], rel=1e-5)
+    for name, count in (("loss", 30), ("validation_loss", 3)):
+        assert len(losses(alone, name)) == count
+        assert losses(tmp_path, name) == pytest.approx(losses(alone, name), rel=1e-5)
     assert losses(tmp_path, "step") == losses(alone, "step")
     for said in ("text: ", f"{processes} processes", "step 30: validation", "done: the model is"):
         assert done.stderr.count(said) == 1, done.stderr
@@ -95,6 +92,17 @@ def test_resuming_with_as_many_processes_is_bitwise_exact_and_with_others_nearly
     assert losses(more) == pytest.approx(losses(other), rel=1e-5)
 
 
+@pytest.mark.slow
+def test_compiled_training_in_two_processes(alone: Path, tmp_path: Path) -> None:
+    command = torchrun_command(2, "run.yaml", *LONG, "compile=true", "accumulate=2")
+    done = finished(command, write_run(tmp_path), timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"compile: compiled in \d+ s, [1-9]\d* graphs", done.stderr), done.stderr
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-4)
+
+
+# -- between joining and parting --------------------------------------------------------------
+
 PROGRAM = """
     import atexit, os, sys, time
     from pathlib import Path
@@ -121,14 +129,15 @@ PROGRAM = """
 """
 
 
-def write_program(file: Path, body: str) -> Path:
+def write_program(folder: Path, body: str) -> Path:
     """What each process does between joining and parting; its threads at the end go to a file."""
+    file = write_run(folder) / "program.py"
     body = textwrap.indent(textwrap.dedent(body), " " * 12)
     file.write_text(textwrap.dedent(PROGRAM.format(body=body)))
     return file
 
 
-ONE_STEP = """
+TWO_STEPS = """
     corpus = world.first_process_first(lambda: open_corpus(plan.data_paths()))
     plan = load_config("run.yaml", [*sys.argv[1:], f"vocab_size={len(corpus.tokenizer)}"])
     rows = pretrain.pack_corpus(plan, corpus, corpus.tokenizer)
@@ -141,6 +150,8 @@ ONE_STEP = """
         future = torch.distributed.all_reduce(bucket.buffer() / world.size, async_op=True)
         return future.get_future().then(lambda done: done.value()[0])
     run.replica.register_comm_hook(None, count)
+    run.step()  # with one more, in which DDP finds its order
+    sent.clear()
     run.step()
     sent.clear()  # of what was done once, before the first step
     run.step()
@@ -154,12 +165,18 @@ STOP = """
 """
 
 
-@pytest.mark.parametrize("body", [ONE_STEP, STOP], ids=["at the end", "early"])
+@pytest.mark.parametrize("body", [TWO_STEPS, STOP], ids=["at the end", "early"])
 def test_gradients_are_averaged_once_a_step_and_processes_part(tmp_path: Path, body: str) -> None:
     """A thread of gloo that still holds a Python object when Python ends aborts the process."""
-    program = write_program(write_run(tmp_path) / "program.py", body)
-    done = finished(torchrun_command(2, "accumulate=4", program=program), tmp_path)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, str(write_program(tmp_path, body)), "accumulate=4"]
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(started(command, tmp_path, **variables))
+            for variables in rank_variables(2)
+        ]
+        for process in processes:
+            _, said = process.communicate(timeout=100)
+            assert process.returncode == 0, said
     for rank in range(2):
         assert (tmp_path / f"sent{rank}").read_text() == "1.0"
         assert "gloo" not in (tmp_path / f"threads{rank}").read_text()
@@ -177,8 +194,7 @@ def test_processes_talk_and_take_turns(tmp_path: Path) -> None:
         Path(f"said{world.rank}").write_text(text)
         world.agree("the weather", "good" if world.rank < 2 else "bad", "wait")
     """
-    program = write_program(write_run(tmp_path) / "talk.py", body)
-    done = forked(tmp_path, program=program, processes=3)
+    done = forked(tmp_path, program=write_program(tmp_path, body), processes=3)
     for rank in range(3):
         assert (tmp_path / f"said{rank}").read_text() == "([3.0, 1.5], 2, [0]) True", done.stderr
     order = (tmp_path / "order").read_text()
@@ -188,49 +204,25 @@ def test_processes_talk_and_take_turns(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
-@pytest.mark.slow
-def test_compiled_training_in_two_processes(alone: Path, tmp_path: Path) -> None:
-    command = torchrun_command(2, "run.yaml", *LONG, "compile=true", "accumulate=2")
-    done = finished(command, write_run(tmp_path), timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"compile: compiled in \d+ s, [1-9]\d* graphs", done.stderr), done.stderr
-    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-4)
-
-
-# -- crashes ----------------------------------------------------------------------------------
-
-
-def test_torchrun_restarts_a_killed_worker_and_the_run_ends_as_undisturbed(
-    tmp_path: Path,
-) -> None:
-    straight, killed = write_run(tmp_path / "straight"), write_run(tmp_path / "killed")
-    steps = ["max_steps=200", "save_freq=20", "decay_steps=200"]
-    whole = train(straight, *steps, processes=2)
-    command = torchrun_command(2, "run.yaml", *steps, options=["--max-restarts=3"])
-    with started(command, killed) as agent:
-        wait_for_steps(killed, agent, 50)
-        os.kill(children(agent.pid)[1], signal.SIGKILL)
-        _, said = agent.communicate(timeout=100)
-    assert agent.returncode == 0, said
-    for once in ("going on from run/cpt", "done: the model is"):
-        assert said.count(once) == 1, said
-    assert same_weights(run_folder.checkpoints(killed / "run")[-1], whole)
-    assert losses(killed) == losses(straight)
-
-
 # -- what is refused --------------------------------------------------------------------------
 
 
-def test_ddp_without_torchrun_shows_the_command() -> None:
-    def join() -> None:
-        with launch.join(Config(ddp=True), "train.py config/train300M_ddp.yaml"):
-            pass
+def join(config: Config) -> None:
+    with launch.join(config, "train.py my.yaml"):
+        pass
 
-    said = refusal(join)
-    assert re.search(
-        r"needs torchrun.*\n.*torchrun --nproc_per_node=\d+ train\.py config/train300M_ddp\.yaml\n",
-        said,
-    )
+
+def test_ddp_without_torchrun_shows_the_command() -> None:
+    said = refusal(lambda: join(Config(ddp=True)))
+    command = r"needs torchrun.*\n.*torchrun --nproc_per_node=\d+ train\.py my\.yaml\n"
+    assert re.search(command, said)
+
+
+@pytest.mark.parametrize("value", ["", "two", "-1"])
+def test_garbage_in_torchruns_variables(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    for name, text in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", value)):
+        monkeypatch.setenv(name, text)
+    assert f"WORLD_SIZE is {value!r}, not a number" in refusal(lambda: join(Config()))
 
 
 def test_rows_that_cannot_be_shared_are_told_the_nearest_that_can() -> None:
@@ -243,31 +235,7 @@ def test_rows_that_cannot_be_shared_are_told_the_nearest_that_can() -> None:
     assert "set train_batch to 64" in refusal(lambda: check_shares(plan, 32))
 
 
-def test_a_refusal_under_torchrun_is_told_once(tmp_path: Path) -> None:
-    done = finished(torchrun_command(2, "run.yaml", "train_batch=7"), write_run(tmp_path))
-    assert done.returncode == 1
-    before_torchrun = done.stderr.partition("torch.distributed.elastic")[0].partition("W1")[0]
-    assert before_torchrun.count("error: train_batch: 7 is not divisible by 2 processes") == 1
-    assert "set train_batch to 6 or 8" in before_torchrun
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-@pytest.mark.parametrize("value", ["", "two", "-1"])
-def test_garbage_in_torchruns_variables(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", value)
-
-    def join() -> None:
-        with launch.join(Config(), "x"):
-            pass
-
-    assert f"WORLD_SIZE is {value!r}, not a number" in refusal(join)
-
-
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert runtime.device_of_process(cpu, 5) == cpu
@@ -282,15 +250,9 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 def test_how_to_go_on_is_told_as_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert launch.launcher() == runtime.python_command()
-    variables = {
-        "TORCHELASTIC_RUN_ID": "none",
-        "LOCAL_WORLD_SIZE": "8",
-        "GROUP_WORLD_SIZE": "1",
-        "GROUP_RANK": "1",
-        "MASTER_ADDR": "10.0.0.1",
-        "MASTER_PORT": "29500",
-    }
-    for name, value in variables.items():
+    where = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    group = {"LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "1", "GROUP_RANK": "1"}
+    for name, value in ({"TORCHELASTIC_RUN_ID": "none"} | group | where).items():
         monkeypatch.setenv(name, value)
     assert launch.launcher() == "torchrun --nproc_per_node=8"
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")

@@ -16,8 +16,6 @@ import pytest
 from smallgpt.checkpoints import checkpoint, run_folder
 from tests.helpers.processes import (
     TRAIN,
-    children,
-    finished,
     forked,
     losses,
     same_weights,
@@ -44,10 +42,10 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 400 kB, real enough to be full."""
+    """A disk of 600 kB, real enough to be full."""
     place = tmp_path / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)]
     try:
         mounted = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:
@@ -174,20 +172,117 @@ def test_the_clock_jumping_backwards_changes_nothing(straight: Path, tmp_path: P
 # -- schedulers and neighbours ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("to", ["torchrun", "one worker"])
-def test_sigterm_makes_all_processes_save_and_end(tmp_path: Path, to: str) -> None:
-    folder = write_run(tmp_path)
-    with started(torchrun_command(2, "run.yaml", *LONG), folder) as run:
+def failing_program(folder: Path, rank: int, failure: str) -> Path:
+    """train.py, but one process fails after step 6."""
+    program = write_run(folder) / "failing.py"
+    text = f"""
+    import os, signal
+    from smallgpt.utils.errors import UserError
+    from smallgpt.training.trainer import Trainer
+    from smallgpt.cli.main import train
+    from smallgpt.cli.arguments import run_script
+    step = Trainer.step
+    def failing(self):
+        if self.completed == 6 and os.environ["RANK"] == "{rank}":
+            {failure}
+        return step(self)
+    Trainer.step = failing
+    run_script(train)
+    """
+    program.write_text(textwrap.dedent(text), encoding="utf-8")
+    return program
+
+
+NO_INK = 'raise UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"
+
+
+@pytest.mark.parametrize(
+    ("rank", "failure", "shown"),
+    [
+        (1, 'raise RuntimeError("a cosmic ray")', "RuntimeError: a cosmic ray"),
+        (1, *NO_INK),
+        (0, *NO_INK),
+    ],
+)
+def test_a_process_that_fails_ends_all_and_its_error_stands_on_top(
+    tmp_path: Path, rank: int, failure: str, shown: str
+) -> None:
+    program = failing_program(tmp_path, rank, failure)
+    arguments = ["run.yaml", "ddp_timeout=1000"]  # it ends long before
+    done = forked(tmp_path, *arguments, processes=2, program=program, torchrun=[])
+    assert done.returncode != 0
+    ours, _, summary = done.stderr.partition("ChildFailedError")
+    assert shown in ours
+    assert "lost contact" not in done.stderr
+    cause = summary.partition("Root Cause")[2]
+    assert f"rank      : {rank} " in cause
+    assert shown.partition("\n")[0] in cause
+
+
+def test_what_all_processes_refuse_is_told_once(tmp_path: Path) -> None:
+    refused = ["run.yaml", "train_batch=7"]
+    done = forked(write_run(tmp_path), *refused, processes=2, torchrun=[])
+    assert done.returncode == 1
+    ours = done.stderr.partition("torch.distributed.elastic")[0].partition("ChildFailedError")[0]
+    assert ours.count("error: train_batch: 7 is not divisible by 2 processes") == 1
+    assert "set train_batch to 6 or 8" in ours
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_others_name_a_process_that_is_gone(tmp_path: Path) -> None:
+    program = failing_program(tmp_path, 1, "os._exit(9)")
+    arguments = ["run.yaml", "train_batch=9", "ddp_timeout=8"]
+    done = forked(tmp_path, *arguments, program=program, processes=3)
+    assert done.returncode == 9
+    gone = r"error: lost contact: rank 1 on \S+ \(127\.0\.0\.1\) does not answer\n  -> .*\n.*auto"
+    assert len(re.findall(gone, done.stderr)) == 2, done.stderr
+
+
+def test_torchrun_restarts_a_killed_worker_and_the_run_ends_as_undisturbed(
+    tmp_path: Path,
+) -> None:
+    first_time = 'os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"'
+    killed, straight = tmp_path / "killed", write_run(tmp_path / "straight")
+    program = failing_program(killed, 1, f"{first_time} and os.kill(os.getpid(), signal.SIGKILL)")
+    options = ["--max-restarts=3"]
+    done = forked(killed, "run.yaml", processes=2, program=program, torchrun=options)
+    assert done.returncode == 0, done.stderr
+    for once in ("going on from run/cpt4", "done: the model is"):
+        assert done.stderr.count(once) == 1, done.stderr
+    assert same_weights(killed / "run" / "cpt12", train(straight, processes=2))
+    assert losses(killed) == losses(straight)
+
+
+def sigterm_to_torchrun(folder: Path) -> str:
+    """What a run of two processes says that is ended through its torchrun."""
+    with started(torchrun_command(2, "run.yaml", *LONG), write_run(folder)) as run:
         wait_for_steps(folder, run)
-        os.kill(run.pid if to == "torchrun" else children(run.pid)[1], signal.SIGTERM)
+        os.kill(run.pid, signal.SIGTERM)
         _, said = run.communicate(timeout=100)
     assert run.returncode != 0
-    assert said.count("stopped at step") == 1, said
     assert "go on with: torchrun --nproc_per_node=2 " in said
-    step = checkpoint.load(run_folder.checkpoints(folder / "run")[-1]).step
-    resumed = train(folder, *LONG, f"max_steps={step + 2}", "resume_from=latest", processes=2)
+    return said
+
+
+def sigterm_to_one_process(folder: Path) -> str:
+    """What they say where one of them alone gets it."""
+    program = failing_program(folder, 1, "os.kill(os.getpid(), signal.SIGTERM)")
+    done = forked(folder, "run.yaml", *LONG, processes=2, program=program)
+    assert done.returncode == 143
+    return done.stderr
+
+
+@pytest.mark.parametrize("stopped", [sigterm_to_torchrun, sigterm_to_one_process])
+def test_sigterm_makes_all_processes_save_and_end(
+    tmp_path: Path, stopped: Callable[[Path], str]
+) -> None:
+    said = stopped(tmp_path)
+    assert said.count("stopped at step") == 1, said
+    step = checkpoint.load(run_folder.checkpoints(tmp_path / "run")[-1]).step
+    further = [*LONG, f"max_steps={step + 2}"]
+    resumed = train(tmp_path, *further, "resume_from=latest", processes=2)
     other = write_run(tmp_path / "other")
-    assert same_weights(resumed, train(other, *LONG, f"max_steps={step + 2}", processes=2))
+    assert same_weights(resumed, train(other, *further, processes=2))
 
 
 def test_two_runs_in_one_folder_and_the_lock_of_a_dead_one(tmp_path: Path) -> None:
@@ -203,57 +298,3 @@ def test_two_runs_in_one_folder_and_the_lock_of_a_dead_one(tmp_path: Path) -> No
     assert (folder / "run" / ".lock").exists()
     step = checkpoint.load(run_folder.checkpoints(folder / "run")[-1]).step
     assert train(folder, *LONG, f"max_steps={step + 1}", "resume_from=auto").exists()
-
-
-def program_that_fails(folder: Path, rank: int, failure: str) -> Path:
-    """train.py, but one process fails in step 3."""
-    program = folder / "failing.py"
-    text = f"""
-    import os
-    from smallgpt.utils.errors import UserError
-    from smallgpt.training.trainer import Trainer
-    from smallgpt.cli.main import train
-    from smallgpt.cli.arguments import run_script
-    step = Trainer.step
-    def failing(self):
-        if self.completed == 3 and os.environ["RANK"] == "{rank}":
-            {failure}
-        return step(self)
-    Trainer.step = failing
-    run_script(train)
-    """
-    program.write_text(textwrap.dedent(text), encoding="utf-8")
-    return program
-
-
-@pytest.mark.parametrize(
-    ("rank", "failure", "shown"),
-    [
-        (1, 'raise RuntimeError("a cosmic ray")', "RuntimeError: a cosmic ray"),
-        (1, 'raise UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"),
-        (0, 'raise UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"),
-    ],
-)
-def test_a_process_that_fails_ends_all_and_its_error_stands_on_top(
-    tmp_path: Path, rank: int, failure: str, shown: str
-) -> None:
-    program = program_that_fails(write_run(tmp_path), rank, failure)
-    command = torchrun_command(2, "run.yaml", "ddp_timeout=1000", program=program)
-    done = finished(command, tmp_path)  # long before ddp_timeout
-    assert done.returncode != 0
-    ours, _, summary = done.stderr.partition("ChildFailedError")
-    assert shown in ours
-    assert "lost contact" not in done.stderr
-    cause = summary.partition("Root Cause")[2]
-    assert f"rank      : {rank} " in cause
-    assert shown.partition("\n")[0] in cause
-
-
-def test_the_others_name_a_process_that_is_gone(tmp_path: Path) -> None:
-    program = program_that_fails(write_run(tmp_path), 1, "os._exit(9)")
-    done = forked(
-        tmp_path, "run.yaml", "train_batch=9", "ddp_timeout=8", program=program, processes=3
-    )
-    assert done.returncode == 9
-    gone = r"error: lost contact: rank 1 on \S+ \(127\.0\.0\.1\) does not answer\n  -> .*\n.*auto"
-    assert len(re.findall(gone, done.stderr)) == 2, done.stderr

@@ -26,6 +26,7 @@ from tests.helpers.processes import (
     started,
     torchrun_command,
     train,
+    wait_for_steps,
     write_run,
 )
 
@@ -77,13 +78,9 @@ class Network:
             nobody = [other.address, "lladdr", "02:00:00:00:00:99", "dev", "card"]
             one.ip("neigh", "replace", *nobody, "nud", "permanent")
 
-    def unplug_first(self) -> None:
-        """Take the first's card down: it has no way to the second, which sees no carrier."""
-        self.first.ip("link", "set", "card", "down")
-
-    def unplug_second(self) -> None:
-        """The other way round."""
-        self.second.ip("link", "set", "card", "down")
+    def unplug(self, machine: int) -> None:
+        """Take a machine's card down: it has no way to the other, which sees no carrier."""
+        (self.first, self.second)[machine].ip("link", "set", "card", "down")
 
     def mend(self) -> None:
         """The network is as it was."""
@@ -161,19 +158,14 @@ def running(
     with ExitStack() as opened:
         torchruns = []
         for machine in (network.first, network.second):
-            meeting = [
-                f"--node_rank={machine.rank}",
-                f"--master_addr={network.first.address}",
-                "--master_port=29500",
-            ]
+            master = network.first.address
+            meeting = [f"--node_rank={machine.rank}", f"--master_addr={master}"]
+            meeting += ["--master_port=29500"]
             if elastic:  # the last two only because these machines' names stand for no address
-                meeting = [
-                    "--max_restarts=3",
-                    "--rdzv_backend=c10d",
-                    f"--rdzv_endpoint={network.first.address}:29500",
-                    f"--rdzv_conf=is_host={1 - machine.rank}",
-                    f"--local_addr={machine.address}",
-                ]
+                meeting = ["--max_restarts=3", "--rdzv_backend=c10d"]
+                meeting += [f"--rdzv_endpoint={master}:29500"]
+                meeting += [f"--rdzv_conf=is_host={1 - machine.rank}"]
+                meeting += [f"--local_addr={machine.address}"]
             more = second if machine.rank else ()
             options = ["--nnodes=2", *meeting]
             command = torchrun_command(processes, "run.yaml", *arguments, *more, options=options)
@@ -196,14 +188,6 @@ def train_on_both(
         said = run.end(120)
         assert [torchrun.returncode for torchrun in run.torchruns] == [0, 0], said
     return run_folder.checkpoints(folder / "machine0" / "run")[-1], said
-
-
-def wait_for_steps(folder: Path, steps: int) -> None:
-    log = folder / "machine0" / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and len(log.read_bytes().splitlines()) > steps):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def error_of(said: str) -> str:
@@ -272,7 +256,11 @@ def test_the_second_machine_needs_no_checkpoint_to_go_on(
 
 @pytest.mark.parametrize(
     ("cut", "processes"),
-    [(Network.lose_packets, 2), (Network.unplug_first, 1), (Network.unplug_second, 1)],
+    [
+        (Network.lose_packets, 2),
+        (lambda network: network.unplug(0), 1),
+        (lambda network: network.unplug(1), 1),
+    ],
     ids=["lost packets, 2 processes each", "first unplugged", "second unplugged"],
 )
 def test_when_the_link_is_cut_both_say_so_in_time_and_the_run_goes_on_when_it_is_back(
@@ -287,7 +275,7 @@ def test_when_the_link_is_cut_both_say_so_in_time_and_the_run_goes_on_when_it_is
     arguments = [*STEPS, "resume_from=auto"]
     try:
         with running(network, tmp_path, *arguments, processes=processes) as run:
-            wait_for_steps(tmp_path, 100)
+            wait_for_steps(first, run.torchruns[0], 100)
             cut(network)
             said = run.end(TIMEOUT + MARGIN)
             assert [torchrun.returncode for torchrun in run.torchruns] == [1, 1]
@@ -323,10 +311,10 @@ def test_when_the_link_is_cut_both_say_so_in_time_and_the_run_goes_on_when_it_is
 def test_a_killed_process_is_missed_on_the_other_machine(
     network: Network, tmp_path: Path, killed: int
 ) -> None:
-    two_folders(tmp_path, ddp_timeout=1000)
+    first = two_folders(tmp_path, ddp_timeout=1000)
     victim = (network.first, network.second)[killed]
     with running(network, tmp_path, *STEPS) as run:
-        wait_for_steps(tmp_path, 50)
+        wait_for_steps(first, run.torchruns[0], 50)
         os.kill(run.workers(victim)[-1], signal.SIGKILL)
         said = run.end(MARGIN)
     assert (
@@ -343,7 +331,7 @@ def test_a_killed_process_comes_back_by_itself_where_torchrun_may_restart(
     straight, whole = undisturbed(1)
     first = two_folders(tmp_path)
     with running(network, tmp_path, *STEPS, elastic=True) as run:
-        wait_for_steps(tmp_path, 100)
+        wait_for_steps(first, run.torchruns[0], 100)
         os.kill(run.workers(network.second)[-1], signal.SIGKILL)
         said = run.end(100)
         assert [torchrun.returncode for torchrun in run.torchruns] == [0, 0], said
@@ -353,24 +341,33 @@ def test_a_killed_process_comes_back_by_itself_where_torchrun_may_restart(
     assert losses(first) == losses(straight)
 
 
-def test_machines_that_are_told_different_things_stop(network: Network, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("second", "added", "problem", "advice"),
+    [
+        (
+            ["lr=0.02", "dropout=0.2"],
+            "",
+            ("config", ": dropout is 0.2, not 0.0; lr is 0.02, not 0.01"),
+            "give every machine the same YAML file and key=value",
+        ),
+        ([], "\n再见\n再见\n", ("text", ""), "give every machine the same data_path files"),
+    ],
+)
+def test_machines_that_are_told_different_things_stop(
+    network: Network,
+    tmp_path: Path,
+    second: list[str],
+    added: str,
+    problem: tuple[str, str],
+    advice: str,
+) -> None:
     two_folders(tmp_path)
-    with running(network, tmp_path, "lr=0.01", second=["lr=0.02", "dropout=0.2"]) as run:
-        said = run.end(60)
-    name = f"{network.second.name} ({network.second.address})"
-    expected = (
-        f"error: the config of rank 1 on {name} differs from rank 0's: "
-        "dropout is 0.2, not 0.0; lr is 0.02, not 0.01\n"
-        "  -> give every machine the same YAML file and key=value\n"
-    )
-    assert [error_of(one) for one in said] == [expected, expected]
-
     with (tmp_path / "machine1" / "text.txt").open("a", encoding="utf-8") as text:
-        text.write("\n再见\n再见\n")
-    with running(network, tmp_path) as run:
+        text.write(added)
+    with running(network, tmp_path, second=second) as run:
         said = run.end(60)
+    rank_1 = f"rank 1 on {network.second.name} ({network.second.address})"
     expected = (
-        f"error: the text of rank 1 on {name} differs from rank 0's\n"
-        "  -> give every machine the same data_path files\n"
+        f"error: the {problem[0]} of {rank_1} differs from rank 0's{problem[1]}\n  -> {advice}\n"
     )
     assert [error_of(one) for one in said] == [expected, expected]

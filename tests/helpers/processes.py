@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -121,6 +123,13 @@ def finished(
         return subprocess.CompletedProcess(list(command), process.returncode, out, err)
 
 
+def rank_variables(processes: int) -> list[dict[str, str]]:
+    """What torchrun tells each of its processes on one machine."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+    return [shared | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(processes)]
+
+
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     ["pytest", "torch._dynamo", "smallgpt.cli.main", "smallgpt.training.pretrain", __name__]
@@ -128,25 +137,31 @@ _FORKS.set_forkserver_preload(
 
 
 def forked(
-    folder: Path, *arguments: str, processes: int = 1, program: Path = TRAIN
+    folder: Path,
+    *arguments: str,
+    processes: int = 1,
+    program: Path = TRAIN,
+    torchrun: Sequence[str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run train.py to its end in processes forked from one that has imported torch.
 
-    They are told who they are as torchrun tells them; the output is that of all.
+    They are told who they are as torchrun tells them, or started by its agent where there are
+    options for it; the output is that of all.
     """
-    network = {
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
+    environments: list[dict[str, str]] = [{}]
+    command = [str(program), *arguments]
+    if torchrun is not None:
+        launcher = torchrun_command(processes, *arguments, options=torchrun, program=program)
+        command = list(map(str, launcher))[3:]
+    elif processes > 1:
+        environments = rank_variables(processes)
+    main = _run_program if torchrun is None else _run_torchrun
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         output = [Path(place, name) for name in ("stdout", "stderr")]
         started = []
-        for rank in map(str, range(processes)):
-            variables = network | {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
+        for variables in environments:
             process = _FORKS.Process(
-                target=_become, args=(program, arguments, folder, variables, output)
+                target=_become, args=(main, command, folder, variables, output)
             )
             process.start()
             stack.callback(process.kill)
@@ -155,12 +170,12 @@ def forked(
             process.join()
         codes = [process.exitcode or 0 for process in started]
         out, err = (file.read_text("utf-8") if file.exists() else "" for file in output)
-    return subprocess.CompletedProcess([program, *arguments], max(codes, key=abs), out, err)
+    return subprocess.CompletedProcess(command, max(codes, key=abs), out, err)
 
 
 def _become(
-    program: Path,
-    arguments: Sequence[str],
+    main: Callable[..., None],
+    command: Sequence[str],
     folder: Path,
     variables: dict[str, str],
     output: Sequence[Path],
@@ -170,8 +185,31 @@ def _become(
     os.chdir(folder)
     os.environ.update(variables)
     torch.set_num_threads(1)
-    sys.argv = [str(program), *arguments]
-    runpy.run_path(str(program), run_name="__main__")
+    main(*command)
+
+
+def _run_program(*command: str) -> None:
+    sys.argv = list(command)
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def _run_torchrun(*arguments: str) -> None:
+    """torchrun, but its agent forks the processes that it starts."""
+    from torch.distributed import run
+
+    read_arguments = run.config_from_args
+
+    def forking(parsed: argparse.Namespace) -> tuple[Any, Any, list[str]]:
+        config, _, _ = read_arguments(parsed)
+        config.start_method = "fork"
+        return config, _run_program, [parsed.training_script, *parsed.training_script_args]
+
+    run.config_from_args = forking  # type: ignore[assignment]
+    run.main(list(arguments))
 
 
 def train(folder: Path, *overrides: str, processes: int = 1) -> Path:

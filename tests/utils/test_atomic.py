@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,7 +36,8 @@ WRITERS = {
     "directory": "with atomic.directory(Path('x')) as work: (work / 'part').touch(); wait()",
     "file": "with atomic.file(Path('x')) as work: work.touch(); wait()",
     "remove": "Path('x').mkdir(); atomic.shutil.rmtree = wait; atomic.remove(Path('x'))",
-    "replace": "with atomic.directory(Path('x')): Path.rename = rename_and_wait",
+    "replace": """(Path('x') / 'old').mkdir(parents=True)
+with atomic.directory(Path('x')): Path.rename = rename_and_wait""",
 }
 
 
@@ -58,18 +58,20 @@ def writing(folder: Path, how: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def hidden(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.name.startswith(".")]
+    return list(folder.glob(".*"))
+
+
+def write_directory(target: Path) -> None:
+    with atomic.directory(target) as work:
+        (work / "part").touch()
 
 
 @pytest.mark.parametrize("how", WRITERS)
 def test_what_a_killed_writer_left_is_removed_and_what_it_moved_away_put_back(
     tmp_path: Path, how: str
 ) -> None:
-    if how == "replace":
-        (tmp_path / "x").mkdir()
-        (tmp_path / "x" / "old").touch()
     with writing(tmp_path, how) as process:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
     assert len(hidden(tmp_path)) == 1
     assert not (tmp_path / "x").exists()
     with atomic.file(tmp_path / "other") as work:
@@ -80,19 +82,12 @@ def test_what_a_killed_writer_left_is_removed_and_what_it_moved_away_put_back(
 
 @pytest.mark.parametrize("how", ["directory", "file", "replace"])
 def test_a_living_writer_is_left_alone(tmp_path: Path, how: str) -> None:
-    if how == "replace":
-        (tmp_path / "x").mkdir()
     with writing(tmp_path, how) as process:
         write_directory(tmp_path / "y")
         process.communicate("")
     assert process.returncode == 0
     assert (tmp_path / "x").exists()
     assert not hidden(tmp_path)
-
-
-def write_directory(target: Path) -> None:
-    with atomic.directory(target) as work:
-        (work / "part").touch()
 
 
 def test_writers_with_the_same_process_id_do_not_meet(tmp_path: Path) -> None:
@@ -151,7 +146,7 @@ def test_where_nothing_can_be_locked_all_else_works_and_leftovers_stay(
         raise OSError(number, os.strerror(number))
 
     with writing(tmp_path, "directory") as process:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
     monkeypatch.setattr(fcntl, "flock", refuse)
     write_directory(tmp_path / "x")
     write_directory(tmp_path / "x")

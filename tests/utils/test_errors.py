@@ -1,9 +1,11 @@
-"""A problem the user can put right: one message, an exit code, no traceback."""
+"""Problems the user can fix: one message, an exit code, no traceback; nothing left behind."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,22 +41,23 @@ def test_mistakes_of_ours_keep_their_traceback(error: Exception) -> None:
 
 
 PRINT = "from smallgpt.utils.errors import user_errors\nwith user_errors():\n    {}"
+prints = pytest.mark.parametrize("statement", ["print('a')", "for i in range(100_000): print(i)"])
 
 
-@pytest.mark.parametrize("statement", ["print('a')", "for i in range(100_000): print(i)"])
+@prints
 def test_a_reader_that_goes_away_is_no_error(statement: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
     command = [sys.executable, "-c", PRINT.format(statement)]
-    with subprocess.Popen(
-        command, env=python_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait(30) == 141
+    with os.fdopen(write) as output:
+        done = subprocess.run(
+            command, env=python_environment(), stdout=output, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("statement", ["print('a')", "for i in range(100_000): print(i)"])
+@prints
 def test_a_full_disk_is_told_in_words(statement: str) -> None:
     done = run_on_a_full_disk("-c", PRINT.format(statement))
     assert done.returncode == 2
@@ -62,3 +65,15 @@ def test_a_full_disk_is_told_in_words(statement: str) -> None:
         b"error: the output cannot be written: No space left on device\n"
         b"  -> make room on the disk\n"
     )
+
+
+def test_temporary_files_go_where_pytest_removes_them(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Ours and those of programs that we start, such as torchrun's logs."""
+    command = [sys.executable, "-c", "import tempfile; print(tempfile.gettempdir(), end='')"]
+    child = subprocess.run(
+        command, env=python_environment(), capture_output=True, text=True, check=True
+    )
+    for place in (tempfile.gettempdir(), child.stdout):
+        assert Path(place).is_relative_to(tmp_path_factory.getbasetemp())
