@@ -289,7 +289,6 @@ def test_round_trip_and_what_others_say(tmp_path: Path, bias: bool) -> None:
 
     model = random_model(0, ngram_order=3, ngram_rows=50, bias=bias)
     assert isinstance(model.config, Config)
-    config = model.config
     path = save_with_pairs(tmp_path, bias)
     again = checkpoint.load(path)
     for name, tensor in model.state_dict().items():
