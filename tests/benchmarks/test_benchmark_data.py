@@ -1,4 +1,4 @@
-"""The benchmark of text to ids: its plain way gives what ours gives, and its numbers are there."""
+"""The benchmark of text to ids: its numbers. tests/data/test_corpus.py compares the ids."""
 
 import json
 import lzma
@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.data import encode_plainly
 from benchmarks.data import main as benchmark
-from smallgpt.data.corpus import open_corpus
 from smallgpt.demo.smalltalk import generate
 
 FIELDS = {
@@ -27,15 +25,6 @@ FIELDS = {
     "peak_mb",
     "peak_by_text",
 }
-
-
-def test_plain_way_gives_the_same_ids_on_small_talk(tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
-    path.write_text("\n\n".join(generate(300, 1)), encoding="utf-8")
-    corpus = open_corpus([path])
-    characters, dialogues = encode_plainly(path)
-    assert corpus.tokenizer.characters == characters
-    assert [corpus.dialogue(i) for i in range(len(corpus))] == dialogues
 
 
 def test_one_line_a_text_with_all_numbers(

@@ -25,11 +25,7 @@ def corpus_of(dialogues: list[list[int]], rare_from: int = 40) -> Corpus:
 
 
 IDS = st.integers(FIRST_CHARACTER, 52) | st.just(SEP)
-
-
 CORPORA = st.lists(st.lists(IDS, min_size=1, max_size=60), min_size=1, max_size=15).map(corpus_of)
-
-
 BLOCK_SIZES = st.integers(8, 24)
 
 
