@@ -141,23 +141,24 @@ def test_where_all_are_damaged_nothing_is_touched(tmp_path: Path) -> None:
     assert sorted(folder.rglob("*")) == before
 
 
+def write_program(folder: Path, first: str) -> Path:
+    """train.py, but something else comes first."""
+    program = write_run(folder) / "program.py"
+    start = "from smallgpt.cli.main import train\nfrom smallgpt.cli.arguments import run_script\n"
+    program.write_text(f"{textwrap.dedent(first)}\n{start}run_script(train)", encoding="utf-8")
+    return program
+
+
 def test_the_clock_jumping_backwards_changes_nothing(straight: Path, tmp_path: Path) -> None:
-    folder = write_run(tmp_path)
-    program = folder / "clock.py"
-    program.write_text(
-        textwrap.dedent("""
+    clock = """
         import time
         now, calls = time.time, [0]
         def back():  # an hour for every time it is asked
             calls[0] += 1
             return now() - 3600 * calls[0]
         time.time = back
-        from smallgpt.cli.main import train
-        from smallgpt.cli.arguments import run_script
-        run_script(train)
-        """),
-        encoding="utf-8",
-    )
+    """
+    folder, program = tmp_path, write_program(tmp_path, clock)
     for step in ("max_steps=8", "max_steps=12"):
         done = forked(folder, "run.yaml", "resume_from=auto", step, program=program)
         assert done.returncode == 0, done.stderr
@@ -174,23 +175,18 @@ def test_the_clock_jumping_backwards_changes_nothing(straight: Path, tmp_path: P
 
 def failing_program(folder: Path, rank: int, failure: str) -> Path:
     """train.py, but one process fails after step 6."""
-    program = write_run(folder) / "failing.py"
-    text = f"""
-    import os, signal
-    from smallgpt.utils.errors import UserError
-    from smallgpt.training.trainer import Trainer
-    from smallgpt.cli.main import train
-    from smallgpt.cli.arguments import run_script
-    step = Trainer.step
-    def failing(self):
-        if self.completed == 6 and os.environ["RANK"] == "{rank}":
-            {failure}
-        return step(self)
-    Trainer.step = failing
-    run_script(train)
+    failing = f"""
+        import os, signal
+        from smallgpt.utils.errors import UserError
+        from smallgpt.training.trainer import Trainer
+        step = Trainer.step
+        def failing(self):
+            if self.completed == 6 and os.environ["RANK"] == "{rank}":
+                {failure}
+            return step(self)
+        Trainer.step = failing
     """
-    program.write_text(textwrap.dedent(text), encoding="utf-8")
-    return program
+    return write_program(folder, failing)
 
 
 NO_INK = 'raise UserError("no more ink", "buy some")', "error: no more ink\n  -> buy some"
