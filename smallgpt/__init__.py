@@ -7,8 +7,6 @@ for chunk in bot.stream("昨晚睡得好吗？"):
     print(chunk, end="", flush=True)
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

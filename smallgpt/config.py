@@ -4,8 +4,6 @@ Pydantic reads the fields below to convert and check values. From the same field
 `smallgpt config` prints, docs/configuration.md, and config/schema.json for editors.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import os

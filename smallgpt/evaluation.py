@@ -1,7 +1,5 @@
 """How good a checkpoint is, and what is in it; as text for the terminal."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

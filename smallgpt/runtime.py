@@ -1,7 +1,5 @@
 """Where a run computes: device, precision, and the seeds that make it repeatable."""
 
-from __future__ import annotations
-
 import ctypes
 import platform
 import shlex

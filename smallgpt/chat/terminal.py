@@ -4,8 +4,6 @@ From a pipe every line of standard input is a prompt, and standard output gets e
 reply. All else, the >>> included, goes to standard error.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 

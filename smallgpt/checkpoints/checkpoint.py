@@ -10,8 +10,6 @@ It is written beside its place and renamed, so it is complete or not there. Noth
 code when it is loaded.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -5,8 +5,6 @@ to ours: `<unk>`, `<sep>`, `<pad>`, then the rest as it was; a control token tha
 row of its own, and rows without a token come last.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -1,7 +1,5 @@
 """Our model as a Hugging Face GPT-2: the same weights under the same names, in its layout."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping

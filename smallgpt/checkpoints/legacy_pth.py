@@ -4,8 +4,6 @@
 Its linear layers have our layout, (out, in), but queries, keys and values are three matrices.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ A name is the directory of a checkpoint, the folder of a run, a GPT-2 directory 
 a legacy `.pth` file, or `latest`, `auto` or `best` in the folder of a run that is known already.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

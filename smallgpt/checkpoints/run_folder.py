@@ -1,7 +1,5 @@
 """The folder of a run: which checkpoints it has, the best of them, and which are kept."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

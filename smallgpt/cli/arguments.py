@@ -1,7 +1,5 @@
 """What the command lines share: their arguments, and how a function becomes a program."""
 
-from __future__ import annotations
-
 import io
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """`smallgpt config`: all keys, and the documents made from them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import textwrap

@@ -1,7 +1,5 @@
 """The commands around texts: `smallgpt data …`."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable
 from pathlib import Path

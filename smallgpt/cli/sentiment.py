@@ -1,7 +1,5 @@
 """The commands around classifiers: sentimentalTrain.py and `smallgpt sentiment …`."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

@@ -7,8 +7,6 @@ The cache is a folder of plain arrays, memory-mapped, so a text may be larger th
     vocabulary.json   the characters in id order, and counts
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

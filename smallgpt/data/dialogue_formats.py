@@ -13,8 +13,6 @@ becomes a space; what one speaker says in several messages is joined by spaces; 
 says is left out.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -6,8 +6,6 @@ of duplicates the first is kept; in a split they fall into one part. A duplicate
 of 64 bits: what memory must hold is some 200 bytes a dialogue, never the text.
 """
 
-from __future__ import annotations
-
 import hashlib
 import unicodedata
 from collections import Counter

@@ -1,7 +1,5 @@
 """Records of CSV, TSV, JSONL, JSON and Parquet files as a stream, in bounded memory."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -3,8 +3,6 @@
 A dialogue file is UTF-8; one utterance a line; a blank line between dialogues.
 """
 
-from __future__ import annotations
-
 import codecs
 import gzip
 import hashlib

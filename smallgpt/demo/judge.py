@@ -1,7 +1,5 @@
 """Whether a model's replies in held-out small talk fit."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence

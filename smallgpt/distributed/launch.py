@@ -3,8 +3,6 @@
 torchrun tells each process which one it is through environment variables.
 """
 
-from __future__ import annotations
-
 import atexit
 import gc
 import json

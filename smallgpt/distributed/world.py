@@ -4,8 +4,6 @@ They talk through torch.distributed: gradients over NCCL on GPUs and gloo on CPU
 over gloo. How they find each other is in launch.py.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import time
 from collections.abc import Callable

@@ -8,8 +8,6 @@ The hub's client tells addresses (`HF_ENDPOINT` names a mirror) and checksums on
 own download (huggingface_hub 2.4) deletes what has come.
 """
 
-from __future__ import annotations
-
 import http.client
 import os
 import re

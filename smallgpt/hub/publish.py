@@ -1,7 +1,5 @@
 """A checkpoint made ready to be given away: no training state, weights in parts, a model card."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from contextlib import suppress

@@ -8,8 +8,6 @@ Shapes, besides those of gpt.py:
     R  rows: a long text has several    N  texts    C  classes
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

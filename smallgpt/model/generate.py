@@ -1,7 +1,5 @@
 """Sampling with a key-value cache. Knows ids, not text."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 
 import torch

@@ -9,8 +9,6 @@ Shapes, used as suffixes of names:
     S  positions attended to: T, and in generation those in the cache before them
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Each new id takes little more than reading every weight once, so what counts is 
 they have and how near to the speed of memory they are read (docs/log.md).
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Callable, Mapping
 

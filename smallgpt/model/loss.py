@@ -1,7 +1,5 @@
 """Next-token cross-entropy taken from the last layer's output, without keeping all logits."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

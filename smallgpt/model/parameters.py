@@ -1,7 +1,5 @@
 """The parameters of a model in groups, for optimizers."""
 
-from __future__ import annotations
-
 from torch import nn
 
 Named = tuple[str, nn.Parameter]

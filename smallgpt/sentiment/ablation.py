@@ -1,7 +1,5 @@
 """Four ways to train the same classifier, several times each, beside the baseline."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json

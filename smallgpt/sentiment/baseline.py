@@ -1,7 +1,5 @@
 """The baseline: what a classifier without a neural network reaches on the same split."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 from sklearn.feature_extraction.text import TfidfVectorizer

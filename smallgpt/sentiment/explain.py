@@ -6,8 +6,6 @@ The shares add up to the difference between the text and that baseline, but for 
 numerical integral.
 """
 
-from __future__ import annotations
-
 import html
 import os
 import sys

@@ -1,7 +1,5 @@
 """A trained classifier in use: texts, lines and files in, labels and probabilities out."""
 
-from __future__ import annotations
-
 import csv
 import itertools
 import json

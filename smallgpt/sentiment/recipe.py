@@ -3,8 +3,6 @@
 `run` reads top to bottom: reviews, model, loop, test.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import shlex

@@ -1,7 +1,5 @@
 """How good the verdicts are on reviews that nobody learnt from: figures, files and pictures."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What a classifier learns from, and its verdict on reviews it does not learn from."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ brings them, so that everything else need not know the difference. The `tokenize
 the text.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import unicodedata

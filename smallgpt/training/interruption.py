@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM ask the run to stop after the step in hand."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What a run reports: progress bar, metrics.jsonl and TensorBoard. Nothing here changes the run."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -1,7 +1,5 @@
 """AdamW or Muon with two kinds of parameters, and the learning-rate schedule."""
 
-from __future__ import annotations
-
 import math
 
 import torch

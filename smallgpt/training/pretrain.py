@@ -1,7 +1,5 @@
 """Dialogues -> GPT. `_train` reads top to bottom: config, data, model, loop."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """What a run goes on from: the same for every process, and never a damaged checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Set
 from contextlib import ExitStack
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ What a model learns from, dialogues or reviews, is a `Task`: it says what the ba
 what its loss is, and what a validation measures. Everything else is here, once.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from abc import ABC, abstractmethod

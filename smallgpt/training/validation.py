@@ -1,7 +1,5 @@
 """How well a model predicts text it was not trained on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

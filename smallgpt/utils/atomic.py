@@ -6,8 +6,6 @@ container, can tell the leftovers of a killed one from the work of a living one,
 Where the file system cannot lock, leftovers stay.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

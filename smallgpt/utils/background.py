@@ -1,7 +1,5 @@
 """Background work, whose result is waited for only when it is needed."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Errors that the user can fix: a message that says how, and no traceback."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

@@ -1,7 +1,5 @@
 """How messages are worded."""
 
-from __future__ import annotations
-
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun: "1 dialogue", "2,000 dialogues"."""
