@@ -118,8 +118,9 @@ class Trainer:
             with stop_on_signals() as stop:
                 path = self._loop(metrics, stop)
         except (torch.OutOfMemoryError, MemoryError) as error:
+            reason = (str(error).splitlines() or ["the system has no more"])[0]
             raise UserError(
-                f"out of memory at step {self.completed + 1}: {str(error).splitlines()[0]}",
+                f"out of memory at step {self.completed + 1}: {reason}",
                 f"raise accumulate (now {self.config.accumulate}) or lower train_batch",
             ) from None
         finally:

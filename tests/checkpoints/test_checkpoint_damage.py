@@ -106,7 +106,7 @@ def test_no_forged_file_makes_load_stumble(saved: Path, data: st.DataObject) -> 
     [
         ("config.json", '{"model_type": "llama"}', "a model of type 'llama', not gpt2"),
         ("config.json", "\udcff", "config.json cannot be read"),
-        ("config.yaml", "\udcff", "config.yaml is not UTF-8"),
+        ("config.yaml", "\udcff", "config.yaml is not valid YAML"),
         ("tokenizer.json", "\udcff", "tokenizer.json"),
         ("config.json", "[]", "config.json cannot be read: it is not an object"),
         ("config.json", "{}", "a model of type None, not gpt2"),
