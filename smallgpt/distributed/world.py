@@ -163,13 +163,6 @@ ALONE = World()
 """The only process, for which every exchange is free."""
 
 
-def copy_weights(model: nn.Module, world: World) -> None:
-    """Give `model` on every process the first process's weights."""
-    if world.size > 1:
-        for tensor in model.state_dict().values():
-            dist.broadcast(tensor, src=0)
-
-
 def replicate(model: nn.Module, world: World) -> nn.Module:
     """`model` with the first process's weights and, in backward, gradients averaged over all.
 

@@ -21,7 +21,7 @@ from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.config import SentimentConfig
 from smallgpt.data.reviews import read_and_split
 from smallgpt.distributed import launch
-from smallgpt.distributed.world import World, copy_weights
+from smallgpt.distributed.world import World
 from smallgpt.model.classifier import Classifier
 from smallgpt.runtime import python_command
 from smallgpt.sentiment import baseline, report
@@ -79,7 +79,6 @@ def _prepare(config: SentimentConfig, typed: Set[str], world: World) -> tuple[Re
     runtime.seed_everything(config.seed)
     model = restore(source, config, tokenizer, reviews.names)
     model.to(here.device).train()
-    copy_weights(model, world)  # already here, as the states of frozen blocks come from them
 
     # 3. Loop: what is learnt from, and where a stopped run was.
     soft_labels = None
