@@ -1,17 +1,18 @@
-"""The commands around texts: `smallgpt data …`."""
+"""The commands around texts: `smallgpt data …`. They import what they need when they run."""
 
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from smallgpt.cli.arguments import command
-from smallgpt.data.prepare import Survey, write
-from smallgpt.data.text import check_files
 from smallgpt.utils.errors import UserError
 from smallgpt.utils.words import counted
+
+if TYPE_CHECKING:
+    from smallgpt.data.prepare import Survey
 
 data_app = typer.Typer(no_args_is_help=True, help="Make, convert and inspect dialogue texts.")
 
@@ -42,6 +43,8 @@ def convert(
 
     Example: smallgpt data convert sharegpt.jsonl LCCC.json --output data/train.txt
     """
+    from smallgpt.data.prepare import Survey, write
+
     _check_output(files, [output])
     survey = Survey()
     write(survey.collect(files, kind, skip_bad, keep_duplicates), {output: 1.0})
@@ -54,6 +57,8 @@ def stats(
     files: Files, kind: Format = None, skip_bad: SkipBad = False, picture: Picture = None
 ) -> None:
     """Count dialogues, turns, characters, duplicates and lengths."""
+    from smallgpt.data.prepare import Survey
+
     survey = Survey()
     for _ in survey.collect(files, kind, skip_bad):
         pass
@@ -74,6 +79,8 @@ def split(
 
     Example: smallgpt data split data/train.txt --output-dir data/parts
     """
+    from smallgpt.data.prepare import Survey, write
+
     if validation + test >= 1:
         raise UserError(f"--validation {validation} and --test {test} leave nothing to train on")
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
@@ -109,13 +116,15 @@ def smalltalk(
 
 
 def _check_output(files: list[Path], outputs: Iterable[Path]) -> None:
+    from smallgpt.data.text import check_files
+
     check_files(files)
     for output in outputs:
         if output.is_dir() or any(output.exists() and output.samefile(file) for file in files):
             raise UserError(f"{output} is an input, or a directory", "name another file")
 
 
-def _report(survey: Survey, picture: Path | None = None) -> None:
+def _report(survey: "Survey", picture: Path | None = None) -> None:
     typer.echo("\n".join(survey.lines()))
     if picture:
         survey.draw(picture)
