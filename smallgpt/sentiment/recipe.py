@@ -47,6 +47,8 @@ def run(
                 resume.lock(root, held)
             task, trainer = _prepare(config, typed, world)
             if not trainer.is_finished:
+                if config.frozen:
+                    task.keep_states()
                 trainer.train(command)
         # The first process goes on alone: the others need not wait for the test.
         if not world.is_first:
@@ -91,8 +93,6 @@ def _prepare(config: SentimentConfig, typed: Set[str], world: World) -> tuple[Re
     task = ReviewTask(config, here, model, tokenizer, reviews, split, soft_labels, world)
     _describe_run(task, source)
     trainer = Trainer(config, here, task, world)
-    if config.frozen:
-        task.keep_states()
     if resumed:
         note(f"going on from {resumed.stored.path}")
         trainer.load_state(resumed.state, resumed.stored.manifest)
