@@ -1,14 +1,13 @@
 """What the command lines share: their arguments, and how a function becomes a program."""
 
-import io
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from smallgpt.cli import streams
 from smallgpt.utils.errors import user_errors
 
 ConfigFile = Annotated[
@@ -53,11 +52,7 @@ def run_script(command: Callable[..., Any]) -> None:
 
 
 def run_program(program: typer.Typer) -> None:
-    """Run a program; to a pipe or file it writes UTF-8, to a terminal what that shows, else `?`."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        if sys.stdout.isatty():
-            sys.stdout.reconfigure(errors="replace")
-        else:
-            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+    """Run a program, with an exit code for what the user can fix."""
+    streams.prepare()
     with user_errors():
         program()

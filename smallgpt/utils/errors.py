@@ -14,6 +14,10 @@ SECONDS_FOR_FIRST_PROCESS = 3.0
 """When all processes of a machine find the same error, its first one reports it; the others wait
 this long before they would, and torchrun ends them meanwhile."""
 
+_CANNOT_WRITE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on the disk"),
+    errno.EBADF: "standard output is closed: leave out >&-",
+}
 _quiet = False
 
 
@@ -67,10 +71,13 @@ def user_errors() -> Iterator[None]:
         _close_output()  # its reader went away (`… | head`)
         raise SystemExit(EXIT_BROKEN_PIPE) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in _CANNOT_WRITE:
             raise
         _close_output()
-        note(f"error: the output cannot be written: {error.strerror}\n  -> make room on the disk")
+        note(
+            f"error: the output cannot be written: {error.strerror}\n"
+            f"  -> {_CANNOT_WRITE[error.errno]}"
+        )
         raise SystemExit(EXIT_BAD_INPUT) from None
 
 
