@@ -124,7 +124,7 @@ def save(
     advice += f"; {kept[-1]} is intact" if kept else ""
     with write_errors(f"checkpoint {target}", advice), atomic.directory(target) as work:
         huggingface.write(work, config, tokenizer, weights, labels)
-        tokenizer.save(work, **_tokenizer_settings(config))
+        tokenizer.save(work, **tokenizer_settings(config))
         (work / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
         if training_state is not None:
             with (work / STATE_FILE).open("wb") as file:
@@ -146,11 +146,13 @@ def write_errors(what: str, advice: str = "") -> Iterator[None]:
         raise UserError(f"{what} cannot be written: {reason}", advice) from None
 
 
-def _tokenizer_settings(config: Config) -> dict[str, Any]:
-    """What a classifier's tokenizer must know besides: how long texts may be, what padding does."""
+def tokenizer_settings(config: Config) -> dict[str, Any]:
+    """What transformers' tokenizer must know besides: what the model reads (no token types), where
+    padding goes (before a text that is continued), and how long a text to classify may be."""
+    names = ["input_ids", "attention_mask"]
     if not isinstance(config, SentimentConfig):
-        return {}
-    names = ["input_ids", "attention_mask"] if config.use_mask else ["input_ids"]
+        return {"model_input_names": names, "padding_side": "left"}
+    names = names if config.use_mask else names[:1]
     return {"model_max_length": config.block_size, "model_input_names": names}
 
 
@@ -252,8 +254,22 @@ def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     if checksum != manifest["sha256"].get(name):
+        if name != STATE_FILE and huggingface.saved_by_transformers(path):
+            raise _saved_over(path, name)
         problem = f"{file} is damaged: its checksum is not the one it was saved with"
         raise DamagedError(path, problem)
+
+
+def _saved_over(path: Path, name: str) -> UserError:
+    """The error where transformers' `save_pretrained` has replaced files of a checkpoint."""
+    use = f"to use what it saved, delete {MANIFEST_FILE} and {CONFIG_FILE} there"
+    if is_classifier(path):
+        use = "use what it saved with transformers"
+    return UserError(
+        f"{path / name} was changed after it was saved: another program (transformers) has saved "
+        "its model into this directory",
+        f"{use}; next time let it save into a directory of its own",
+    )
 
 
 def sha256(path: Path) -> str:

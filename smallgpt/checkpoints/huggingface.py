@@ -229,6 +229,14 @@ class _NoInitialisation(TorchFunctionMode):
         return kwargs["tensor"] if func is torch.nn.init.normal_ else func(*args, **kwargs)
 
 
+def saved_by_transformers(directory: Path) -> bool:
+    """Whether config.json is one that transformers has written; ours names no version of it."""
+    try:
+        return "transformers_version" in read_json(directory / CONFIG_FILE)
+    except UserError:
+        return False
+
+
 def read_labels(directory: Path) -> list[str] | None:
     """The names of a classifier's classes; None where the model is a language model.
 

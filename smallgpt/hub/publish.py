@@ -62,6 +62,8 @@ def make_ready(path: Path, target: Path, licence: str, most_bytes: str = MOST_BY
         for file in stored.path.iterdir():
             if file.is_file() and file.name not in left_out:
                 shutil.copyfile(file, work / file.name)
+        # Anew: those of older checkpoints tell transformers less.
+        stored.tokenizer.save(work, **checkpoint.tokenizer_settings(stored.config))
         save_torch_state_dict(tensors, work, max_shard_size=most_bytes, metadata={"format": "pt"})
         for file in work.iterdir():
             file.chmod(0o644)
