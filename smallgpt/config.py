@@ -7,7 +7,7 @@ Pydantic reads the fields below to convert and check values. From the same field
 import dataclasses
 import difflib
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import yaml
 from typing_extensions import TypeVar
 
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.places import named_path
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Pooling = Literal["last", "last_mean"]
@@ -185,7 +186,7 @@ class Config(ModelConfig, SamplingConfig):
     def data_paths(self) -> list[Path]:
         """The files of `data_path`, in order."""
         paths = [self.data_path] if isinstance(self.data_path, str) else self.data_path
-        return [Path(path).expanduser() for path in paths]
+        return [named_path(path) for path in paths]
 
     def last_step(self, steps_per_epoch: float) -> int:
         """The step at which training ends; `steps_per_epoch` is rows / `train_batch`."""
@@ -268,7 +269,7 @@ def check_shares(config: Config, processes: int, where: str = "") -> None:
     )
 
 
-def properties(schema: type[Config]) -> dict[str, dict[str, Any]]:
+def properties(schema: type[Any]) -> dict[str, dict[str, Any]]:
     """The JSON Schema of each key of a config of this class, with its meaning."""
     found: dict[str, dict[str, Any]] = {}
     for cls in reversed(schema.__mro__[:-1]):  # pydantic reads the docstrings of own fields only
@@ -321,6 +322,7 @@ def typed_keys(overrides: Iterable[str]) -> frozenset[str]:
 
 
 C = TypeVar("C", bound=Config, default=Config)
+S = TypeVar("S", bound=ModelConfig | SamplingConfig)
 
 
 def load_config(
@@ -342,9 +344,9 @@ def load_config(
 
 
 def config_from_dict(
-    values: dict[str, Any], where: str, schema: type[C], typed: Collection[str] = ()
-) -> C:
-    """The config of values as they stand in a file or were typed, checked.
+    values: Mapping[str, Any], where: str, schema: type[S], typed: Collection[str] = ()
+) -> S:
+    """The config of values as they stand in a file or were typed, checked; or a part of one.
 
     `where` names the source of all keys but those that were `typed`, for messages.
     """
@@ -356,11 +358,13 @@ def config_from_dict(
 
     values = {key: _given(key, value, place(key), schema) for key, value in values.items()}
     try:
-        config: C = _adapter(schema).validate_python(values)  # type: ignore[arg-type]
+        config: S = _adapter(schema).validate_python(values)  # type: ignore[arg-type]
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
         wanted = allowed_values(properties(schema)[key])
         raise UserError(f"{place(key)}: {key}: {values[key]!r} must be {wanted}") from None
+    if not isinstance(config, Config):
+        return config
     for wrong, key, reason in config._conflicts():
         if wrong:
             raise UserError(f"{place(key)}: {key}: {getattr(config, key)!r} {reason}")
@@ -368,7 +372,7 @@ def config_from_dict(
     return config
 
 
-def _given(key: str, value: Any, where: str, schema: type[Config]) -> Any:
+def _given(key: str, value: Any, where: str, schema: type[Any]) -> Any:
     """The value of a key that must exist; None where it is optional and left empty."""
     known = schema.__dataclass_fields__
     if key not in known:

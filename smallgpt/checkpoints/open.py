@@ -12,6 +12,7 @@ from smallgpt.checkpoints import checkpoint, huggingface, legacy_pth
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, best, checkpoints, validation_loss
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.places import named_path
 
 SPECIAL_NAMES = ("latest", "auto", "best")
 
@@ -36,7 +37,7 @@ def open_checkpoint(
         UserError: there is none, it is damaged, or it is of the other kind.
     """
     try:
-        path = Path(named).expanduser()
+        path = named_path(named)
         if classifier and legacy_pth.is_legacy(path) and path.exists():
             raise checkpoint.other_kind(path, None)
         path = find_checkpoint(named, root=root, texts=texts)
@@ -77,7 +78,7 @@ def find_checkpoint(
                 f"train one first: python train.py {config}, or give resume_from a directory",
             )
         return best(found) if str(named) == "best" else found[-1]
-    path = Path(named).expanduser()
+    path = named_path(named)
     if legacy_pth.is_legacy(path):
         return legacy_pth.directory_beside(path, texts)
     found = checkpoints(path)
@@ -97,7 +98,7 @@ def open_for_training(
 
     Arguments and errors are those of `open_checkpoint`; and some models can only chat.
     """
-    path = Path(named).expanduser()
+    path = named_path(named)
     if legacy_pth.is_legacy(path) and not classifier:
         return legacy_pth.load(path, texts)
     stored = open_checkpoint(named, root=root, texts=texts, classifier=classifier)

@@ -10,6 +10,7 @@ The cache is a folder of plain arrays, memory-mapped, so a text may be larger th
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK, Tokeni
 from smallgpt.tokenizer.subwords import SubwordTokenizer
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.places import can_make, user_folder
 from smallgpt.utils.words import counted
 
 CACHE_FOLDER = ".smallgpt_cache"
@@ -128,14 +130,16 @@ def split(dialogues: int, train_percent: float, seed: int) -> tuple[IntArray, In
 
 
 def _cache_folder(data: Path) -> Path:
-    """Beside the data; in the user's cache folder where that place is read-only."""
+    """Beside the data; in the user's cache folder, or a temporary one, where that is read-only."""
     beside = data.resolve().parent / CACHE_FOLDER
     place = beside if beside.is_dir() else beside.parent
     # The mode is looked at too, because to root every folder seems writable.
     if os.access(place, os.W_OK) and place.stat().st_mode & 0o222:
         return beside
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "smallgpt"
+    own = user_folder("XDG_CACHE_HOME")
+    if own and can_make(own):
+        return own
+    return Path(tempfile.gettempdir()) / f"smallgpt-{os.getuid() if os.name == 'posix' else 0}"
 
 
 def _is_complete(cache: Path) -> bool:
