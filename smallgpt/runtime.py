@@ -152,6 +152,9 @@ class Precision:
     dtype: torch.dtype
     int8: bool = False
 
+    def __str__(self) -> str:
+        return "int8" if self.int8 else str(self.dtype).removeprefix("torch.")
+
 
 def choose_precision(name: str, device: torch.device, parameters: int) -> Precision:
     """The precision named; for `auto` what is quick here for a model of so many parameters."""

@@ -6,33 +6,50 @@ then speaks until `<sep>` or `<pad>`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from smallgpt.checkpoints import huggingface
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
-from smallgpt.config import SamplingConfig
+from smallgpt.config import Config, SamplingConfig, config_from_dict
 from smallgpt.model import inference
 from smallgpt.model.generate import generate
 from smallgpt.model.gpt import GPT, KeyValueCache
-from smallgpt.runtime import choose_precision
+from smallgpt.runtime import choose_device, choose_precision
 from smallgpt.tokenizer.characters import PAD, SEP, Tokenizer, as_utterance
 from smallgpt.utils import background
+from smallgpt.utils.errors import UserError
+
+ROLES = ("user", "assistant")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which model talks, and how it computes: number of weights, precision, device."""
+
+    path: Path
+    parameters: int
+    precision: str
+    device: str
 
 
 class Chatbot:
     """A conversation with a model: `messages`, the user's first.
 
-    Several threads may use one model, each with a `conversation()` of its own.
+    One conversation is for one thread at a time. Threads (or users) that talk at the same time each
+    take a `conversation()`: the model behind them is one, and is only read.
 
     Args:
         model: in evaluation mode.
         sampling: how replies are drawn.
         seed: the same seed and the same talk give the same replies.
         await_weights: called before each reply; returns when the model has its weights.
+        source: where the model comes from, if it is known.
     """
 
     def __init__(
@@ -42,9 +59,10 @@ class Chatbot:
         sampling: SamplingConfig,
         seed: int = 0,
         await_weights: Callable[[], object] = lambda: None,
+        source: Source | None = None,
     ) -> None:
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
-        self.seed, self.await_weights = seed, await_weights
+        self.seed, self.await_weights, self.source = seed, await_weights, source
         self.messages: list[str] = []
         self.left_out = 0
         """Characters of the last prompt that did not fit the context."""
@@ -54,18 +72,50 @@ class Chatbot:
         self._cache: KeyValueCache | None = None
 
     def conversation(self) -> Chatbot:
-        """A new conversation with the same model."""
-        return Chatbot(self.model, self.tokenizer, self.sampling, self.seed, self.await_weights)
+        """A new conversation with the same model, sampling and seed, in which nothing was said."""
+        return Chatbot(
+            self.model, self.tokenizer, self.sampling, self.seed, self.await_weights, self.source
+        )
+
+    def copy(self) -> Chatbot:
+        """This conversation as it is now, to go on separately; both draw the same numbers next."""
+        other = self.conversation()
+        other.messages = list(self.messages)
+        other._generator.set_state(self._generator.get_state())
+        return other
+
+    @property
+    def history(self) -> list[dict[str, str]]:
+        """What was said, as messages of the form {"role": "user" | "assistant", "content": text}.
+
+        The list is a copy. Assigned, it becomes what was said; it must begin with the user, the
+        two taking turns, and end with a reply, or a UserError says so.
+        """
+        pairs = zip(ROLES * len(self.messages), self.messages, strict=False)
+        return [{"role": role, "content": text} for role, text in pairs]
+
+    @history.setter
+    def history(self, messages: Sequence[Mapping[str, str]]) -> None:
+        self.messages = _turns(messages)
 
     def reply(self, text: str) -> str:
-        """The whole reply; it and `text` join the conversation."""
+        """The whole reply; it and `text` join the conversation.
+
+        Raises:
+            UserError: `text` is no text, or blank.
+        """
         return "".join(self.stream(text))
 
     def stream(self, text: str) -> Generator[str, None, None]:
         """The reply, chunk by chunk.
 
-        The turn joins the conversation also where the iterator is closed early (Ctrl-C).
+        The turn joins the conversation also where the iterator is closed early (Ctrl-C). The
+        arguments and errors are those of `reply`, at the first chunk.
         """
+        if not isinstance(text, str):
+            raise UserError(f"a message is text, not {text!r}", 'write for example: reply("你好")')
+        if not as_utterance(text):
+            raise UserError("the message is empty", "there is nothing to reply to")
         self.await_weights()
         # Taken away while it is written, so that a second reply begun meanwhile gets its own.
         cache, self._cache = self._cache, None
@@ -84,6 +134,19 @@ class Chatbot:
     def flush(self) -> None:
         """Forget everything that was said."""
         self.messages.clear()
+
+    def take_back(self) -> str:
+        """Forget the last reply and what it replied to, and return the latter.
+
+        `bot.reply(bot.take_back())` draws the last reply anew, with other random numbers.
+
+        Raises:
+            UserError: nothing has been said.
+        """
+        if not self.messages:
+            raise UserError("nothing has been said yet")
+        *self.messages, said, _ = self.messages
+        return said
 
     def respond(
         self,
@@ -148,10 +211,32 @@ def _text_chunks(ids: Iterable[int], tokenizer: Tokenizer) -> Generator[str, Non
             said = text
 
 
+def _turns(messages: Any) -> list[str]:
+    """The texts of messages in OpenAI's format, a UserError where they are no conversation."""
+    if not isinstance(messages, list | tuple):
+        raise UserError("a conversation is a list of messages")
+    texts = []
+    for number, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        text = message.get("content") if isinstance(message, Mapping) else None
+        if not isinstance(text, str):
+            wanted = '{"role": "user", "content": "…"}'
+            raise UserError(f"message {number + 1} is not of the form {wanted}")
+        if role != (wanted := ROLES[number % 2]):
+            advice = "user and assistant take turns, and there is no system prompt"
+            raise UserError(f"message {number + 1} is by {role!r}, not {wanted!r}", advice)
+        texts.append(as_utterance(text))
+        if role == ROLES[0] and not texts[-1]:
+            raise UserError(f"message {number + 1} is empty")
+    if len(texts) % 2:
+        raise UserError("the last message has no reply", "end with one by 'assistant'")
+    return texts
+
+
 def load(
     path: str | Path | Checkpoint,
-    sampling: SamplingConfig | None = None,
-    device: str | torch.device = "cpu",
+    sampling: SamplingConfig | Mapping[str, Any] | None = None,
+    device: str | torch.device = "auto",
     seed: int = 0,
     dtype: str = "auto",
     wait: bool = True,
@@ -161,18 +246,26 @@ def load(
     Args:
         path: whatever names a model, see `open_checkpoint`; or one opened without a look at its
             weights.
-        sampling: by default as the checkpoint was configured.
+        sampling: how replies are drawn, by default as the checkpoint was configured; of a mapping,
+            such as {"temperature": 0.8}, the keys that differ from that.
+        device: auto, cpu, cuda, cuda:N or mps; auto is the fastest there is.
+        seed: the same seed and the same talk give the same replies.
         dtype: precision of the weights: auto, float32, bfloat16, float16 or int8.
         wait: False returns while the weights are still made ready. The first reply waits for them,
             and raises the UserError if their file is damaged.
 
     Raises:
-        UserError: there is no usable checkpoint at `path`, or the device cannot compute in `dtype`.
+        UserError: there is no usable checkpoint at `path`, the device cannot compute in `dtype`, or
+            an argument is not what it should be.
     """
     stored = path if isinstance(path, Checkpoint) else open_checkpoint(path, verify_weights=False)
-    device = torch.device(device)
+    drawn = changed_sampling(stored.config, sampling or {})
+    settings = {"device": str(device), "seed": seed, "dtype": dtype}
+    checked = config_from_dict(settings, "smallgpt.load", Config)
+    chosen = choose_device(checked.device)
     model = huggingface.hollow_model(stored.config).eval()
-    precision = choose_precision(dtype, device, model.parameter_count())
+    parameters = model.parameter_count()
+    precision = choose_precision(checked.dtype, chosen, parameters)
 
     def fill() -> None:
         inference.load_inference_weights(
@@ -180,7 +273,7 @@ def load(
             stored.weights,
             precision.dtype,
             precision.int8,
-            device,
+            chosen,
             background.end_with_the_program,
         )
 
@@ -192,4 +285,23 @@ def load(
 
     if wait:
         await_weights()
-    return Chatbot(model, stored.tokenizer, sampling or stored.config, seed, await_weights)
+    source = Source(stored.path, parameters, str(precision), str(chosen))
+    return Chatbot(model, stored.tokenizer, drawn, checked.seed, await_weights, source)
+
+
+def changed_sampling(
+    old: SamplingConfig, changes: SamplingConfig | Mapping[str, Any]
+) -> SamplingConfig:
+    """How replies are drawn after some keys have changed, checked as those of a config file.
+
+    Raises:
+        UserError: there is no such key, or its value cannot be.
+    """
+    if isinstance(changes, SamplingConfig):
+        old, changes = changes, {}
+    if not isinstance(changes, Mapping):
+        advice = 'give a SamplingConfig, or for example {"temperature": 0.8}'
+        raise UserError(f"sampling: {changes!r} does not say how replies are drawn", advice)
+    values = {field.name: getattr(old, field.name) for field in fields(SamplingConfig)}
+    values |= {str(key): value for key, value in changes.items()}
+    return config_from_dict(values, "sampling", SamplingConfig)

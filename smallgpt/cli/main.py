@@ -76,12 +76,10 @@ def chat(config: ConfigFile, overrides: Overrides = None) -> None:
     """
     os.environ.setdefault("GOMP_SPINCOUNT", CHAT_SPINS)
     settings, stored = _chat_settings(config, overrides or [])
-    from smallgpt import runtime
     from smallgpt.chat import chatbot, terminal
 
-    device = runtime.choose_device(settings.device)
     # The weights are made ready while the first line is typed.
-    bot = chatbot.load(stored, settings, device, settings.seed, settings.dtype, wait=False)
+    bot = chatbot.load(stored, settings, settings.device, settings.seed, settings.dtype, wait=False)
     terminal.chat(bot)
 
 

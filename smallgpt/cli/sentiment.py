@@ -74,11 +74,10 @@ def predict(
     if source is not None and (texts or explain or page):
         raise UserError("--input takes no further texts and no --explain", "do one of them")
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
-    from smallgpt import runtime
     from smallgpt.sentiment import predictor
     from smallgpt.sentiment.explain import explain_texts
 
-    loaded = predictor.load(path, runtime.choose_device(device))
+    loaded = predictor.load(path, device)
     given = texts or predictor.lines_of(sys.stdin)
     if source is not None and target is not None:
         predictor.judge_file(loaded, source, target, text_column or loaded.config.text_column)

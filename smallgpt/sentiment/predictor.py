@@ -16,7 +16,7 @@ from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import SentimentConfig
 from smallgpt.data.tables import is_jsonl, read_rows
 from smallgpt.model.classifier import Classifier
-from smallgpt.runtime import Runtime, choose_precision
+from smallgpt.runtime import Runtime, choose_device, choose_precision
 from smallgpt.sentiment.examples import Examples
 from smallgpt.sentiment.task import judge
 from smallgpt.tokenizer.characters import Tokenizer
@@ -45,7 +45,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A classifier with its tokenizer.
+    """A classifier with its tokenizer, public as `smallgpt.Classifier`; threads may share it.
 
     names: the labels, in the order of the model's classes; config: how it was trained.
     """
@@ -87,8 +87,10 @@ class Predictor:
         return Examples(texts, unknown, self.tokenizer, config.block_size, config.use_mask)
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Predictor:
+def load(path: str | Path, device: str | torch.device = "auto") -> Predictor:
     """A classifier from its checkpoint, or the folder of its run.
+
+    `device` is auto, cpu, cuda, cuda:N or mps.
 
     Raises:
         UserError: there is no usable classifier at `path`.
@@ -97,7 +99,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Predictor:
     assert stored.labels is not None and isinstance(stored.config, SentimentConfig)
     model = Classifier(stored.config, len(stored.labels), stored.config.pooling).eval()
     model.load_state_dict(stored.weights)
-    device = torch.device(device)
+    device = choose_device(str(device))
     precision = choose_precision("auto", device, sum(p.numel() for p in model.parameters()))
     runtime = Runtime(device, precision.dtype, "as chat would")
     return Predictor(model.to(device), stored.tokenizer, stored.labels, stored.config, runtime)

@@ -110,7 +110,7 @@ def test_a_classifier_from_any_of_them(tmp_path: Path, kind: str, tied: bool) ->
     write_reviews(tmp_path / "reviews.csv")
     chosen = classifier_config(tmp_path, tmp_path / "base", max_steps=4, eval_freq=2)
     path = recipe.run(chosen)
-    judge = smallgpt.load(path)
+    judge = smallgpt.load(path, kind="classifier")
     texts = ["今天好好", "今天错hello", "[SEP]"]
     verdicts = judge.predict(texts)
     assert len(explain(judge, texts[1]).shares) == len(explain(judge, texts[1]).characters)

@@ -211,7 +211,9 @@ def test_earlier_language_models_talk_and_go_on(
 def test_an_earlier_classifier_judges_and_goes_on(tmp_path: Path) -> None:
     run = Path(shutil.copytree(EARLIER / "classifier", tmp_path / "run"))
     expected = json.loads((EARLIER / "expected.json").read_text("utf-8"))["classifier"]
-    assert smallgpt.load(run).predict(["今天很好"])[0].probabilities == pytest.approx(expected)
+    assert smallgpt.load(run, kind="classifier").predict(["今天很好"])[
+        0
+    ].probabilities == pytest.approx(expected)
     result = command(*train_classifier(Path("latest"), run, "resume_from"))
     assert result.exit_code == 0, result.stderr
     assert f"going on from {run / 'cpt2'}" in result.stderr

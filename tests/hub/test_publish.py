@@ -61,8 +61,8 @@ def test_damage_is_found_in_any_part(trained: Path, tmp_path: Path) -> None:
 def test_a_classifier(classified: Path, tmp_path: Path) -> None:
     make_ready(classified, tmp_path / "ready", "other")
     texts = ["今天好好", "今天错"]
-    ready = smallgpt.load(tmp_path / "ready")
-    assert ready.predict(texts) == smallgpt.load(classified).predict(texts)
+    ready = smallgpt.load(tmp_path / "ready", kind="classifier")
+    assert ready.predict(texts) == smallgpt.load(classified, kind="classifier").predict(texts)
     card = ModelCard.load(tmp_path / "ready" / "README.md")
     assert card.data.pipeline_tag == "text-classification"
     report = json.loads((classified.parent / "report.json").read_text("utf-8"))

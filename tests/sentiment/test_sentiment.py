@@ -46,7 +46,9 @@ def test_it_learns_and_reports(classified: Path) -> None:
     right = [row["label"] == row["verdict"] for row in rows]
     assert np.mean(right) == result["test"]["accuracy"]
     # What is said of the test is what the saved model says.
-    predictions = smallgpt.load(classified).predict([row["review"] for row in rows])
+    predictions = smallgpt.load(classified, kind="classifier").predict(
+        [row["review"] for row in rows]
+    )
     for row, prediction in zip(rows, predictions, strict=True):
         assert prediction.label == row["verdict"]
         assert prediction.probabilities["1"] == pytest.approx(float(row["p_1"]), abs=1e-4)
@@ -56,7 +58,7 @@ def test_transformers_gives_the_same_probabilities(classified: Path) -> None:
     import transformers
 
     transformers.logging.disable_progress_bar()
-    predictor = smallgpt.load(classified)
+    predictor = smallgpt.load(classified, kind="classifier")
     pipeline: Any = transformers.pipeline("text-classification", model=str(classified), top_k=None)
     assert type(pipeline.model).__name__ == "GPT2ForSequenceClassification"
     padding = {} if predictor.config.use_mask else {"padding": "max_length"}
@@ -192,7 +194,7 @@ def test_fewer_reviews_than_a_batch_and_one_of_a_million_characters(
         file.write("".join(f"{number},0,{huge[: 400_000 + number]}\n" for number in range(3)))
         file.write(f"last,0,{huge}\n")
     settings = classifier_config(tmp_path, trained, max_steps=2, eval_freq=2, train_batch=64)
-    (prediction,) = smallgpt.load(recipe.run(settings)).predict([huge])
+    (prediction,) = smallgpt.load(recipe.run(settings), kind="classifier").predict([huge])
     assert report(tmp_path)["reviews"]["train"] < 64
     assert 0 <= prediction.probability <= 1
 
@@ -211,7 +213,7 @@ def test_named_classes_pairs_of_characters_and_the_mean(trained: Path, tmp_path:
     base = checkpoint.save(tmp_path / "base", 1, shape, stored.tokenizer, weights, {}, {})
     write_reviews(tmp_path / "reviews.csv", 150, labels="好坏中")
     settings = classifier_config(tmp_path, base, pooling="last_mean", reference_weight=0.5)
-    predictor = smallgpt.load(recipe.run(settings))
+    predictor = smallgpt.load(recipe.run(settings), kind="classifier")
     assert report(tmp_path)["test"]["accuracy"] > 0.9
     assert predictor.names == sorted("好坏中")
     texts = ["错错错", "今天好"]
@@ -220,7 +222,9 @@ def test_named_classes_pairs_of_characters_and_the_mean(trained: Path, tmp_path:
     assert sum(before[0].probabilities.values()) == pytest.approx(1)
     explanation = explain(predictor, "今天好好天气" * 9)
     assert sum(explanation.shares) == pytest.approx(explanation.difference, abs=0.05)
-    predictor.model.transformer.ngrams.tables[0].weight.data.zero_()
+    ngrams = predictor.model.transformer.ngrams
+    assert ngrams is not None
+    next(ngrams.tables.parameters()).data.zero_()
     assert predictor.predict(texts)[0].probability != before[0].probability
 
 
@@ -245,7 +249,7 @@ def test_the_baseline_never_judges_what_it_learnt(
 
 
 def test_explanations_add_up(classified: Path) -> None:
-    predictor = smallgpt.load(classified)
+    predictor = smallgpt.load(classified, kind="classifier")
     explanation = explain(predictor, "今天好好天气" * 9)
     assert sum(explanation.shares) == pytest.approx(explanation.difference, abs=0.05, rel=0.05)
     assert len(explanation.shares) == len(explanation.characters) == 54

@@ -1,0 +1,128 @@
+"""What a line typed on a terminal can be besides a message: `/retry`, `/set`, `/save` …"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from smallgpt.chat.chatbot import ROLES, Chatbot, changed_sampling
+from smallgpt.chat.words import Words
+from smallgpt.tokenizer.characters import is_text
+from smallgpt.utils import atomic
+from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.places import named_path
+
+LARGEST_CONVERSATION = 10_000_000  # bytes of its file
+
+
+def leaves(line: str) -> bool:
+    """Whether a line ends the chat."""
+    return line.lower() in ("exit", "quit", "退出") or _parts(line)[0] in ("/exit", "/quit", "/bye")
+
+
+def is_command(line: str) -> bool:
+    """Whether a line is no message."""
+    return _parts(line)[0].startswith("/") or line == "flush"
+
+
+def run(line: str, conversation: Chatbot, words: Words) -> str | None:
+    """Carry out a command, and say what it did.
+
+    Returns:
+        the message that is to be replied to anew, if there is one.
+
+    Raises:
+        UserError: it cannot be done; the conversation is as before.
+    """
+    name, given = _parts(line)
+    match name:
+        case "/help":
+            note(words.help)
+        case "/flush" | "flush":
+            conversation.flush()
+            note(words.forgotten)
+        case "/retry":
+            return _retry(conversation, words)
+        case "/set":
+            _set(given, conversation, words)
+        case "/history":
+            _show(conversation, words)
+        case "/save" | "/load" if not given:
+            note(words.usage.format(f"{name} talk.json"))
+        case "/save":
+            note(_save(conversation, named_path(given), words))
+        case "/load":
+            note(_load(conversation, named_path(given), words))
+        case _:
+            note(words.unknown.format(_printable(name)))
+    return None
+
+
+def _parts(line: str) -> tuple[str, str]:
+    """The first word, and what follows; Chinese input methods give a wide slash."""
+    name, _, given = line.partition(" ")
+    return name.lower().replace("／", "/", 1), given.strip()
+
+
+def _retry(conversation: Chatbot, words: Words) -> str | None:
+    if not conversation.messages:
+        note(words.nothing_said)
+        return None
+    if conversation.sampling.temperature == 0:
+        note(words.always_the_same)
+    return conversation.take_back()
+
+
+def _set(given: str, conversation: Chatbot, words: Words) -> None:
+    """`KEY VALUE` or `KEY=VALUE` changes a key; nothing shows all."""
+    key, _, value = given.replace("=", " ", 1).partition(" ")
+    if given and not value.strip():
+        note(words.usage.format(f"/set {_printable(key)} …"))
+        return
+    if given:
+        changes = {key: value.strip()}
+        conversation.sampling = changed_sampling(conversation.sampling, changes)
+    note("\n".join(f"  {key} {value}" for key, value in asdict(conversation.sampling).items()))
+
+
+def _show(conversation: Chatbot, words: Words) -> None:
+    speakers = dict(zip(ROLES, (words.you, words.model), strict=True))
+    said = conversation.history
+    lines = [f"{speakers[one['role']]}: {_printable(one['content'])}" for one in said]
+    note("\n".join(lines) or words.nothing_said)
+
+
+def _printable(text: str) -> str:
+    """Text from a file, without what would steer the terminal."""
+    return "".join(character if is_text(character) else "\ufffd" for character in text)
+
+
+def _save(conversation: Chatbot, path: Path, words: Words) -> str:
+    """Write the conversation as one line in OpenAI's format, which `smallgpt data` reads."""
+    text = json.dumps({"messages": conversation.history}, ensure_ascii=False) + "\n"
+    try:
+        if path.exists() or path.is_symlink():
+            return words.exists.format(path)
+        with atomic.file(path) as work:
+            work.write_text(text, encoding="utf-8", errors="replace")
+    except (OSError, ValueError) as error:
+        return words.unwritable.format(path, getattr(error, "strerror", None) or error)
+    return words.saved.format(path)
+
+
+def _load(conversation: Chatbot, path: Path, words: Words) -> str:
+    """Take what a file like those of `_save` holds as the conversation; garbage changes nothing."""
+    try:
+        if path.stat().st_size > LARGEST_CONVERSATION or not path.is_file():
+            return words.unreadable.format(path, "not a file of at most 10 MB")
+        stored: Any = json.loads(path.read_text("utf-8-sig"))
+        if isinstance(stored, dict):
+            stored = stored.get("messages")
+        conversation.history = stored
+    except OSError as error:
+        return words.unreadable.format(path, error.strerror)
+    except UserError as error:
+        return words.unreadable.format(path, error)
+    except (ValueError, RecursionError):
+        return words.unreadable.format(path, "not JSON")
+    return words.loaded.format(path, len(conversation.messages))
