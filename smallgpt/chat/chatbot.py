@@ -109,13 +109,15 @@ class Chatbot:
     def stream(self, text: str) -> Generator[str, None, None]:
         """The reply, chunk by chunk.
 
-        The turn joins the conversation also where the iterator is closed early (Ctrl-C). The
-        arguments and errors are those of `reply`, at the first chunk.
+        The turn joins the conversation at the first chunk, also where the iterator is closed early
+        (Ctrl-C). Arguments and errors are those of `reply`.
         """
-        if not isinstance(text, str):
-            raise UserError(f"a message is text, not {text!r}", 'write for example: reply("你好")')
+        _check_texts([text])
         if not as_utterance(text):
             raise UserError("the message is empty", "there is nothing to reply to")
+        return self._stream(text)
+
+    def _stream(self, text: str) -> Generator[str, None, None]:
         self.await_weights()
         # Taken away while it is written, so that a second reply begun meanwhile gets its own.
         cache, self._cache = self._cache, None
@@ -167,7 +169,11 @@ class Chatbot:
         Returns:
             chunks of the reply, drawn as they are asked for; and how many characters at the
             beginning of the last message did not fit the context.
+
+        Raises:
+            UserError: there are no messages, or they are no texts.
         """
+        _check_texts(messages)
         self.await_weights()
         drawn = sampling or self.sampling
         context, left_out = prompt_ids(
@@ -175,6 +181,14 @@ class Chatbot:
         )
         ids = generate(self.model, context, drawn, {SEP, PAD}, self._banned, generator, cache)
         return _text_chunks(ids, self.tokenizer), left_out
+
+
+def _check_texts(messages: Any) -> None:
+    if not isinstance(messages, list | tuple) or not messages:
+        raise UserError("there is no message to reply to", 'give a list of texts: ["你好"]')
+    for text in messages:
+        if not isinstance(text, str):
+            raise UserError(f"a message is text, not {text!r}", 'write for example: reply("你好")')
 
 
 def prompt_ids(
@@ -259,7 +273,7 @@ def load(
             an argument is not what it should be.
     """
     stored = path if isinstance(path, Checkpoint) else open_checkpoint(path, verify_weights=False)
-    drawn = changed_sampling(stored.config, sampling or {})
+    drawn = changed_sampling(stored.config, {} if sampling is None else sampling)
     settings = {"device": str(device), "seed": seed, "dtype": dtype}
     checked = config_from_dict(settings, "smallgpt.load", Config)
     chosen = choose_device(checked.device)

@@ -76,9 +76,10 @@ def predict(
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     from smallgpt.sentiment import predictor
     from smallgpt.sentiment.explain import explain_texts
+    from smallgpt.tokenizer.characters import as_unicode
 
     loaded = predictor.load(path, device)
-    given = texts or predictor.lines_of(sys.stdin)
+    given = [as_unicode(text) for text in texts or []] or predictor.lines_of(sys.stdin)
     if source is not None and target is not None:
         predictor.judge_file(loaded, source, target, text_column or loaded.config.text_column)
     elif explain or page:

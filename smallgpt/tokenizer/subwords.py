@@ -23,6 +23,7 @@ from smallgpt.tokenizer.characters import (
     TOKENIZER_FILE,
     UNK,
     Tokenizer,
+    as_unicode,
     is_text,
 )
 from smallgpt.utils.errors import UserError
@@ -67,7 +68,7 @@ class SubwordTokenizer(Tokenizer):
         for number, line in enumerate(text.split("\n")):
             if number:
                 result.append((SEP, "\n"))
-            encoding = self._backend.encode(line, add_special_tokens=False)
+            encoding = self._backend.encode(as_unicode(line), add_special_tokens=False)
             begins = [begin for begin, _ in encoding.offsets]
             cuts = [0, *begins[1:], len(line)]
             parts = [line[begin:end] for begin, end in itertools.pairwise(cuts)]

@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_type
 
 import pytest
 import tokenizers
@@ -22,6 +22,7 @@ from smallgpt.chat.chatbot import Chatbot, prompt_ids
 from smallgpt.config import SamplingConfig
 from smallgpt.tokenizer.characters import SEP, UNK, as_utterance
 from smallgpt.tokenizer.subwords import SubwordTokenizer
+from tests.helpers.commands import refusal
 from tests.helpers.models import TINY, ScriptedBot, random_model, vocabulary
 from tests.helpers.processes import Run
 
@@ -34,6 +35,103 @@ def test_three_lines_are_enough(trained: Path) -> None:
         smallgpt.load(trained / "nowhere")
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         smallgpt.lod  # noqa: B018
+
+
+def check_types() -> None:
+    """mypy reads it, nobody runs it: what `smallgpt.load` gives, and takes."""
+    assert_type(smallgpt.load("demo"), smallgpt.Chatbot)
+    assert_type(smallgpt.load("demo", {"temperature": 1}, kind="chatbot").reply("早"), str)
+    assert_type(smallgpt.load("reviews", kind="classifier"), smallgpt.Classifier)
+    smallgpt.load("demo").replay("早")  # type: ignore[attr-defined]
+    smallgpt.load("demo", temperature=1)  # type: ignore[call-overload]
+    smallgpt.load("reviews", kind="classifier", seed=1)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"device": "gpu"}, "device: 'gpu' is not a device we know"),
+        ({"device": None}, "is not a device we know"),
+        ({"dtype": "float8"}, "dtype: 'float8' must be one of auto, float32"),
+        ({"dtype": torch.float32}, "must be one of auto"),
+        ({"seed": -1}, "seed: -1 must be a whole number"),
+        ({"seed": None}, "must be a whole number"),
+        ({"sampling": "hot"}, "'hot' does not say how replies are drawn"),
+        ({"sampling": []}, "does not say how replies are drawn"),
+        ({"sampling": {"temprature": 1}}, "did you mean `temperature`?"),
+        ({"sampling": {"temperature": -1}}, "temperature: -1 must be a finite number of at least"),
+        ({"sampling": SamplingConfig(top_p=2)}, "top_p: 2 must be"),
+        ({"kind": "robot"}, "kind: 'robot' is unknown"),
+        ({"kind": "classifier"}, "is a language model, not a classifier"),
+        ({"path": None}, "None is not a path"),
+        ({"path": b"x"}, "is not a path"),
+    ],
+)
+def test_wrong_arguments_are_told(trained: Path, settings: dict[str, Any], said: str) -> None:
+    assert said in refusal(lambda: smallgpt.load(**{"path": trained, **settings}))
+
+
+@pytest.mark.parametrize("text", [None, 5, b"a", ["a"], "", " \n"])
+def test_what_is_no_message_is_told_and_leaves_no_trace(text: Any) -> None:
+    bot = ScriptedBot(["好"])
+    for method in (bot.reply, bot.stream):
+        assert "message" in refusal(lambda method=method: method(text))  # type: ignore[misc]
+    assert "message" in refusal(lambda: bot.respond([], torch.Generator()))
+    assert "message" in refusal(lambda: bot.respond([None], torch.Generator()))  # type: ignore[list-item]
+    assert bot.history == []
+
+
+def test_sampling_may_be_changed_by_key(trained: Path) -> None:
+    bot = smallgpt.load(trained, {"max_new_tokens": 2})
+    assert bot.reply("早上好呀") == "早上"
+    assert bot.sampling.temperature == 0  # as the checkpoint says
+
+
+def test_a_conversation_can_be_copied_taken_back_and_kept() -> None:
+    bot = random_bot()
+    bot.reply("你好")
+    other = bot.copy()
+    assert other.reply("晚安") == bot.reply("晚安")  # the same random numbers come next
+    other.reply("我")
+    assert len(bot.history) == 4 and len(other.history) == 6
+    assert [m["role"] for m in bot.history] == ["user", "assistant"] * 2
+
+    first = bot.history[-1]["content"]
+    again = {bot.reply(bot.take_back()) for _ in range(5)}
+    assert again != {first} and len(bot.history) == 4
+
+    fresh = bot.conversation()
+    assert fresh.history == []
+    assert "nothing has been said" in refusal(fresh.take_back)
+    fresh.history = bot.history
+    assert fresh.messages == bot.messages
+    bot.flush()
+    assert len(fresh.history) == 4
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (None, "is a list of messages"),
+        ({"messages": []}, "is a list of messages"),
+        (["你好"], "message 1 is not of the form"),
+        ([{"role": "user"}], "message 1 is not of the form"),
+        ([{"role": "user", "content": 1}], "message 1 is not of the form"),
+        ([{"role": "system", "content": "你是猫"}], "there is no system prompt"),
+        ([{"role": "user", "content": "早"}], "the last message has no reply"),
+        ([{"role": "user", "content": "早"}] * 2, "message 2 is by 'user', not 'assistant'"),
+        ([{"role": "user", "content": " "}], "message 1 is empty"),
+    ],
+)
+def test_a_history_that_is_no_conversation_changes_nothing(messages: Any, said: str) -> None:
+    bot = ScriptedBot(["好"])
+    bot.reply("早")
+
+    def assign() -> None:
+        bot.history = messages
+
+    assert said in refusal(assign)
+    assert bot.messages == ["早", "好"]
 
 
 def test_importing_is_quick_and_chatting_does_not_load_the_compiler(
@@ -252,6 +350,14 @@ def test_the_longest_run_of_whole_last_messages_is_kept(
     else:
         assert ids == turns[-1][-room:]
         assert left_out == len(turns[-1]) - room
+
+
+def test_half_of_a_surrogate_pair_is_a_character_no_vocabulary_has() -> None:
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<unk>": 0, "\n": 1, "<pad>": 2, "a": 3}, unk_token="<unk>")
+    )
+    for tokenizer in (vocabulary(), SubwordTokenizer(json.loads(backend.to_str()))):
+        assert UNK in tokenizer.encode("\ud83d")
 
 
 def test_what_is_left_out_is_counted_in_characters_not_in_subwords() -> None:

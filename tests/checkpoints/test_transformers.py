@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,9 +15,11 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import smallgpt
 from smallgpt.chat.chatbot import Chatbot, prompt_ids
 from smallgpt.checkpoints import checkpoint
 from smallgpt.tokenizer.characters import PAD, SEP
+from tests.helpers.commands import refusal
 from tests.helpers.models import TINY, random_model, vocabulary
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a wrong path is to fail, not to be looked for elsewhere
@@ -132,3 +135,37 @@ def test_the_trained_model_talks_the_same_over_several_turns(trained: Path) -> N
         reply = tokenizer.decode(said, skip_special_tokens=True).removesuffix("\n")
         assert bot.reply(prompt) == reply != ""
         messages.append({"role": "assistant", "content": reply})
+
+
+def test_several_prompts_at_once_and_the_replies_alone(trained: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(trained).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(trained)
+    texts = ["早上好呀\n", "你叫什么名字\n晚安\n", "晚安\n"]
+    inputs = tokenizer(texts, return_tensors="pt", padding=True)
+    assert sorted(inputs) == ["attention_mask", "input_ids"]  # to GPT-2, token types are words
+    ids = model.generate(**inputs, do_sample=False, max_new_tokens=6)
+    together = ids[:, inputs["input_ids"].shape[1] :].tolist()
+    for text, reply in zip(texts, together, strict=True):
+        own = tokenizer(text, return_tensors="pt")
+        alone = model.generate(**own, do_sample=False, max_new_tokens=6)[0]
+        alone = alone[own["input_ids"].shape[1] :].tolist()
+        assert reply[: len(alone)] == alone
+
+
+def test_a_tokenizer_says_what_older_versions_of_transformers_would_guess(stored: Path) -> None:
+    settings = json.loads((stored / "tokenizer_config.json").read_text("utf-8"))
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+    assert settings["padding_side"] == "left"
+
+
+def test_a_model_saved_over_ours_is_told(trained_copy: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(trained_copy)
+    with torch.no_grad():
+        model.transformer.ln_f.weight.add_(0.01)
+    model.save_pretrained(trained_copy)
+    message = refusal(lambda: smallgpt.load(trained_copy))
+    assert "was changed after it was saved: another program (transformers)" in message
+    assert "delete manifest.json and config.yaml there" in message
+    for name in ("manifest.json", "config.yaml"):
+        (trained_copy / name).unlink()
+    assert smallgpt.load(trained_copy).reply("早上好呀")

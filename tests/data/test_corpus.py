@@ -4,6 +4,7 @@ import gzip
 import json
 import lzma
 import os
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -264,18 +265,25 @@ def test_a_builder_takes_the_cache_of_one_that_was_faster(
     assert texts_of(open_corpus([text])) == ["早上好\n早", "吃了吗\n吃了"]
 
 
-def test_read_only_place_uses_the_cache_folder_of_the_user(
-    text: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_a_home", [True, False])
+def test_read_only_place_uses_a_cache_folder_of_the_user(
+    text: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    has_a_home: bool,
 ) -> None:
     home = tmp_path_factory.mktemp("xdg")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home) if has_a_home else "/dev/null/no")
+    monkeypatch.setattr(tempfile, "tempdir", str(home))
     text.parent.chmod(0o555)
     try:
         assert len(open_corpus([text])) == 2
     finally:
         text.parent.chmod(0o755)
     assert not (text.parent / CACHE_FOLDER).exists()
-    assert len(list((home / "smallgpt").iterdir())) == 1
+    (folder,) = home.iterdir()
+    assert folder.name.startswith("smallgpt" if has_a_home else "smallgpt-")
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_no_place_for_the_cache_is_told(text: Path) -> None:
