@@ -12,7 +12,8 @@ from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.places import named_path
 
-LARGEST_CONVERSATION = 10_000_000  # bytes of its file
+LARGEST_CONVERSATION = 10_000_000
+"""Bytes of its file."""
 
 
 def leaves(line: str) -> bool:
@@ -60,8 +61,8 @@ def run(line: str, conversation: Chatbot, words: Words) -> str | None:
 
 def _parts(line: str) -> tuple[str, str]:
     """The first word, and what follows; Chinese input methods give a wide slash."""
-    name, _, given = line.partition(" ")
-    return name.lower().replace("／", "/", 1), given.strip()
+    name, *given = line.split(maxsplit=1)
+    return name.lower().replace("／", "/", 1), "".join(given).strip()
 
 
 def _retry(conversation: Chatbot, words: Words) -> str | None:
@@ -75,13 +76,12 @@ def _retry(conversation: Chatbot, words: Words) -> str | None:
 
 def _set(given: str, conversation: Chatbot, words: Words) -> None:
     """`KEY VALUE` or `KEY=VALUE` changes a key; nothing shows all."""
-    key, _, value = given.replace("=", " ", 1).partition(" ")
-    if given and not value.strip():
-        note(words.usage.format(f"/set {_printable(key)} …"))
-        return
     if given:
-        changes = {key: value.strip()}
-        conversation.sampling = changed_sampling(conversation.sampling, changes)
+        key, _, value = given.replace("=", " ", 1).partition(" ")
+        if not (key and value.strip()):
+            note(words.usage.format(f"/set {_printable(key) or 'temperature'} …"))
+            return
+        conversation.sampling = changed_sampling(conversation.sampling, {key: value.strip()})
     note("\n".join(f"  {key} {value}" for key, value in asdict(conversation.sampling).items()))
 
 
@@ -114,7 +114,7 @@ def _load(conversation: Chatbot, path: Path, words: Words) -> str:
     """Take what a file like those of `_save` holds as the conversation; garbage changes nothing."""
     try:
         if path.stat().st_size > LARGEST_CONVERSATION or not path.is_file():
-            return words.unreadable.format(path, "not a file of at most 10 MB")
+            return words.unreadable.format(path, words.no_file)
         stored: Any = json.loads(path.read_text("utf-8-sig"))
         if isinstance(stored, dict):
             stored = stored.get("messages")
@@ -124,5 +124,5 @@ def _load(conversation: Chatbot, path: Path, words: Words) -> str:
     except UserError as error:
         return words.unreadable.format(path, error)
     except (ValueError, RecursionError):
-        return words.unreadable.format(path, "not JSON")
+        return words.unreadable.format(path, words.no_json)
     return words.loaded.format(path, len(conversation.messages))

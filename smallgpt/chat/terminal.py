@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
-from smallgpt.chat import commands, words
+from smallgpt.chat import commands
 from smallgpt.chat.chatbot import Chatbot
+from smallgpt.chat.words import ENGLISH, Words, of_locale
 from smallgpt.tokenizer.characters import as_utterance
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.places import user_folder
@@ -37,47 +38,46 @@ def chat(bot: Chatbot) -> None:
 
 
 def _with_a_program(conversation: Chatbot) -> None:
-    say = words.ENGLISH
     for line in _plain_lines(sys.stderr):
         prompt = as_utterance(line)
         if prompt == "exit":
             break
         if prompt == "flush":
             conversation.flush()
-            note(say.forgotten)
+            note(ENGLISH.forgotten)
         elif prompt == "/help":
             note(HELP)
         elif not prompt:
-            note(say.nothing_typed)
+            note(ENGLISH.nothing_typed)
         else:
-            _answer(conversation, prompt, say)
+            _answer(conversation, prompt, ENGLISH)
 
 
 def _with_a_person(conversation: Chatbot) -> None:
-    say = words.of_locale()
+    words = of_locale()
     if conversation.source:
-        note(say.describe(conversation.source))
-    note(say.welcome)
+        note(words.describe(conversation.source))
+    note(words.welcome)
     for line in _typed_lines():
         prompt: str | None = as_utterance(line)
         if not prompt:
-            note(say.nothing_typed)
+            note(words.nothing_typed)
             continue
         if commands.leaves(prompt):
             break
         if commands.is_command(prompt):
             try:
-                prompt = commands.run(prompt, conversation, say)
+                prompt = commands.run(prompt, conversation, words)
             except UserError as error:
                 note(str(error))
                 prompt = None
         elif (lines := len(line.strip().splitlines())) > 1:
-            note(say.joined.format(lines))
+            note(words.joined.format(lines))
         if prompt:
-            _answer(conversation, prompt, say, stoppable=True)
+            _answer(conversation, prompt, words, stoppable=True)
 
 
-def _answer(conversation: Chatbot, prompt: str, say: words.Words, stoppable: bool = False) -> None:
+def _answer(conversation: Chatbot, prompt: str, words: Words, stoppable: bool = False) -> None:
     """Print the reply as it comes. Ctrl-C ends the reply if it is `stoppable`, else the program."""
     reply = conversation.stream(prompt)
     try:
@@ -89,7 +89,7 @@ def _answer(conversation: Chatbot, prompt: str, say: words.Words, stoppable: boo
             raise
     print(flush=True)
     if left_out := conversation.left_out:
-        note(say.left_out.format(left_out))
+        note(words.left_out.format(left_out))
 
 
 def _plain_lines(output: TextIO) -> Iterator[str]:

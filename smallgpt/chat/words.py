@@ -24,6 +24,8 @@ class Words:
     exists: str
     unwritable: str
     unreadable: str
+    no_file: str
+    no_json: str
     nothing_said: str
     always_the_same: str
     you: str
@@ -53,6 +55,8 @@ ENGLISH = Words(
     exists="({} is there already; name another file, or delete it)",
     unwritable="({} cannot be written: {})",
     unreadable="({} cannot be read as a conversation: {})",
+    no_file="it is not a file of at most 10 MB",
+    no_json="it is not JSON",
     nothing_said="(nothing has been said yet)",
     always_the_same="(temperature is 0: the reply is always the same)",
     you="you",
@@ -86,6 +90,8 @@ CHINESE = Words(
     exists="（{} 已经存在；换一个文件名，或先删除它）",
     unwritable="（无法写入 {}：{}）",
     unreadable="（无法从 {} 读取对话：{}）",
+    no_file="不是 10 MB 以内的普通文件",
+    no_json="不是 JSON",
     nothing_said="（还没有对话）",
     always_the_same="（temperature 为 0，回复总是一样）",
     you="你",

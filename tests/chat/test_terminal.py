@@ -162,7 +162,9 @@ def test_set_shows_changes_and_refuses(typing: Type, trained: Path) -> None:
     shown = typing(bot, "早上好呀", "/set max_new_tokens=2", "/retry", "/set top_p 0.5", "/set")
     assert shown.startswith("早上好！睡得好吗？\n早上\n")
     assert shown.count("  max_new_tokens 2\n") == 3 and shown.count("  top_p 0.5\n") == 2
-    shown = typing(bot, "/set temperature -1", "/set temprature 1", "/set top_k", "/set x=", "/set")
+    shown = typing(
+        bot, "/set temperature -1", "/set temprature 1", "/set top_k", "/set x=", "/set =", "/set"
+    )
     assert "temperature: '-1' must be a finite number of at least 0" in shown
     assert "did you mean `temperature`?" in shown
     assert ENGLISH.usage.format("/set top_k …") in shown
