@@ -4,6 +4,7 @@ import gzip
 import json
 import lzma
 import os
+import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -284,6 +285,12 @@ def test_read_only_place_uses_a_cache_folder_of_the_user(
     (folder,) = home.iterdir()
     assert folder.name.startswith("smallgpt" if has_a_home else "smallgpt-")
     assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names must be text there")
+def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = write(tmp_path / os.fsdecode(b"\xff.txt"), "早\n早上好\n")
+    assert texts_of(open_corpus([path])) == texts_of(open_corpus([path])) == ["早\n早上好"]
 
 
 def test_no_place_for_the_cache_is_told(text: Path) -> None:
