@@ -142,7 +142,7 @@ def open_decompressed(path: Path) -> Iterator[IO[bytes]]:
             "use your own text (UTF-8, one utterance a line, a blank line between dialogues), or "
             "the public text of 500,000 dialogues linked at github.com/yangjianxin1/GPT2-chitchat, "
             "or built-in small talk: "
-            f"python -m smallgpt data smalltalk --dialogues 60000 > {path}",
+            f"python -m smallgpt data smalltalk --output {path}",
         ) from None
     except IsADirectoryError:
         raise UserError(f"{path} is a directory", "name the text file in it") from None

@@ -279,7 +279,7 @@ def test_what_contradicts_or_does_not_exist_is_refused(trained: Path, tmp_path: 
     )
 
 
-def test_smalltalk_is_the_same_bytes_anywhere(run: Run) -> None:
+def test_smalltalk_is_the_same_bytes_anywhere(run: Run, tmp_path: Path) -> None:
     command = ("data", "smalltalk", "--dialogues", "5", "--seed")
     here = smallgpt(*command, "1")
     environment = {"PYTHONIOENCODING": "gbk", "PYTHONHASHSEED": "5"}
@@ -288,6 +288,10 @@ def test_smalltalk_is_the_same_bytes_anywhere(run: Run) -> None:
     assert (here.exit_code, here.stdout_bytes) == (0, done.stdout)
     assert len(done.stdout.decode().split("\n\n")) == 5
     assert smallgpt(*command, "2").stdout_bytes != here.stdout_bytes
+    made = tmp_path / "new folder" / "talk.txt"
+    written = smallgpt(*command, "1", "--output", made)
+    assert (written.exit_code, written.stdout) == (0, "")
+    assert made.read_bytes() == here.stdout_bytes
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
