@@ -26,13 +26,15 @@ import torch
 from torch import Tensor
 
 from smallgpt.checkpoints import huggingface
-from smallgpt.checkpoints.run_folder import MANIFEST_FILE, checkpoints, place
+from smallgpt.checkpoints.run_folder import MANIFEST_FILE, checkpoints, is_name, place
 from smallgpt.config import Config, ModelConfig, SentimentConfig, config_to_yaml, load_config
 from smallgpt.model.gpt import GPT
 from smallgpt.tokenizer.characters import TOKENIZER_FILE, Tokenizer
 from smallgpt.tokenizer.subwords import load_tokenizer
 from smallgpt.utils import atomic, background
+from smallgpt.utils.commands import training_of, with_config
 from smallgpt.utils.errors import UserError
+from smallgpt.utils.paths import not_found
 
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "training_state.pt"
@@ -193,8 +195,8 @@ def other_kind(path: Path, labels: list[str] | None) -> UserError:
     if labels is None:
         return UserError(
             f"{path} is a language model, not a classifier",
-            "make one of it: python sentimentalTrain.py config/sentimental_demo.yaml "
-            f"base_model={path}",
+            "make one of it: "
+            f"{with_config('sentimentalTrain.py', 'sentimental_demo')} base_model={path}",
         )
     return UserError(
         f"{path} is a classifier ({', '.join(labels)}), not a model to talk with",
@@ -227,8 +229,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST_FILE
     advice = "give the directory that train.py wrote, such as checkpoints/demo/cpt1200"
     if not path.exists():
-        train = "train one: python train.py config/demo.yaml (make demo writes its text too)"
-        raise UserError(f"checkpoint {path} not found", f"{train}, or {advice}")
+        run = path.parent if is_name(path.name) else path
+        raise not_found(path, "checkpoint ", f"train one: {training_of(run)}\n     or {advice}")
     if not path.is_dir():
         raise UserError(f"{path} is a file, not a checkpoint directory", advice)
     if not file.is_file():

@@ -18,11 +18,16 @@ def place(root: Path, step: int) -> Path:
     return root / f"cpt{step}"
 
 
+def is_name(name: str) -> bool:
+    """Whether a directory of this name is a checkpoint of a run."""
+    return _NAME.fullmatch(name) is not None
+
+
 def checkpoints(root: Path) -> list[Path]:
     """The complete checkpoints in `root`, by rising step."""
     if not root.is_dir():
         return []
-    found = [p for p in root.iterdir() if _NAME.fullmatch(p.name) and (p / MANIFEST_FILE).is_file()]
+    found = [p for p in root.iterdir() if is_name(p.name) and (p / MANIFEST_FILE).is_file()]
     return sorted(found, key=lambda p: int(p.name.removeprefix("cpt")))
 
 

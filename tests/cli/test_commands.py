@@ -190,14 +190,26 @@ def test_settings_of_the_chat(trained: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_chat_with_nothing_trained_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     chat = REPOSITORY / "config" / "chat90M.yaml"
-    for arguments in ([DEMO], [chat, "resume_from=latest"]):
+    own = tmp_path / "own.yaml"
+    own.write_text("checkpoint_root: runs/mine\n")
+    for arguments, training in (
+        ([DEMO], "make demo, or python train.py config/demo.yaml"),
+        (["demo"], "make demo, or python train.py config/demo.yaml"),
+        ([chat, "resume_from=latest"], "python train.py config/train90M.yaml"),
+        ([own], f"python train.py {own}"),
+    ):
         said = refused_command("chat", *arguments)
-        assert said.startswith("error: no checkpoint in checkpoints/")
-        assert "train one first: python train.py" in said
+        assert said.startswith(
+            ("error: no checkpoint in checkpoints/", "error: no checkpoint in r")
+        )
+        assert f"\n  -> train one first: {training}\n" in said
     said = refused_command("chat", chat)
     assert said.startswith("error: checkpoints/pretrained/cpt90M.pth not found")
+    assert "-> fetch it: python -m smallgpt download pretrained-90M\n" in said
     assert "put it there" in said and "python train.py" in said
-    assert "train one: python train.py" in refused_command("chat", "checkpoints/demo/cpt900")
+    assert "train one: make demo, or python train.py" in refused_command(
+        "chat", "checkpoints/demo/cpt900"
+    )
     assert "config/lost.yaml not found" in refused_command("chat", "config/lost.yaml")
 
 
