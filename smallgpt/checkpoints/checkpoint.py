@@ -52,11 +52,14 @@ _PART = 1 << 22
 class DamagedError(UserError):
     """A checkpoint is not what was written; the advice says which other one there is."""
 
-    def __init__(self, path: Path, problem: str) -> None:
+    def __init__(self, path: Path, problem: str, edited: bool = False) -> None:
         others = [other for other in checkpoints(path.parent) if other != path]
         advice = "there is no other checkpoint beside it"
         if others:
             advice = f"another one is {others[-1]}; to go on training from it, delete {path} first"
+        if edited:
+            undo = "if you edited it, undo that: other settings are typed behind the command, "
+            advice = f"{undo}as key=value\n     otherwise {advice}"
         super().__init__(problem, advice)
 
 
@@ -254,8 +257,10 @@ def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     if checksum != manifest["sha256"].get(name):
-        problem = f"{file} is damaged: its checksum is not the one it was saved with"
-        raise DamagedError(path, problem)
+        text = file.suffix in (".yaml", ".json")
+        damage = "damaged or edited" if text else "damaged"
+        problem = f"{file} is {damage}: its checksum is not the one it was saved with"
+        raise DamagedError(path, problem, edited=text)
 
 
 def sha256(path: Path) -> str:

@@ -135,7 +135,7 @@ def test_the_same_mistake_has_the_same_message(
         missing: f"checkpoint {missing} not found\n  -> train one: make demo, or python train.py",
         file: f"{file} is a file, not a checkpoint directory\n  -> give the directory",
         empty: f"{empty} is not a checkpoint: it has no manifest.json\n  -> give the directory",
-        damaged: f"{damaged / 'tokenizer.json'} is damaged: its checksum is not",
+        damaged: f"{damaged / 'tokenizer.json'} is damaged or edited: its checksum is not",
         tmp_path / "no.pth": f"{tmp_path / 'no.pth'} not found\n  -> put it there",
     }
     if entry not in WANT_A_CLASSIFIER:

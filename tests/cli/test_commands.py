@@ -222,7 +222,9 @@ def test_damaged_files(trained_copy: Path, name: str) -> None:
     (trained_copy / name).write_bytes(content[:-3] + b"#\n\n")
     for command in ("chat", "inspect"):  # chat has shown its prompt when it looks at the weights
         said = refused_command(command, trained_copy, typed="晚安\n").removeprefix(">>> ")
-        assert said.startswith(f"error: {trained_copy / name} is damaged: its checksum")
+        damage = "damaged" if name == "model.safetensors" else "damaged or edited"
+        assert said.startswith(f"error: {trained_copy / name} is {damage}: its checksum")
+        assert ("if you edited it, undo that" in said) == (damage != "damaged")
         assert "there is no other checkpoint beside it" in said
     assert "is damaged" in refused_command(
         "evaluate", trained_copy, "--smalltalk", "--dialogues", "1"
