@@ -19,7 +19,7 @@ from typing_extensions import TypeVar
 
 from smallgpt.utils.commands import CONFIGS, config_names, script
 from smallgpt.utils.errors import UserError, note
-from smallgpt.utils.paths import not_found, without_tilde
+from smallgpt.utils.paths import exists, not_found, without_tilde
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Pooling = Literal["last", "last_mean"]
@@ -353,9 +353,8 @@ def load_config(
 
 def config_file(named: Path) -> Path:
     """The YAML file that a user means: one of `CONFIGS` where a bare name is no file here."""
-    shipped = CONFIGS / f"{named.name.removesuffix('.yaml')}.yaml"
-    bare = len(named.parts) == 1 and not named.is_file()
-    return shipped if bare and shipped.is_file() else named
+    name = str(named).removesuffix(".yaml")
+    return CONFIGS / f"{name}.yaml" if name in config_names() and not named.is_file() else named
 
 
 def _refuse_other_kind(
@@ -449,6 +448,8 @@ def _note_unused(command: str, given: Iterable[str], config: Config) -> None:
     given = set(given) - {"ddp", "local_rank", "world_size"}  # old files hold these, used or not
     fields = [field for field in dataclasses.fields(config) if field.name in given]
     unused = [field.name for field in fields if command not in field.metadata["used_by"]]
+    if command in (CLASSIFY, ABLATION) and not str(config.base_model).endswith(".pth"):
+        unused += sorted(given & {"data_path"})  # only the text of a .pth
     if unused and os.environ.get("RANK", "0") == "0":  # torchrun starts several processes
         note(f"{command} does not use {', '.join(unused)}")
 
@@ -488,6 +489,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         known = f"one that comes with Small GPT, by its name: {', '.join(config_names())}"
         if isinstance(error, FileNotFoundError):
             raise not_found(path, advice=known) from None
+        if isinstance(error, IsADirectoryError):
+            known = (
+                f"a model is named with resume_from={path} or base_model={path}, behind the config"
+            )
         raise UserError(f"{path} cannot be read: {error.strerror}", known) from None
     if not isinstance(loaded, dict | None):
         raise UserError(f"{path} is not a mapping", "write one `key: value` a line")
@@ -504,6 +509,6 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
                 "write for example lr=3e-4, without spaces around the =",
             )
         listed = key == "data_path" and text.startswith("[") and text.endswith("]")
-        listed = listed and not Path(text).exists()
+        listed = listed and not exists(Path(text))
         values[key] = _parse_yaml(text, f"command line: {argument!r}") if listed else text
     return values

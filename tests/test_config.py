@@ -273,6 +273,13 @@ def test_a_config_for_another_command_is_refused_by_name(path: Path) -> None:
         assert f"\n  -> type: python -m {wanted}" in said if judges else f"type: {wanted}" in said
 
 
+def test_the_text_of_dialogues_is_not_that_of_reviews(capsys: pytest.CaptureFixture[str]) -> None:
+    for base, said in (("checkpoints/demo", "does not use data_path\n"), ("x.pth", "")):
+        typed = ["data_path=my.csv", f"base_model={base}"]
+        load_config(CONFIGS / "sentimental_demo.yaml", typed, SentimentConfig, CLASSIFY)
+        assert capsys.readouterr().err.endswith(said)
+
+
 def test_a_key_of_classifiers_among_those_of_dialogues(tmp_path: Path) -> None:
     path = write(tmp_path, "n_layer: 2\nfrozen: True")
     said = refusal(lambda: load_config(path, [], Config, TRAIN))
@@ -476,6 +483,8 @@ def test_the_home_folder_is_filled_in_wherever_a_path_is_given(
             assert getattr(config, key) == home
         given = "runs/~mine" if key != "resume_from" else "latest"
         assert getattr(load_config(None, [f"{key}={given}"], SentimentConfig), key) == given
+    many = ", ".join(["b.txt"] * 60)  # longer than the name of any file
+    assert len(load_config(None, [f"data_path=[{many}]"]).data_paths()) == 60
     several = load_config(None, ["data_path=[~/a.txt, b~.txt]"])
     assert several.data_paths() == [tmp_path / "a.txt", Path("b~.txt")]
     assert len(PATH_KEYS) == 6

@@ -8,7 +8,8 @@ import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036
     here = "{} is Python {}.{}".format(sys.executable, *sys.version_info)
-    print(f"error: Small GPT needs Python 3.11 or newer, and {here}", file=sys.stderr)
+    advice = "type the name of a newer one, such as python3.12"
+    print(f"error: Small GPT needs Python 3.11 or newer, and {here}: {advice}", file=sys.stderr)
     sys.exit(2)
 
 from smallgpt.utils.errors import user_errors

@@ -25,6 +25,7 @@ from smallgpt.cli.data import data_app
 from smallgpt.cli.sentiment import sentiment_app
 from smallgpt.config import CHAT, TRAIN, Config, Dtype, config_file, load_config, typed_keys
 from smallgpt.utils.errors import UserError
+from smallgpt.utils.paths import exists
 
 if TYPE_CHECKING:
     from smallgpt.checkpoints.checkpoint import Checkpoint
@@ -71,6 +72,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train a GPT on dialogues.
 
     Example: python train.py config/train90M.yaml data_path=my.txt train_batch=16
+    (`smallgpt train train90M …` does the same.)
 
     Ctrl-C stops after the step in hand and saves; resume_from=latest goes on.
     """
@@ -109,8 +111,7 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Checkpoint
     from smallgpt.checkpoints.checkpoint import CONFIG_FILE
     from smallgpt.checkpoints.open import open_checkpoint
 
-    if not path.exists():
-        path = config_file(path)
+    path = path if exists(path) else config_file(path)
     if path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix not in WEIGHTS_SUFFIXES):
         settings = load_config(path, overrides, command=CHAT)
         named, root = settings.resume_from or "latest", Path(settings.checkpoint_root)

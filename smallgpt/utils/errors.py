@@ -74,6 +74,10 @@ def user_errors() -> Iterator[None]:
         _close_output()  # its reader went away (`… | head`)
         raise SystemExit(EXIT_BROKEN_PIPE) from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            name = str(error.filename)
+            note(f"error: {name[:60]} … is too long for a path\n  -> is one missing before it?")
+            raise SystemExit(EXIT_BAD_INPUT) from None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _close_output()

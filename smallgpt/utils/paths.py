@@ -28,6 +28,14 @@ def without_tilde(path: str) -> str:
         raise UserError(f"{path}: this user has no home folder", "write the path out") from None
 
 
+def exists(path: Path) -> bool:
+    """Whether it is there; what cannot be the name of anything is not."""
+    try:
+        return path.exists()
+    except OSError:  # its name is too long
+        return False
+
+
 def not_found(path: Path, what: str = "", advice: str = "") -> UserError:
     """The error that `path` is not found, with the nearest path there is and how to fetch it.
 
@@ -60,7 +68,7 @@ def nearest(path: Path) -> Path | None:
 
 
 def _nearest_in(folder: Path, name: str) -> Path | None:
-    if (folder / name).exists():
+    if exists(folder / name):
         return folder / name
     try:
         names = [p.name for p in islice(folder.iterdir(), MOST_NAMES) if not p.name.startswith(".")]

@@ -282,6 +282,12 @@ def test_evaluate(trained: Path, trained_run: Path) -> None:
     assert again.stdout.splitlines() == lines[1:]
 
 
+@pytest.mark.parametrize("command", ["chat", "train", "inspect", "sentiment predict"])
+def test_a_sentence_where_a_path_belongs(command: str) -> None:
+    said = refused_command(*command.split(), "房间很干净，服务也很好，下次还会来。" * 10)
+    assert "房间很干净" in said and len(said) < 1000
+
+
 def test_what_contradicts_or_does_not_exist_is_refused(trained: Path, tmp_path: Path) -> None:
     assert "give one of them" in refused_command("chat", trained, "resume_from=latest")
     assert "give --data TEXT or --smalltalk" in refused_command("evaluate", trained)

@@ -34,6 +34,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("data/reviews.csv", None),
         ("elsewhere/x", None),
         ("data/chats.txt/x", None),
+        ("x" * 300, None),
     ],
 )
 def test_the_nearest_path(typed: str, meant: str | None, folders: Path) -> None:
