@@ -30,6 +30,7 @@ _PUBLIC = {
     "SamplingConfig": "smallgpt.config:SamplingConfig",
     "UserError": "smallgpt.utils.errors:UserError",
 }
+__version__ = "0.1.0"
 __all__ = ["Chatbot", "Classifier", "Predictor", "SamplingConfig", "UserError", "load"]
 
 

@@ -10,7 +10,7 @@ from smallgpt.chat.words import Words
 from smallgpt.tokenizer.characters import is_text
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
-from smallgpt.utils.places import named_path
+from smallgpt.utils.paths import named_path
 
 LARGEST_CONVERSATION = 10_000_000
 """Bytes of its file."""

@@ -18,7 +18,6 @@ import numpy.typing as npt
 from smallgpt.config import SentimentConfig
 from smallgpt.data.tables import read_rows
 from smallgpt.utils.errors import UserError, note
-from smallgpt.utils.places import named_path
 from smallgpt.utils.words import counted
 
 IntArray = npt.NDArray[np.int64]
@@ -135,7 +134,7 @@ def read_and_split(
     config: SentimentConfig, names: list[str] | None = None
 ) -> tuple[Reviews, Split]:
     """The reviews of a config's file, and their split; `names` as in `read_reviews`."""
-    path = named_path(config.sentimental_data_path)
+    path = Path(config.sentimental_data_path)
     reviews = read_reviews(path, config.text_column, config.label_column, names)
     return reviews, split_reviews(
         reviews, config.train_percent, config.validation_percent, config.split_seed

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from smallgpt.data.text import DecodeError, decode
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.paths import not_found
 from smallgpt.utils.words import counted
 
 _DELIMITERS = (",", "\t", ";", "|")
@@ -40,9 +41,11 @@ def read_rows(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
         UserError: the file cannot be read, a column is missing, or a row is broken.
     """
     columns = list(columns)
-    if not path.is_file():
-        problem = "is a directory" if path.is_dir() else "not found"
-        raise UserError(f"{path} {problem}", "give a CSV, TSV or JSONL file with a header")
+    advice = "give a CSV, TSV or JSONL file with a header"
+    if path.is_dir():
+        raise UserError(f"{path} is a directory", advice)
+    if not path.exists():
+        raise not_found(path, advice=advice)
     return _json_rows(path, columns) if is_jsonl(path) else _table_rows(path, columns)
 
 

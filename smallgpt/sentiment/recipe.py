@@ -23,12 +23,12 @@ from smallgpt.data.reviews import read_and_split
 from smallgpt.distributed import launch
 from smallgpt.distributed.world import World
 from smallgpt.model.classifier import Classifier
-from smallgpt.runtime import python_command
 from smallgpt.sentiment import baseline, report
 from smallgpt.sentiment.task import ReviewTask, judge
 from smallgpt.tokenizer.characters import SEP, Tokenizer
 from smallgpt.training import resume
 from smallgpt.training.trainer import Trainer
+from smallgpt.utils.commands import python_command
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 

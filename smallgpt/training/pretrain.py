@@ -20,11 +20,12 @@ from smallgpt.distributed import launch
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.gpt import GPT
 from smallgpt.model.loss import CHUNK
-from smallgpt.runtime import Runtime, python_command
+from smallgpt.runtime import Runtime
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
 from smallgpt.training import resume
 from smallgpt.training.trainer import Task, Trainer
 from smallgpt.training.validation import Validation, summed_loss, validate
+from smallgpt.utils.commands import python_command, script
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
@@ -97,7 +98,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         return path
     path = trainer.train(command)
     note(f"done: the model is in {path}")
-    note(f"chat with it: {python_command()} chat.py {shlex.quote(str(path))}")
+    note(f"chat with it: {python_command()} {script('chat.py')} {shlex.quote(str(path))}")
     return path
 
 

@@ -4,27 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from smallgpt.utils.errors import UserError
-
 _BELOW_HOME = {"XDG_CACHE_HOME": ".cache", "XDG_STATE_HOME": ".local/state"}
-
-
-def named_path(named: str | os.PathLike[str]) -> Path:
-    """The path that a user names, with `~` replaced by the home folder.
-
-    Raises:
-        UserError: it is no path at all, is too long, or there is no such home folder.
-    """
-    try:
-        path = Path(named).expanduser()
-        path.exists()
-        return path
-    except TypeError:
-        raise UserError(f"{named!r} is not a path", "give text, or a pathlib.Path") from None
-    except RuntimeError:
-        raise UserError(f"{named}: this home folder is not known", "write the path out") from None
-    except OSError as error:
-        raise UserError(f"{str(named)[:80]} cannot be looked at: {error.strerror}") from None
 
 
 def user_folder(variable: Literal["XDG_CACHE_HOME", "XDG_STATE_HOME"]) -> Path | None:

@@ -4,3 +4,17 @@
 def counted(number: int, noun: str) -> str:
     """A number with its noun: "1 dialogue", "2,000 dialogues"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def size(number: float) -> str:
+    """Bytes as a person reads them: "0.4 MB", "13 MB", "2.4 GB"."""
+    unit, divisor = ("GB", 1e9) if number >= 1e9 else ("MB", 1e6)
+    value = number / divisor
+    return f"{value:,.{1 if value < 10 else 0}f} {unit}"
+
+
+def rounded(value: object) -> object:
+    """A number with four digits that count, or all before the point; anything else as it is."""
+    if not isinstance(value, float):
+        return value
+    return round(value) if abs(value) >= 1000 else float(f"{value:.4g}")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from smallgpt.utils.places import can_make, named_path, user_folder
+from smallgpt.utils.paths import named_path
+from smallgpt.utils.places import can_make, user_folder
 from tests.helpers.commands import refusal
 
 
@@ -27,7 +28,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("homeless")
 def test_a_user_without_a_home() -> None:
     assert user_folder("XDG_CACHE_HOME") is None
-    assert "home folder is not known" in refusal(lambda: named_path("~/text.txt"))
+    assert "this user has no home folder" in refusal(lambda: named_path("~/text.txt"))
     assert named_path("text.txt") == Path("text.txt")
 
 
@@ -46,7 +47,6 @@ def test_the_folders_of_a_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         (lambda: None, "None is not a path"),
         (lambda: b"text.txt", "is not a path"),
         (lambda: "a" * 5000, "File name too long"),
-        (lambda: "~no such user~/text.txt", "home folder is not known"),
     ],
 )
 def test_what_is_no_path(named: Callable[[], str], said: str) -> None:
