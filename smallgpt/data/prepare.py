@@ -9,14 +9,17 @@ of 64 bits: what memory must hold is some 200 bytes a dialogue, never the text.
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 from smallgpt.data.dialogue_formats import read_dialogues
+from smallgpt.data.tables import Broken
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError
 
+ReadDialogues = Callable[[Path, str | None, Broken | None], Iterable[list[str]]]
+"""Streams the dialogues of a file, as `read_dialogues`."""
 MOST_REASONS = 20  # that are listed; with a part of the data in each they would fill pages
 
 
@@ -38,13 +41,14 @@ class Survey:
         kind: str | None = None,
         skip_bad: bool = False,
         keep_duplicates: bool = False,
+        read: ReadDialogues = read_dialogues,
     ) -> Iterator[list[str]]:
         """Stream the dialogues of several files, and count them.
 
-        `kind` and broken records are as for `read_dialogues`; with `skip_bad` these are left out.
+        `kind` and broken records are as for `read`; with `skip_bad` these are left out.
         """
         for file in files:
-            for dialogue in read_dialogues(file, kind, self._reject if skip_bad else None):
+            for dialogue in read(file, kind, self._reject if skip_bad else None):
                 if keep_duplicates or not self._is_duplicate(dialogue):
                     characters = sum(map(len, dialogue))
                     self.dialogues += 1

@@ -65,7 +65,7 @@ def _suffix(path: Path) -> str:
 def _read_lines(path: Path) -> Iterator[str]:
     """Stream lines with their newlines, whichever kind."""
     rest, number = "", 1
-    for text in decode(path, _encoding(path), translate=False):
+    for text in decode(path, encoding_of(path), translate=False):
         lines = io.StringIO(rest + text, newline="").readlines()
         rest = "" if lines[-1].endswith(("\n", "\r")) else lines.pop()
         number += len(lines)
@@ -77,7 +77,8 @@ def _read_lines(path: Path) -> Iterator[str]:
         yield rest
 
 
-def _encoding(path: Path) -> str:
+def encoding_of(path: Path) -> str:
+    """The encoding of a text: UTF-8, else GB18030, which is said."""
     try:
         for _ in decode(path):
             pass
@@ -165,7 +166,7 @@ def _check_columns(where: str, names: Iterable[str], columns: Iterable[str]) -> 
 def json_items(path: Path) -> Iterator[tuple[int, Any]]:
     """Stream the items of a JSON list, numbered from 1, as far as it is whole."""
     rest, number = "", 0
-    for text in decode(path, _encoding(path)):
+    for text in decode(path, encoding_of(path)):
         rest, at = rest + text, 0
         while before := (_NEXT_ITEM if number else _FIRST_ITEM).match(rest, at):
             try:
