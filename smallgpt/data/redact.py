@@ -8,16 +8,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from smallgpt.utils.words import counted
-
 _PLACE = r"[^\W\d_A-Za-z我你您他她它们在是到去的了住给寄送址发叫说这那每个]"
 _UNIT = (
     rf"(?:{_PLACE}{{2,7}}?(?:省|自治区|自治州|(?<![城超股楼菜夜门上])市)"
-    rf"|{_PLACE}{{1,6}}?(?:(?<!小)区|县|镇|乡|街道)"
+    rf"|{_PLACE}{{1,6}}?(?:(?<!小)[区區]|县|縣|镇|鎮|乡|街道)"
     rf"|(?:{_PLACE}|\d){{1,8}}?(?:大道|大街|路|街|巷|弄|胡同|小区|花园|公寓|大厦|村|苑)"
-    r"|\d{1,5}(?:[-－]\d{1,5}){0,4}(?:号楼|号院|号|栋|幢|座|单元|层|楼|室|户))"
+    r"|(?:[A-Za-z]|[A-Za-z]?\d{1,5}(?:[-－]\d{1,5}){0,4})"
+    r"(?:[号號][楼樓院]?|栋|幢|座|单元|層|层|[楼樓]|室|户))"
 )
-_LARGE_AND_SMALL = re.compile(r"(?:省|自治区|市).*[区县州镇市]")
+_LARGE_AND_SMALL = re.compile(r"(?:省|自治区|市).*[区區县縣州镇鎮市]")
 _KINDS = {
     "e-mail address": (
         "[邮箱]",
@@ -42,7 +41,7 @@ _KINDS = {
     ),
     "address": ("[地址]", re.compile(rf"(?:{_UNIT}\s?){{2,}}(?:\d{{2,4}}(?!\d))?")),
 }
-_HAS_DIGITS_OR_PLACE = re.compile(r"\d{3}|@|\d号|[市省县区]")
+_HAS_DIGITS_OR_PLACE = re.compile(r"\d{3}|@|\d[号號]|[市省县縣区區]")
 _FULL_WIDTH = {ord("０") + n: str(n) for n in range(10)} | {ord("＠"): "@"}
 _SHORTEST_NAME = 2
 
@@ -98,7 +97,9 @@ class Redactor:
 
     def line(self) -> str:
         """What was found, for people; "" where there was nothing."""
-        found = ", ".join(_plural(count, kind) for kind, count in self.found.most_common())
+        found = ", ".join(
+            f"{count:,} {kind}{_ending(count, kind)}" for kind, count in self.found.most_common()
+        )
         if not found:
             return "replaced: nothing was found" if self.replace else ""
         if self.replace:
@@ -109,8 +110,8 @@ class Redactor:
         )
 
 
-def _plural(count: int, kind: str) -> str:
-    return f"{count:,} addresses" if kind == "address" and count != 1 else counted(count, kind)
+def _ending(count: int, noun: str) -> str:
+    return "" if count == 1 else "es" if noun.endswith("s") else "s"
 
 
 def _is_address(text: str) -> bool:

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from smallgpt.data.chats.exports import read, recognise
-from smallgpt.data.chats.messages import ME, SYSTEM, Export, Message
+from smallgpt.data.chats.exports import read, recognise, warn_of_exports
+from smallgpt.data.chats.messages import ME, OTHER, SYSTEM, Export, Message
 from smallgpt.data.chats.placeholders import without_placeholders
 from smallgpt.utils.errors import UserError
 from smallgpt.utils.words import counted
@@ -34,10 +34,10 @@ class Chats:
         self.me = [name.strip() for name in me]
         self.gap = gap
         self.names: set[str] = set()
-        """What all speakers are called."""
+        """What all speakers are called, and their accounts."""
         self.speakers: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
-        self.unanswered = self.unprompted = self.used = self.moved = 0
+        self.unanswered = self.unprompted = self.used = self.moved = self.groups = 0
 
     def dialogues(self, path: Path, *_: object) -> Iterator[list[str]]:
         """Stream the dialogues of an export, each a list of utterances of one line.
@@ -53,7 +53,9 @@ class Chats:
         mine = self._accounts(path, export)
         for key, count in _speakers(export).items():
             self.speakers[f"{_called(export, key)}{' (you)' if key in mine else ''}"] += count
-            self.names.update(export.names[key])
+            self.names |= {key, *export.names[key]} - {ME, OTHER}
+        members = {(m.chat, m.sender) for m in export.messages if m.sender != SYSTEM}
+        self.groups += sum(n > 2 for n in Counter(chat for chat, _ in members).values())
         for messages in self._split(self._in_order(export.messages)):
             if utterances := self._utterances(messages, mine):
                 yield utterances
@@ -84,13 +86,13 @@ class Chats:
         for message in messages:
             last = message.time if message.time is not None else last
             timed.append(message._replace(time=last) if message.time is None else message)
-        falls = sum(
-            before.chat == after.chat and (after.time or 0) < (before.time or 0)
-            for before, after in itertools.pairwise(timed)
-        )
-        if falls > len(timed) / 2:
+        pairs = [
+            (a.time or 0, b.time or 0) for a, b in itertools.pairwise(timed) if a.chat == b.chat
+        ]
+        falls = sum(after < before for before, after in pairs)
+        if falls > sum(after > before for before, after in pairs):
             timed.reverse()
-        elif falls:
+        else:
             self.moved += falls
         places = {chat: n for n, chat in enumerate(dict.fromkeys(m.chat for m in timed))}
         timed.sort(key=lambda message: (places[message.chat], message.time or 0))
@@ -131,8 +133,8 @@ class Chats:
             f"speakers: {speakers}",
             f"messages: {self.speakers.total():,}, of which {self.used:,} are in dialogues",
         ]
-        if len(self.speakers) > 2:
-            result.append("a group: each reply answers what others said since the last one")
+        if self.groups:
+            result.append("in a group, each reply answers what others said since the last one")
         result += [
             f"  {count:,} dropped: {kind}" for kind, count in self.dropped.most_common() if count
         ]
@@ -182,10 +184,11 @@ def _folded(name: str) -> str:
 
 
 def refuse_without_me(files: Sequence[Path]) -> None:
-    """Raise a UserError that lists the speakers if one of the files is an export."""
+    """Raise a UserError that lists the speakers if one of the files is an export beyond doubt."""
     for path in files:
         form = recognise(path)
         if form and form.timed:
             speakers = listed(read(path, form))
             problem = f"{path} is a chat export: whose messages are to be the replies?"
             raise UserError(problem, f"add --me NAME; it has these speakers: {speakers}")
+    warn_of_exports(files)

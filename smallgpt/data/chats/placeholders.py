@@ -26,7 +26,7 @@ _OMITTED = (
 )
 _AFTER_WORD = r"(?:[\s:：\d][^\[\]]*)?\]"
 _BESIDE_TEXT = re.compile(
-    rf"\[(?:{_WITH_TEXT}){_AFTER_WORD}"
+    rf"\[(?:{_WITH_TEXT}){_AFTER_WORD}(?:\s*\d+\s?(?:秒|[″\"s]))?"
     r"|<(?:Media omitted|(?:已?省略|忽略)[^<>]{1,12}|[^<>]{1,8}已省略)>"
     r"|<(?:attached|已?附加|附件)\s?[:：][^<>]*>"
     rf"|^(?:{_OMITTED})\s?已(?:省略|略去|忽略)$"

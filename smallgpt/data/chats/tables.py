@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ _WECHAT_KINDS = {
     **{"50": "通话", "10000": SYSTEM, "10002": SYSTEM, "service": SYSTEM},
 }
 _MESSAGES = re.compile(r'"messages"\s*:\s*\[\s*')
+_END_OF_LIST = re.compile(r"\s*+\]")
 _AFTER_ITEM = re.compile(r"\s*(?:,\s*|(?=\]))")
 _TELEGRAM_MEDIA = ("photo", "file", "location_information", "contact_information", "poll")
 
@@ -67,7 +69,7 @@ def _fields_of(columns: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def _is_message(record: Any) -> bool:
-    fields = _fields(record) if isinstance(record, dict) else None
+    fields = _fields(record) if isinstance(record, dict) and "role" not in record else None
     return bool(fields and fields["content"] and (fields["sender"] or fields["mine"]))
 
 
@@ -82,7 +84,12 @@ class TableForm:
 def recognise(path: Path, beginning: str) -> TableForm | None:
     """How a file that begins like this holds messages; None where it holds none."""
     container, record = _first_record(path, beginning.lstrip())
-    return TableForm(container, bool(_fields(record)["time"])) if _is_message(record) else None
+    if not _is_message(record):
+        return None
+    # Dialogues of other programs, one a line, may name senders and times as well.
+    dialogues = container == "object" and _json(beginning.partition("\n")[0].strip()) is not None
+    several = dialogues and "\n" in beginning.strip()
+    return TableForm(container, bool(_fields(record)["time"]) and not several)
 
 
 def read(path: Path, form: TableForm) -> Export:
@@ -93,6 +100,9 @@ def read(path: Path, form: TableForm) -> Export:
     order = order_of(_cell(record, "time") for _, record in first)
     for chat, record in itertools.chain(first, records):
         _add(export, chat, record, order)
+    if ME in export.names:  # a raw dump names the other one, whoever sends
+        own = {name: n for name, n in export.names[ME].items() if name not in export.names}
+        export.names[ME] = Counter(own or {ME: 1})
     return export
 
 
@@ -154,7 +164,7 @@ def _lists_of_messages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             elif not inside:
                 at = max(at, len(rest) - _LONGEST_KEY)  # the list may begin across two chunks
                 break
-            elif rest.startswith("]", at):
+            elif _END_OF_LIST.match(rest, at):
                 inside = False
             elif item := _item(rest, at):
                 record, at = item
@@ -170,6 +180,8 @@ def _lists_of_messages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _item(text: str, at: int) -> tuple[Any, int] | None:
     """The JSON value at a place in a list, and where the next one is; None where it is cut off."""
+    while text[at : at + 1].isspace():
+        at += 1
     try:
         value, end = json.JSONDecoder().raw_decode(text, at)
     except (ValueError, RecursionError):
@@ -180,7 +192,7 @@ def _item(text: str, at: int) -> tuple[Any, int] | None:
 
 def _cell(record: dict[str, Any], what: str) -> str:
     """What a record has in its columns for one of _FIELDS: the first that is not empty."""
-    texts = (_plain(record[key]) for key in _fields(record)[what])
+    texts = (_plain(record[key]).strip() for key in _fields(record)[what])
     return next((text for text in texts if text), "")
 
 
@@ -192,7 +204,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         keys = ("text", "msg", "content", "name", "nickname", "uid")
         return next((_plain(value[key]) for key in keys if value.get(key)), "")
-    return "" if value is None else str(value).strip()
+    return "" if value is None else str(value)
 
 
 def _add(export: Export, chat: str, record: dict[str, Any], order: Order) -> None:

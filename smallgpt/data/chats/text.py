@@ -25,6 +25,7 @@ from smallgpt.data.text import decode
 from smallgpt.utils.errors import UserError
 
 _FEWEST, _LEAST_SHARE = 2, 0.1  # headers, and their share of the lines, in a text export
+_FEW, _DISTINCT = 6, 0.8
 _NAME_AND_COLON = re.compile(r"(?P<name>[^:：]{1,80}?) *[:：](?!//)\s*(?P<text>.*)")
 _NAME_AND_TEXT = (
     re.compile(r"(['\"])(?P<name>.+?)\1\s+(?P<text>.*)"),
@@ -52,7 +53,7 @@ _QQ_RULE = re.compile(r"={20,}|消息记录（此消息记录为文本格式.*|�
 _QQ_CHAT = re.compile(r"消息对象[:：](.*)")
 _SYSTEM_NAME = re.compile(
     r".*(?:created group|created this group|changed the (?:subject|group)|security code|群组|群聊"
-    r"|added|joined using|端到端加密|end-to-end|更改了|撤回了).*"
+    r"|\badded\b|joined using|端到端加密|end-to-end|更改了|撤回了).*"
 )
 
 
@@ -125,10 +126,13 @@ def _layout(kind: str, lines: list[str], found: list[tuple[int, re.Match[str]]])
         any(line.strip() for line in lines[n + 1 : end])
         for (n, _), end in zip(found, ends, strict=True)
     )
-    blank_before = sum(n > 0 and not lines[n - 1].strip() for n, _ in found)
+    blank_before = sum(not lines[n - 1].strip() for n, _ in found[1:])
     rests = [match["rest"] for _, match in found]
+    # Names come again and again; with the text in the same line hardly any does.
+    distinct = len(found) >= _FEW and len(set(rests)) > _DISTINCT * len(rests)
+    in_one_line = below < len(found) / 2 or distinct or kind in _IN_ONE_LINE
     split = None
-    if "text" not in found[0][1].re.groupindex and (below < len(found) / 2 or kind in _IN_ONE_LINE):
+    if in_one_line and "text" not in found[0][1].re.groupindex:
         matches = {s: sum(map(bool, map(s.fullmatch, rests))) for s in _NAME_AND_TEXT}
         split = next((s for s, n in matches.items() if n > len(found) / 2), _NAME_AND_COLON)
     names = Counter(rests if kind == "no time" else [])
@@ -139,7 +143,7 @@ def _layout(kind: str, lines: list[str], found: list[tuple[int, re.Match[str]]])
         order_of(match["stamp"] for _, match in found) if kind in _WITH_DATE else YEAR_FIRST,
         _names_with_colons(rests) if split is _NAME_AND_COLON else {},
         common if len(common) > 1 else set(names),
-        blank_before < len(found) * 0.9,
+        blank_before < (len(found) - 1) * 0.9,
     )
 
 
@@ -160,6 +164,7 @@ def read(path: Path, form: TextForm, me: Sequence[str]) -> Export:
     export = Export()
     chat, date, part = "", "", 0
     name, time, label = "", None, ""
+    names = {*form.names, *me} if form.names else None
     body: list[str] = []
 
     def close() -> None:
@@ -171,7 +176,7 @@ def read(path: Path, form: TextForm, me: Sequence[str]) -> Export:
         body.clear()
 
     for line, match in _headers(_lines(path), form.kind):
-        if match and (not form.names or match["rest"] in {*form.names, *me}):
+        if match and (names is None or match["rest"] in names):
             close()
             label = intern(f"{chat}\n{part}")
             name, text = _name_and_text(match, form, me)
