@@ -22,6 +22,7 @@ from smallgpt.data import text as text_module
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.dialogue_formats import KINDS, read_dialogues, recognise, text_chunks
 from smallgpt.data.prepare import Survey, essence, write
+from smallgpt.data.text import BLANK
 from tests.helpers.commands import refusal, refused_command, smallgpt
 
 Dialogue = list[str]
@@ -29,7 +30,7 @@ SIMPLE = [["早上好呀", "早上好，昨晚睡得好吗？"], ["你在干嘛"
 # What one line can hold, without white space around; every format must keep it.
 LINE = st.text(
     st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp", "Zs")), min_size=1
-).filter(lambda text: text == text.strip())
+).filter(lambda text: text == text.strip() and text.strip(BLANK))
 DIALOGUES = st.lists(st.lists(LINE, min_size=2, max_size=6), min_size=1, max_size=5)
 PAIRS = st.lists(st.lists(LINE, min_size=2, max_size=2), min_size=1, max_size=5)
 
@@ -76,7 +77,7 @@ def test_any_dialogue_survives_json(
         "indented": json.dumps(records, ensure_ascii=False, indent=2),
         "ascii": json.dumps(records),
     }
-    path = tmp_path / "x.json"
+    path = tmp_path / ("x.jsonl" if form == "lines" else "x.json")
     path.write_text(forms[form], "utf-8")
     assert recognise(path) == ("lines" if form == "lines" else "list")
     with pytest.MonkeyPatch.context() as patch:
@@ -167,7 +168,8 @@ def test_training_reads_other_formats_as_it_reads_text(
 
 BAD = [
     ("{", "not JSON"),
-    ("3", "no list under 'messages'"),
+    ("3", "a value alone, not a dialogue"),
+    ('"早"', "a text alone, not a dialogue"),
     ('{"messages": []}', "fewer than two utterances"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "fewer than two"),
     ('{"messages": [{"role": "tool", "content": "a"}]}', "role 'tool' is not a speaker"),

@@ -105,8 +105,8 @@ def test_labels_are_ordered_as_numbers_or_words(tmp_path: Path) -> None:
         ("a.csv", "review\n好\n", "no column 'label'"),
         ("a.csv", b"label,review\n1,\xff\xff\xff\n", "line 2: neither UTF-8 nor GB18030"),
         ("a.jsonl", '{"review": "a", "label": 1}\n{"review"\n', "line 2: not JSON"),
-        ("a.jsonl", "[1]\n", "line 1: not an object"),
-        ("a.jsonl", "[" * 100_000, "line 1: not JSON"),
+        ("a.jsonl", "[1]\n", "record 1: not an object"),
+        ("a.jsonl", "[" * 100_000, "the list is broken after record 0"),
     ],
 )
 def test_bad_tables(tmp_path: Path, name: str, content: str | bytes, expected: str) -> None:
