@@ -6,19 +6,10 @@ from pathlib import Path
 
 from smallgpt.data.chats import tables, text
 from smallgpt.data.chats.messages import CLEAN, Export
-from smallgpt.data.text import open_decompressed
+from smallgpt.data.text import decode
 from smallgpt.utils.errors import UserError, note
 
-_BEGINNING = 1 << 20  # bytes that are looked at
-_AS_TEXT = "export the chat as text, CSV or JSON (in Telegram: machine-readable JSON)"
-_OTHER_FILES = {
-    b"PK\x03\x04": ("a ZIP archive or an Excel file", "unpack it, or save the table as CSV"),
-    b"SQLite": ("a database", _AS_TEXT),
-    b"<!": ("a web page", _AS_TEXT),
-    b"<html": ("a web page", _AS_TEXT),
-    b"Mime": ("an MHT page", "choose the text format (*.txt) when you export"),
-    b"From: <Save": ("an MHT page", "choose the text format (*.txt) when you export"),
-}
+_BEGINNING = 1 << 20  # characters that are looked at
 
 
 def recognise(path: Path, me: Sequence[str] = ()) -> text.TextForm | tables.TableForm | None:
@@ -29,9 +20,14 @@ def recognise(path: Path, me: Sequence[str] = ()) -> text.TextForm | tables.Tabl
             that has no times may as well be something else.
 
     Raises:
-        UserError: the file cannot be read, or it is an export in a form that is not read.
+        UserError: with `me`, the file cannot be read or is no text.
     """
-    beginning = _beginning(path, sure=bool(me))
+    try:
+        beginning = _beginning(path)
+    except UserError:
+        if me:
+            raise
+        return None  # it is up to those who read it, such as Parquet
     return tables.recognise(path, beginning) or text.recognise(beginning, me)
 
 
@@ -42,20 +38,14 @@ def read(path: Path, form: text.TextForm | tables.TableForm, me: Sequence[str] =
     return text.read(path, form, me)
 
 
-def _beginning(path: Path, sure: bool) -> str:
-    with open_decompressed(path) as file:
-        data = file.read(_BEGINNING)
-    for magic, (what, advice) in _OTHER_FILES.items():
-        if sure and data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(magic):
-            raise UserError(f"{path} is {what}, not an export that can be read", advice)
-    if len(data) == _BEGINNING:
-        data = data[: data.rfind(b"\n") + 1] or data
-    try:
-        beginning = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        cut_off = error.end == len(data) and error.reason.startswith("unexpected end")
-        beginning = data.decode("utf-8-sig" if cut_off else "gb18030", "replace")
-    return beginning.replace("\r\n", "\n").replace("\r", "\n").translate(CLEAN)
+def _beginning(path: Path) -> str:
+    """The first lines of a file."""
+    beginning = ""
+    for chunk in decode(path, quiet=True):
+        beginning += chunk
+        if len(beginning) >= _BEGINNING:
+            return (beginning[: beginning.rfind("\n") + 1] or beginning).translate(CLEAN)
+    return beginning.translate(CLEAN)
 
 
 def warn_of_exports(files: Sequence[Path]) -> None:

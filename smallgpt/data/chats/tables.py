@@ -19,8 +19,8 @@ from smallgpt.data.chats.messages import CLEAN, ME, OTHER, SYSTEM, SYSTEM_NAMES,
 from smallgpt.data.chats.times import Order, order_of, seconds
 from smallgpt.data.tables import (
     LONGEST,
-    encoding_of,
     header_of,
+    is_table,
     json_items,
     json_lines,
     read_rows,
@@ -108,8 +108,8 @@ def read(path: Path, form: TableForm) -> Export:
 
 def _first_record(path: Path, text: str) -> tuple[str, Any]:
     first = text.partition("\n")[0]
-    if header := header_of(path, first):
-        return "table", dict.fromkeys(header, "")
+    if is_table(path):
+        return "table", dict.fromkeys(header_of(first)[1], "")
     if text.startswith("["):
         return "list", _json(text[1:].lstrip())
     if text.startswith("{"):
@@ -156,7 +156,7 @@ def _records(path: Path, form: TableForm) -> Iterator[tuple[str, dict[str, Any]]
 def _lists_of_messages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Stream what is in the lists under "messages" of a JSON object, such as Telegram's."""
     rest, number, inside = "", 0, False
-    for text in decode(path, encoding_of(path)):
+    for text in decode(path):
         rest, at = rest + text, 0
         while True:
             if not inside and (begin := _MESSAGES.search(rest, at)):

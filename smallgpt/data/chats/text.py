@@ -20,7 +20,7 @@ from sys import intern
 
 from smallgpt.data.chats.messages import CLEAN, SYSTEM, SYSTEM_NAMES, Export, Message
 from smallgpt.data.chats.times import CLOCK, DATE_LINE, STAMP, YEAR_FIRST, Order, order_of, seconds
-from smallgpt.data.tables import LONGEST, encoding_of
+from smallgpt.data.tables import LONGEST
 from smallgpt.data.text import decode
 from smallgpt.utils.errors import UserError
 
@@ -220,7 +220,7 @@ def _sender(name: str, names: dict[str, Counter[str]]) -> str:
 
 def _lines(path: Path) -> Iterator[str]:
     rest = ""
-    for text in decode(path, encoding_of(path)):
+    for text in decode(path):
         *lines, rest = (rest + text.translate(CLEAN)).split("\n")
         yield from lines
         if len(rest) > LONGEST:
