@@ -15,6 +15,7 @@ from pathlib import Path
 from smallgpt.data.chats.exports import read, recognise, warn_of_exports
 from smallgpt.data.chats.messages import ME, OTHER, SYSTEM, Export, Message
 from smallgpt.data.chats.placeholders import without_placeholders
+from smallgpt.data.tables import Broken
 from smallgpt.utils.errors import UserError
 from smallgpt.utils.words import counted
 
@@ -39,8 +40,10 @@ class Chats:
         self.dropped: Counter[str] = Counter()
         self.unanswered = self.unprompted = self.used = self.moved = self.groups = 0
 
-    def dialogues(self, path: Path, *_: object) -> Iterator[list[str]]:
-        """Stream the dialogues of an export, each a list of utterances of one line.
+    def dialogues(
+        self, path: Path, _kind: str | None = None, broken: Broken | None = None, *_: object
+    ) -> Iterator[list[str]]:
+        """Stream the dialogues of an export, as `read_dialogues` those of other files.
 
         Raises:
             UserError: it is no export, or the person does not speak in it.
@@ -49,7 +52,7 @@ class Chats:
         if form is None:
             advice = "see docs/data.md for what is read; other texts need no --me"
             raise UserError(f"{path}: no chat export was recognised in it", advice)
-        export = read(path, form, self.me)
+        export = read(path, form, self.me, broken)
         mine = self._accounts(path, export)
         for key, count in _speakers(export).items():
             self.speakers[f"{_called(export, key)}{' (you)' if key in mine else ''}"] += count
@@ -63,13 +66,11 @@ class Chats:
     def _accounts(self, path: Path, export: Export) -> set[str]:
         speakers = _speakers(export)
         found: set[str] = set()
-        for me in map(_folded, self.me):
-            named = [key for key in speakers if _folded(key) == me]
-            named = named or [
+        for me in self.me:
+            named = [key for key in speakers if _folded(key) == _folded(me)] or [
                 key
                 for key in speakers
-                if any(_folded(name) == me for name in export.names[key])
-                or (key == ME and me == "me")
+                if _folded(me) in map(_folded, [*export.names[key], *(["me"] if key == ME else [])])
             ]
             if len(named) > 1:
                 problem = f"{path}: {len(named)} speakers are called {me!r}"
@@ -101,14 +102,12 @@ class Chats:
     def _split(self, messages: Iterable[Message]) -> Iterator[list[Message]]:
         run: list[Message] = []
         for message in messages:
-            if run and (
-                message.chat != run[-1].chat or (message.time or 0) - (run[-1].time or 0) > self.gap
-            ):
+            silence = (message.time or 0) - (run[-1].time or 0) if run else 0
+            if run and (message.chat != run[-1].chat or silence > self.gap):
                 yield run
                 run = []
             run.append(message)
-        if run:
-            yield run
+        yield run
 
     def _utterances(self, messages: list[Message], mine: set[str]) -> list[str]:
         turns: list[tuple[bool, list[str]]] = []

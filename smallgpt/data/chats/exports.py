@@ -6,6 +6,7 @@ from pathlib import Path
 
 from smallgpt.data.chats import tables, text
 from smallgpt.data.chats.messages import CLEAN, Export
+from smallgpt.data.tables import Broken
 from smallgpt.data.text import decode
 from smallgpt.utils.errors import UserError, note
 
@@ -31,10 +32,18 @@ def recognise(path: Path, me: Sequence[str] = ()) -> text.TextForm | tables.Tabl
     return tables.recognise(path, beginning) or text.recognise(beginning, me)
 
 
-def read(path: Path, form: text.TextForm | tables.TableForm, me: Sequence[str] = ()) -> Export:
-    """Read a whole export into memory, some 300 bytes a message."""
+def read(
+    path: Path,
+    form: text.TextForm | tables.TableForm,
+    me: Sequence[str] = (),
+    broken: Broken | None = None,
+) -> Export:
+    """Read a whole export into memory, some 300 bytes a message.
+
+    `broken` is called for broken rows; without it, a UserError names the first one.
+    """
     if isinstance(form, tables.TableForm):
-        return tables.read(path, form)
+        return tables.read(path, form, broken)
     return text.read(path, form, me)
 
 

@@ -19,6 +19,7 @@ from smallgpt.data.chats.messages import CLEAN, ME, OTHER, SYSTEM, SYSTEM_NAMES,
 from smallgpt.data.chats.times import Order, order_of, seconds
 from smallgpt.data.tables import (
     LONGEST,
+    Broken,
     header_of,
     is_table,
     json_items,
@@ -37,7 +38,7 @@ _FIELDS = {
     "account": "fromid senderid senderusername wxid",
     "content": "content text message msg strcontent 内容 消息内容 聊天内容 消息 正文 文本 body",
     "time": "strtime time timestamp datetime createtime 时间 发送时间 消息时间 日期时间 sendtime "
-    "msgtime createdat date 日期",
+    "msgtime createdat timestampms date 日期",
     "date": "date 日期",
     "mine": "issender issend isself isme fromme isfromme 是否本人",
     "kind": "typename type msgtype messagetype 消息类型 类型",
@@ -92,10 +93,13 @@ def recognise(path: Path, beginning: str) -> TableForm | None:
     return TableForm(container, bool(_fields(record)["time"]) and not several)
 
 
-def read(path: Path, form: TableForm) -> Export:
-    """Read all messages of a table or JSON file."""
+def read(path: Path, form: TableForm, broken: Broken | None = None) -> Export:
+    """Read all messages of a table or JSON file.
+
+    `broken` is called for broken rows and lines; without it, a UserError names the first one.
+    """
     export = Export()
-    records = _records(path, form)
+    records = _records(path, form, broken)
     first = list(itertools.islice(records, _FIRST_RECORDS))
     order = order_of(_cell(record, "time") for _, record in first)
     for chat, record in itertools.chain(first, records):
@@ -136,19 +140,22 @@ def _json(text: str) -> Any:
         return None
 
 
-def _records(path: Path, form: TableForm) -> Iterator[tuple[str, dict[str, Any]]]:
+def _records(
+    path: Path, form: TableForm, broken: Broken | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The chat's number, where there are several lists of messages, and each record."""
 
-    def broken(number: int, reason: str) -> None:
-        raise UserError(f"{path}, line {number:,}: {reason}", "export the chat again")
+    def refuse(number: int, reason: str) -> None:
+        raise UserError(f"{path}, line {number:,}: {reason}", "leave such lines out: --skip-bad")
 
     items: Iterable[tuple[Any, Any]]
     if form.container == "object":
         items = _lists_of_messages(path)
     elif form.container == "table":
-        items = (("", row.cells) for row in read_rows(path))
+        items = (("", row.cells) for row in read_rows(path, broken=broken))
     else:
-        numbered = json_lines(path, broken) if form.container == "lines" else json_items(path)
+        lines = form.container == "lines"
+        numbered = json_lines(path, broken or refuse) if lines else json_items(path)
         items = (("", record) for _, record in numbered)
     return ((chat, record) for chat, record in items if isinstance(record, dict))
 
@@ -192,19 +199,25 @@ def _item(text: str, at: int) -> tuple[Any, int] | None:
 
 def _cell(record: dict[str, Any], what: str) -> str:
     """What a record has in its columns for one of _FIELDS: the first that is not empty."""
-    texts = (_plain(record[key]).strip() for key in _fields(record)[what])
+    texts = (_plain(record[column]).strip() for column in _fields(record)[what])
     return next((text for text in texts if text), "")
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, str) and value.startswith('{"'):
-        value = _json(value)  # an older WeChat dump: {"src": …, "msg": …}
-    if isinstance(value, list):  # Telegram's parts of a text
-        return "".join(map(_plain, value))
-    if isinstance(value, dict):
-        keys = ("text", "msg", "content", "name", "nickname", "uid")
-        return next((_plain(value[key]) for key in keys if value.get(key)), "")
-    return "" if value is None else str(value)
+    """A cell as text. It may be an object with the text, or a list of texts and such objects."""
+    if isinstance(value, str) and value.startswith('{"'):  # as in dumps of the older PyWxDump
+        inner = _json(value)
+        value = inner if isinstance(inner, dict) and "msg" in inner else value
+    parts = value if isinstance(value, list) else [value]
+    # Half a surrogate pair, as of an emoji cut in two, cannot be written.
+    return "".join(map(_text_of, parts)).encode("utf-8", "replace").decode()
+
+
+def _text_of(part: Any) -> str:
+    if isinstance(part, dict):
+        texts = (part[key] for key in ("text", "msg", "content", "name", "nickname") if key in part)
+        part = next((text for text in texts if isinstance(text, str)), None)
+    return "" if part is None else str(part)
 
 
 def _add(export: Export, chat: str, record: dict[str, Any], order: Order) -> None:

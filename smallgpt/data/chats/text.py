@@ -25,7 +25,8 @@ from smallgpt.data.text import decode
 from smallgpt.utils.errors import UserError
 
 _FEWEST, _LEAST_SHARE = 2, 0.1  # headers, and their share of the lines, in a text export
-_FEW, _DISTINCT = 6, 0.8
+_LINES = 20_000  # that are looked at
+_FEW, _DISTINCT = 6, 0.8  # headers, and the share of different ones where the text is in them
 _NAME_AND_COLON = re.compile(r"(?P<name>[^:：]{1,80}?) *[:：](?!//)\s*(?P<text>.*)")
 _NAME_AND_TEXT = (
     re.compile(r"(['\"])(?P<name>.+?)\1\s+(?P<text>.*)"),
@@ -89,7 +90,7 @@ def recognise(beginning: str, me: Sequence[str]) -> TextForm | None:
     Args:
         me: names of a sender; with them, few messages without times are enough.
     """
-    lines = beginning.split("\n")
+    lines = beginning.split("\n", _LINES)[:_LINES]
     filled = sum(bool(line.strip()) for line in lines)
     dated = any(map(DATE_LINE.fullmatch, lines))
     for kind in _HEADERS:

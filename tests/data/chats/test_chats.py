@@ -356,6 +356,22 @@ def test_the_order_of_day_and_month_is_the_one_that_fits() -> None:
         assert order_of(stamps[::-1]) == order
 
 
+def test_broken_rows_and_half_emoji(tmp_path: Path) -> None:
+    path = saved(tmp_path, "时间,昵称,内容\n" + "2024-03-01 12:30,阿青,早,安,了\n", "x.csv")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("2024-03-01 12:31,阿青,早\n2024-03-01 12:32,小林,早啊\n")
+    output = tmp_path / "train.txt"
+    arguments: list[str | Path] = ["data", "convert", path, "--me", "小林", "--output", output]
+    assert "line 2" in refused_command(*arguments)
+    done = smallgpt(*arguments, "--skip-bad")
+    assert "rejected: 1\n" in done.stdout
+    assert output.read_text("utf-8") == "早\n早啊\n"
+    half = telegram().replace("好呀", "好呀\\ud83d")
+    assert converted(saved(tmp_path, half, "half.json"))[0][-1] == "好呀?"
+    deep = telegram().replace('"text": "好呀"', '"text": ' + "[" * 400 + '"好呀"' + "]" * 400)
+    converted(saved(tmp_path, deep, "deep.json"))
+
+
 # The commands.
 
 
