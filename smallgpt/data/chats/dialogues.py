@@ -56,7 +56,8 @@ class Chats:
         mine = self._accounts(path, export)
         for key, count in _speakers(export).items():
             self.speakers[f"{_called(export, key)}{' (you)' if key in mine else ''}"] += count
-            self.names |= {key, *export.names[key]} - {ME, OTHER}
+            names = {key, *export.names[key]} - {ME, OTHER}
+            self.names |= {name.removeprefix("~ ") for name in names}  # WhatsApp marks strangers
         members = {(m.chat, m.sender) for m in export.messages if m.sender != SYSTEM}
         self.groups += sum(n > 2 for n in Counter(chat for chat, _ in members).values())
         for messages in self._split(self._in_order(export.messages)):

@@ -51,7 +51,7 @@ _APP_SAYS = re.compile(
     r"|訊息與通話已受端對端加密|missed (?:voice|video) call|未接(?:语音|视频|語音|視訊)通话"
     r"|waiting for this message).*"
     r"|(?:我|你|[\"“].+[\"”])\s?拍了拍\s?(?:我|你|自己|[\"“]).*"
-    r"|(?:以上是打招呼的内容|你已添加了.*现在可以开始聊天了。?|我通过了你的朋友验证请求.*)",
+    r"|(?:以上是打招呼的内容|你已添加了.*现在可以开始聊天了。?|你和.*个共同好友.*|我通过了你的朋友验证请求.*)",
     re.IGNORECASE | re.DOTALL,
 )
 _ONLY_LINKS = re.compile(r"(?:(?:https?://|www\.)\S+\s*)+", re.IGNORECASE)
@@ -71,12 +71,19 @@ def without_placeholders(message: Message) -> tuple[str, str]:
         return "", _RECALLED if _RECALL.fullmatch(text) or "撤回" in text else _NOTICE
     if not _TEXT_KIND.fullmatch(kind) and _MEDIA_KIND.fullmatch(kind):
         return "", _MEDIA
-    text = _QUOTED_OR_EDITED.sub("", text)
-    for pattern, dropped in ((_RECALL, _RECALLED), (_APP_SAYS, _NOTICE), (_ALL_OF_IT, _MEDIA)):
-        if pattern.fullmatch(text.strip()):
-            return "", dropped
+    dropped, lines = "", []
+    for line in _QUOTED_OR_EDITED.sub("", text).split("\n"):
+        if _RECALL.fullmatch(line.strip()):
+            dropped = _RECALLED
+        elif _APP_SAYS.fullmatch(line.strip()):
+            dropped = _NOTICE
+        else:
+            lines.append(line)
+    text = "\n".join(lines).strip()
+    if _ALL_OF_IT.fullmatch(text):
+        return "", _MEDIA
     text, placeholders = _BESIDE_TEXT.subn(" ", text)
     text = " ".join(text.split())
     if _ONLY_LINKS.fullmatch(text):
         return "", _LINK
-    return text, _MEDIA if placeholders else "" if text else _EMPTY
+    return text, dropped or (_MEDIA if placeholders else "" if text else _EMPTY)

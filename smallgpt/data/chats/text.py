@@ -30,6 +30,7 @@ _FEW, _DISTINCT = 6, 0.8  # headers, and the share of different ones where the t
 _NAME_AND_COLON = re.compile(r"(?P<name>[^:：]{1,80}?) *[:：](?!//)\s*(?P<text>.*)")
 _NAME_AND_TEXT = (
     re.compile(r"(['\"])(?P<name>.+?)\1\s+(?P<text>.*)"),
+    re.compile(r"<(?P<name>[^<>]+)>\s*(?P<text>.*)"),
     re.compile(r"(?P<name>[^\t]+?)(?<! ) *+\t(?P<text>.*)"),
     _NAME_AND_COLON,
     re.compile(r"(?P<name>\S+)\s+(?P<text>.*)"),
