@@ -362,7 +362,7 @@ def _part(record: dict[str, Any], name: str) -> list[str]:
     value = record.get(name)
     if isinstance(value, list) and value and _is_message(value[0]):
         return _turns(value)
-    if value is None and name in record:
+    if name in record and (value is None or value != value):  # NaN, as gaps are often saved
         return [""]
     return [str(value) if isinstance(value, (int, float)) else _text(record, name)]
 
