@@ -56,15 +56,15 @@ def read_rows(
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "not found"
         raise UserError(f"{path} {problem}", "give a CSV, TSV or JSONL file with a header")
-    return (_json_rows if is_json(path) else _table_rows)(path, columns, broken)
+    return (_json_rows if is_jsonl(path) else _table_rows)(path, columns, broken)
 
 
-def is_json(path: Path) -> bool:
+def is_jsonl(path: Path) -> bool:
     """Whether a file's name says that it holds JSON: an object a line, or a list of them."""
     return _suffix(path) in _JSON_SUFFIXES
 
 
-def is_jsonl(path: Path) -> bool:
+def is_lines(path: Path) -> bool:
     """Whether a file's name says that it holds one JSON value a line."""
     return _suffix(path) in _LINES_SUFFIXES
 

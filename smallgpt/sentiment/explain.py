@@ -142,7 +142,8 @@ def explain_texts(predictor: Predictor, texts: Iterable[str], page: Path | None)
     if page is not None:
         try:
             with atomic.file(page) as work:
-                work.write_text(_PAGE + "".join(paragraphs) + "</body></html>\n", "utf-8")
+                html_text = _PAGE + "".join(paragraphs) + "</body></html>\n"
+                work.write_text(html_text, "utf-8", errors="replace")
         except OSError as error:
             raise UserError(f"{page} cannot be written: {error.strerror}") from None
         note(f"written: {page}")
