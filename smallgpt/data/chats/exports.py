@@ -74,5 +74,7 @@ def warn_of_exports(files: Sequence[Path]) -> None:
 
 
 def _advice(path: Path) -> str:
-    command = f"smallgpt data convert {shlex.quote(str(path))} --me NAME --output train.txt"
+    command = (
+        f"python -m smallgpt data convert {shlex.quote(str(path))} --me NAME --output train.txt"
+    )
     return f"make dialogues of it first: {command}"
