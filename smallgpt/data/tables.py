@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -30,20 +31,47 @@ class Row(NamedTuple):
     cells: dict[str, str]
 
 
-def read_rows(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
+def read_rows(
+    path: Path, columns: Iterable[str] = (), encoding: str | None = None
+) -> Iterator[Row]:
     """Stream the rows of a CSV, TSV or JSONL file (also .gz and .xz), by its name's ending.
 
-    Text is UTF-8, or GB18030 where it is not UTF-8, which is said. The delimiter is the one under
-    which the header has the columns.
+    Text is UTF-8, or GB18030 where it is not UTF-8, which is said; or of an encoding found before.
+    The delimiter is the one under which the header has the columns.
 
     Raises:
         UserError: the file cannot be read, a column is missing, or a row is broken.
     """
-    columns = list(columns)
+    _check_is_file(path)
+    rows = _json_rows if is_jsonl(path) else _table_rows
+    return rows(path, list(columns), encoding)
+
+
+def _check_is_file(path: Path) -> None:
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "not found"
         raise UserError(f"{path} {problem}", "give a CSV, TSV or JSONL file with a header")
-    return _json_rows(path, columns) if is_jsonl(path) else _table_rows(path, columns)
+
+
+def columns_of(path: Path, columns: Iterable[str], encoding: str) -> list[str]:
+    """All columns of such a file, in order, also where it has no rows; `columns` are among them.
+
+    The lines of a JSONL file may have different ones: it is read to its end.
+    """
+    if is_jsonl(path):
+        rows = read_rows(path, columns, encoding)
+        return list(dict.fromkeys(column for row in rows for column in row.cells))
+    line = next(_read_lines(path, encoding), "")
+    return distinct(_header(line, columns)[1])
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """Names with a number behind each that was there before: note, note (2)."""
+    found: list[str] = []
+    for name in names:
+        new = (f"{name} ({number})" for number in itertools.count(2))
+        found.append(name if name not in found else next(n for n in new if n not in found))
+    return found
 
 
 def is_jsonl(path: Path) -> bool:
@@ -62,10 +90,10 @@ def _suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _read_lines(path: Path) -> Iterator[str]:
+def _read_lines(path: Path, encoding: str | None = None) -> Iterator[str]:
     """Stream lines with their newlines, whichever kind."""
     rest, number = "", 1
-    for text in decode(path, _encoding(path), translate=False):
+    for text in decode(path, encoding or encoding_of(path), translate=False):
         lines = io.StringIO(rest + text, newline="").readlines()
         rest = "" if lines[-1].endswith(("\n", "\r")) else lines.pop()
         number += len(lines)
@@ -77,7 +105,13 @@ def _read_lines(path: Path) -> Iterator[str]:
         yield rest
 
 
-def _encoding(path: Path) -> str:
+def encoding_of(path: Path) -> str:
+    """UTF-8, or where a file is not that, GB18030, which is said.
+
+    Raises:
+        UserError: it is no file, or cannot be read.
+    """
+    _check_is_file(path)
     try:
         for _ in decode(path):
             pass
@@ -87,9 +121,11 @@ def _encoding(path: Path) -> str:
     return "utf-8"
 
 
-def json_lines(path: Path, broken: Broken) -> Iterator[tuple[int, Any]]:
+def json_lines(
+    path: Path, broken: Broken, encoding: str | None = None
+) -> Iterator[tuple[int, Any]]:
     """Stream the JSON values of a file that holds one a line, with the numbers of the lines."""
-    for number, line in enumerate(_read_lines(path), start=1):
+    for number, line in enumerate(_read_lines(path, encoding), start=1):
         if not line.strip():
             continue
         try:
@@ -100,12 +136,12 @@ def json_lines(path: Path, broken: Broken) -> Iterator[tuple[int, Any]]:
             yield number, value
 
 
-def _json_rows(path: Path, columns: list[str]) -> Iterator[Row]:
+def _json_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[Row]:
     def broken(number: int, reason: str) -> NoReturn:
         advice = 'write one JSON object a line: {"column": value, …}'
         raise UserError(f"{path}, line {number:,}: {reason}", advice)
 
-    for number, values in json_lines(path, broken):
+    for number, values in json_lines(path, broken, encoding):
         if not isinstance(values, dict):
             broken(number, "not an object")
         cells = {key: _cell(value) for key, value in values.items()}
@@ -119,13 +155,17 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _table_rows(path: Path, columns: list[str]) -> Iterator[Row]:
-    lines = _read_lines(path)
+def _table_rows(path: Path, columns: list[str], encoding: str | None) -> Iterator[Row]:
+    lines = _read_lines(path, encoding)
     header = next(lines, "")
     if not header.strip():
         raise UserError(f"{path} is empty", "give a CSV, TSV or JSONL file with a header")
     delimiter, names = _header(header, columns)
     _check_columns(str(path), names, columns)
+    for column in columns:
+        if names.count(column) > 1:
+            raise UserError(f"{path}: two columns {column!r}", "rename one of them in the file")
+    names = distinct(names)
     reader = csv.reader(lines, delimiter=delimiter)
     after = 2
     try:
@@ -165,7 +205,7 @@ def _check_columns(where: str, names: Iterable[str], columns: Iterable[str]) -> 
 def json_items(path: Path) -> Iterator[tuple[int, Any]]:
     """Stream the items of a JSON list, numbered from 1, as far as it is whole."""
     rest, number = "", 0
-    for text in decode(path, _encoding(path)):
+    for text in decode(path, encoding_of(path)):
         rest, at = rest + text, 0
         while before := (_NEXT_ITEM if number else _FIRST_ITEM).match(rest, at):
             try:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smallgpt.config import SentimentConfig
-from smallgpt.data.reviews import IntArray, Reviews, Split
+from smallgpt.data.reviews import IntArray, Reviews, Split, fingerprint, hashes
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.classifier import Classifier, mean_by_text
 from smallgpt.model.loss import IGNORED
@@ -99,6 +100,15 @@ class ReviewTask(Task):
         return Examples(
             some.texts, some.labels, self.tokenizer, config.block_size, config.use_mask, most_rows
         )
+
+    def state(self, completed: int) -> dict[str, Any]:
+        """What it learns from: whoever goes on must have the same, and whoever begins with this
+        model is told of it (see recipe)."""
+        learnt = np.concatenate([self.split.train, self.split.validation])
+        return {
+            "reviews": fingerprint(self.reviews, self.split),
+            "learnt": torch.from_numpy(hashes(self.reviews.part(learnt).texts).copy()),
+        }
 
     def keep_states(self) -> None:
         """Compute the states of frozen blocks once, in the folder of the run. Only now that the

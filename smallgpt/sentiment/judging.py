@@ -1,0 +1,160 @@
+"""`smallgpt sentiment predict`: arguments, lines and files of reviews in, verdicts out."""
+
+import csv
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from smallgpt.data.tables import (
+    columns_of,
+    distinct,
+    encoding_of,
+    is_jsonl,
+    json_lines,
+    read_rows,
+)
+from smallgpt.sentiment.predictor import Predictor
+from smallgpt.utils import atomic
+from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.words import counted
+
+_TABLES = (".csv", ".tsv", ".txt", "")
+FOR_EXCEL = "utf-8-sig"
+"""UTF-8 with a byte order mark, without which Excel reads a CSV in the system's old encoding."""
+
+
+def argument(text: str) -> str:
+    """A text from the command line; one that is not UTF-8 is read as GB18030.
+
+    Raises:
+        UserError: it is neither.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _decoded(os.fsencode(text), "gb18030", "an argument")
+    return text
+
+
+def lines_of(file: TextIO | None) -> Iterator[str]:
+    """The lines of standard input that are not blank, whatever the locale: UTF-8, and GB18030 from
+    the first one on that is not UTF-8, which is said.
+
+    Raises:
+        UserError: they are neither, or standard input is closed.
+    """
+    if file is None:
+        raise UserError("standard input is closed", "give texts, or --input and --output")
+    encoding = "utf-8"
+    for number, data in enumerate(file.buffer, start=1):
+        if encoding == "utf-8":
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                encoding = "gb18030"
+                note(f"standard input, line {number:,}: not UTF-8, read as GB18030 from here on")
+        text = _decoded(data, encoding, f"standard input, line {number:,}")
+        text = text.removeprefix("\ufeff") if number == 1 else text
+        for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+            if line.strip():
+                yield line
+
+
+def _decoded(data: bytes, encoding: str, where: str) -> str:
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: neither UTF-8 nor GB18030", "convert it to UTF-8") from None
+
+
+def judge_texts(predictor: Predictor, texts: Iterable[str]) -> None:
+    """Print label, probability and text of each, as they come."""
+    # One at a time from a terminal or a slow pipe; a list that is at hand all at once.
+    at_once, guesses = 64 if isinstance(texts, list) else 1, 0
+    for text, prediction in predictor.predict_each(texts, at_once):
+        prediction.print(text)
+        guesses += predictor.can_only_guess(text)
+    _tell_guesses(guesses)
+
+
+def judge_file(predictor: Predictor, source: Path, target: Path, text_column: str) -> None:
+    """Copy a file of reviews with two more columns, verdict and probability.
+
+    They are empty where a row has no text. A table is written in UTF-8 as Excel reads it, or in the
+    input's encoding where that is another; JSONL in plain UTF-8. `target` is complete or not there.
+
+    Raises:
+        UserError: a file cannot be read or written, or the text column is missing.
+    """
+    as_jsonl = _check_target(source, target)
+    found = encoding_of(source)
+    encoding = "utf-8" if as_jsonl else FOR_EXCEL if found.startswith("utf-8") else found
+    columns = columns_of(source, [text_column], found)
+    names = distinct([*columns, "verdict", "probability"])
+    for name, new in zip(("verdict", "probability"), names[-2:], strict=True):
+        if name != new:
+            note(f"{source} has a column {name!r}: what the model says is in {new!r}")
+    rows, again = itertools.tee(read_rows(source, [text_column], found))
+    judged = predictor.predict_each(row.cells[text_column] for row in again)
+    cells = (row.cells for row in rows)
+    if as_jsonl and is_jsonl(source):  # numbers stay numbers
+        cells = (values for _, values in json_lines(source, _refuse, found))
+    pairs = tqdm(zip(cells, judged, strict=True), "judging", unit=" reviews", dynamic_ncols=True)
+    empty = guesses = 0
+    try:
+        with (
+            atomic.file(target) as work,
+            # Half of a surrogate pair, which no encoding has, becomes an escape.
+            work.open("w", encoding=encoding, errors="backslashreplace", newline="") as file,
+        ):
+            separator = "\t" if target.suffix.lower() == ".tsv" else ","
+            table = csv.DictWriter(file, names, delimiter=separator)
+            if not as_jsonl:
+                table.writeheader()
+            for row, (text, prediction) in pairs:
+                verdict = [prediction.label, f"{prediction.probability:.6f}"]
+                if not text.strip():
+                    empty, verdict = empty + 1, ["", ""]
+                guesses += predictor.can_only_guess(text)
+                row = {**row, **dict(zip(names[-2:], verdict, strict=True))}
+                if as_jsonl:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                else:
+                    table.writerow(row)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}") from None
+    _tell_guesses(guesses)
+    written = "UTF-8, marked for Excel" if encoding == FOR_EXCEL else encoding.upper()
+    note(f"{pairs.n - empty:,} judged, {empty:,} without a text; written: {target} ({written})")
+
+
+def _check_target(source: Path, target: Path) -> bool:
+    """Whether to write JSONL; a UserError where the name of the output cannot be meant."""
+    if target.is_dir() or (target.exists() and source.exists() and target.samefile(source)):
+        raise UserError(f"--output {target} is the input, or a directory", "name another file")
+    suffix = target.suffix.lower()
+    if suffix in _TABLES:
+        return False
+    if suffix in (".gz", ".xz") or not is_jsonl(target):
+        raise UserError(
+            f"--output {target}: {suffix} cannot be written",
+            "name a .csv, which Excel opens too, a .tsv or a .jsonl",
+        )
+    return True
+
+
+def _refuse(number: int, reason: str) -> None:
+    raise UserError(f"line {number:,}: {reason}")  # read_rows has told it before
+
+
+def _tell_guesses(count: int) -> None:
+    if count:
+        note(
+            f"{counted(count, 'text')} mostly of characters that the model has never seen: "
+            "there the verdict is a guess"
+        )
