@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -117,9 +117,9 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
             if not as_jsonl:
                 table.writeheader()
             for row, (text, prediction) in pairs:
-                verdict = [prediction.label, f"{prediction.probability:.6f}"]
+                verdict: list[Any] = [prediction.label, round(prediction.probability, 6)]
                 if not text.strip():
-                    empty, verdict = empty + 1, ["", ""]
+                    empty, verdict = empty + 1, [None, None]
                 guesses += predictor.can_only_guess(text)
                 row = {**row, **dict(zip(names[-2:], verdict, strict=True))}
                 if as_jsonl:
@@ -155,6 +155,6 @@ def _refuse(number: int, reason: str) -> None:
 def _tell_guesses(count: int) -> None:
     if count:
         note(
-            f"{counted(count, 'text')} mostly of characters that the model has never seen: "
-            "there the verdict is a guess"
+            "mostly of characters that the model has never seen: "
+            f"{counted(count, 'text')}; there the verdict is a guess"
         )

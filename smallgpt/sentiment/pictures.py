@@ -110,6 +110,11 @@ def font_for(texts: str) -> str | None:
     """A font with which to draw `texts` besides English; None where none is installed."""
     from matplotlib import font_manager, ft2font
 
+    if not texts.isascii():  # matplotlib remembers which fonts were installed when it first ran
+        known = {font.fname for font in font_manager.fontManager.ttflist}
+        for path in set(font_manager.findSystemFonts()) - known:
+            with suppress(OSError, RuntimeError):
+                font_manager.fontManager.addfont(path)
     installed = sorted(font_manager.fontManager.ttflist, key=lambda f: abs(int(f.weight) - 400))
     path_of = {font.name: font.fname for font in reversed(installed) if font.style == "normal"}
     needed = {*texts, *"AB01"}
