@@ -28,8 +28,8 @@ TRAIN_FROM_BASE = "train.py with base_model"
 ABLATION, TEXT = "smallgpt sentiment ablation", "smallgpt sentiment text"
 _TRAINING = (TRAIN, TRAIN_FROM_BASE, CLASSIFY, ABLATION)
 _ANY = (*_TRAINING, CHAT)
-_NOT_TEXT = {"data_path": "[", "label_map": "{"}
-"""Keys whose value on the command line is YAML where it begins so."""
+_AS_YAML = {"data_path": "[]", "label_map": "{}"}
+"""Keys whose value on the command line is YAML where it stands in these."""
 
 
 def _key(default: Any, **metadata: Any) -> Any:
@@ -466,6 +466,6 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
                 f"command line: {argument!r} is not of the form key=value",
                 "write for example lr=3e-4, without spaces around the =",
             )
-        as_yaml = text.startswith(_NOT_TEXT.get(key, "\0"))
+        as_yaml = text[:1] + text[-1:] == _AS_YAML.get(key)
         values[key] = _parse_yaml(text, f"command line: {argument!r}") if as_yaml else text
     return values

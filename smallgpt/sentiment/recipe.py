@@ -259,4 +259,4 @@ def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
         )
     note(f"written: {root / report.REPORT_FILE}, {report.PICTURE_FILE} and {report.VERDICTS_FILE}")
     predict = f"{python_command()} -m smallgpt sentiment predict {shlex.quote(str(root))}"
-    note(f'use it, the best of the run: {predict} "房间很干净"')
+    note(f'use it: {predict} "房间很干净"')

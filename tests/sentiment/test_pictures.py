@@ -80,6 +80,8 @@ def test_a_font_with_the_characters_writes_them(
 def test_numbers_are_read_on_any_cell_and_one_validation_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    curve: Any
+    confusion: Any
     curve, confusion, _ = drawn(monkeypatch, tmp_path, ["a", "b"], validations=1).axes
     inks = {text.get_text(): text.get_color() for text in confusion.texts}
     assert inks == {"30": "white", "0": "black"}

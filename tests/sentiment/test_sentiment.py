@@ -191,8 +191,8 @@ def test_no_run_goes_on_with_other_reviews_in_the_test(
     # Back to what it was, under another name, it goes on.
     (tmp_path / "reviews.csv").unlink()
     same = write_reviews(tmp_path / "same.csv")
-    back = {"sentimental_data_path": str(same), "resume_from": "latest", "max_steps": 3}
-    recipe.run(dataclasses.replace(plan, **back))
+    back = dataclasses.replace(plan, sentimental_data_path=str(same), resume_from="latest")
+    recipe.run(dataclasses.replace(back, max_steps=3))
 
 
 def test_a_base_that_has_learnt_from_the_test_is_said(
@@ -226,7 +226,8 @@ def test_stars_and_characters_that_the_base_does_not_know(
 def test_a_classifier_that_learnt_nothing_is_told_apart(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_reviews(tmp_path / "reviews.csv", 60, labels="00000000100")
+    rows = [f"{n},{int(n % 10 == 0)},好{n}" for n in range(100)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["id,label,review", *rows]), "utf-8")
     recipe.run(classifier_config(tmp_path, trained, max_steps=1, lr=1e-9, min_lr=0.0))
     said, commonest = capsys.readouterr(), report(tmp_path)["commonest"]
     assert commonest["label"] == "0" and commonest["accuracy"] > 0.8

@@ -17,7 +17,6 @@ from tests.helpers.commands import python_here, refusal, refused_command, smallg
 from tests.helpers.processes import REPOSITORY
 from tests.helpers.reviews import classifier_config, write_reviews
 
-
 DEMO = "checkpoints/sentimental_demo"
 
 
