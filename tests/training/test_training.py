@@ -26,7 +26,7 @@ from smallgpt.model.gpt import GPT
 from smallgpt.training import pretrain, resume
 from smallgpt.training.interruption import stop_on_signals
 from smallgpt.training.metrics import StepResult
-from smallgpt.training.optimizer import learning_rate, make_optimizers
+from smallgpt.training.optimizer import make_optimizers
 from smallgpt.training.pretrain import DialogueTask
 from smallgpt.training.trainer import Trainer
 from smallgpt.training.validation import validate
@@ -100,16 +100,6 @@ def rows_of(run: Trainer) -> PackedRows:
 
 
 # -- one step ---------------------------------------------------------------------------------
-
-
-def test_learning_rate_warms_up_then_falls_as_a_cosine() -> None:
-    plan = Config(lr=1.0, min_lr=0.1, warmup_steps=10, decay_steps=110)
-    assert learning_rate(0, plan) == pytest.approx(0.1)
-    assert learning_rate(9, plan) == pytest.approx(1.0)
-    assert learning_rate(60, plan) == pytest.approx(0.55)  # half-way down
-    assert learning_rate(110, plan) == learning_rate(10_000, plan) == 0.1
-    falling = [learning_rate(step, plan) for step in range(10, 111)]
-    assert falling == sorted(falling, reverse=True)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -476,7 +466,9 @@ def test_metrics_of_a_run_killed_before_its_first_checkpoint_are_dropped(
     assert not (tmp_path / "run" / "metrics.jsonl.old").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_interrupted_run_saves_says_how_to_go_on_and_goes_on(
     settings: dict[str, Any], tmp_path: Path, before_step: Any, number: int, code: int
 ) -> None:
@@ -489,6 +481,7 @@ def test_interrupted_run_saves_says_how_to_go_on_and_goes_on(
     assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt3"]
     assert "stopped at step 3" in result.stderr
     assert "python train.py run.yaml lr=0.02 resume_from=latest" in result.stderr
+    assert f"python chat.py {tmp_path / 'run' / 'cpt3'}" in result.stderr
     resumed = train(settings, lr=0.02, resume_from="latest")
     straight = train(settings, lr=0.02, checkpoint_root=str(tmp_path / "straight"))
     assert same_weights(straight, resumed)
