@@ -7,11 +7,13 @@ import math
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 import torch
 import torch.nn.functional as F
@@ -485,3 +487,32 @@ def test_interrupted_run_saves_says_how_to_go_on_and_goes_on(
     resumed = train(settings, lr=0.02, resume_from="latest")
     straight = train(settings, lr=0.02, checkpoint_root=str(tmp_path / "straight"))
     assert same_weights(straight, resumed)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"  # Python 3.12 on pty.fork
+)
+def test_a_closed_terminal_saves(settings: dict[str, Any], tmp_path: Path) -> None:
+    lines = [f"{key}: {value}\n" for key, value in (settings | {"max_steps": 10**6}).items()]
+    (tmp_path / "run.yaml").write_text("".join(lines), encoding="utf-8")
+    command = [str(REPOSITORY / "train.py"), "run.yaml", "save_freq=1000000", "decay_steps=1000000"]
+    run = pexpect.spawn(sys.executable, command, cwd=tmp_path, encoding="utf-8", timeout=60)
+    run.expect_exact("loss ")
+    os.close(
+        run.child_fd
+    )  # the window is closed: SIGHUP, and writing to it is an error from now on
+    assert run.pid
+    os.waitpid(run.pid, 0)
+    (saved,) = run_folder.checkpoints(tmp_path / "run")
+    assert checkpoint.load(saved).training_state()["completed"] > 0
+
+
+def test_sighup_stays_ignored_under_nohup() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, previous)
