@@ -5,7 +5,6 @@
 
 import dataclasses
 import itertools
-import shlex
 import time
 from collections import Counter
 from collections.abc import Set
@@ -24,7 +23,6 @@ from smallgpt.data.reviews import fingerprint, hashes, read_and_split
 from smallgpt.distributed import launch
 from smallgpt.distributed.world import World
 from smallgpt.model.classifier import Classifier
-from smallgpt.runtime import python_command
 from smallgpt.sentiment import baseline, report
 from smallgpt.sentiment.task import ReviewTask, judge
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
@@ -258,5 +256,4 @@ def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
             "warm-up, on more reviews, or from a base_model that has read such texts"
         )
     note(f"written: {root / report.REPORT_FILE}, {report.PICTURE_FILE} and {report.VERDICTS_FILE}")
-    predict = f"{python_command()} -m smallgpt sentiment predict {shlex.quote(str(root))}"
-    note(f'use it: {predict} "房间很干净"')
+    note(task.how_to_use(root))
