@@ -25,19 +25,32 @@ Format = Annotated[
     typer.Option("--format", help="text, openai, sharegpt, kdconv, lccc, alpaca or table."),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out broken records.")]
+Columns = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        "--columns",
+        metavar="PROMPT REPLY",
+        help="The columns (or keys) of prompt and reply, where their names are not known ones.",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace files that are there already, not the inputs.")
+]
 Picture = Annotated[Path | None, typer.Option(help="Draw the histogram of lengths (PNG).")]
 
 
 @command(data_app)
 def convert(
     files: Files,
-    output: Annotated[Path, typer.Option(help="The text to write.")],
+    output: Annotated[Path, typer.Option(help="The text to write; a new file.")],
     kind: Format = None,
+    columns: Columns = None,
     skip_bad: SkipBad = False,
     keep_duplicates: Annotated[
         bool, typer.Option("--keep-duplicates", help="Keep what occurs twice.")
     ] = False,
     picture: Picture = None,
+    force: Force = False,
 ) -> None:
     """Make a text for train.py of dialogues in other formats, without duplicates, and report.
 
@@ -45,22 +58,28 @@ def convert(
     """
     from smallgpt.data.prepare import Survey, write
 
-    _check_output(files, [output])
+    _check_output(files, [output, *([picture] if picture else [])], force)
     survey = Survey()
-    write(survey.collect(files, kind, skip_bad, keep_duplicates), {output: 1.0})
+    write(survey.collect(files, kind, skip_bad, keep_duplicates, columns), {output: 1.0})
     _report(survey, picture)
     typer.echo(f"written: {output}")
 
 
 @command(data_app)
 def stats(
-    files: Files, kind: Format = None, skip_bad: SkipBad = False, picture: Picture = None
+    files: Files,
+    kind: Format = None,
+    columns: Columns = None,
+    skip_bad: SkipBad = False,
+    picture: Picture = None,
+    force: Force = False,
 ) -> None:
     """Count dialogues, turns, characters, duplicates and lengths."""
     from smallgpt.data.prepare import Survey
 
+    _check_output(files, [picture] if picture else [], force)
     survey = Survey()
-    for _ in survey.collect(files, kind, skip_bad):
+    for _ in survey.collect(files, kind, skip_bad, columns=columns):
         pass
     _report(survey, picture)
 
@@ -68,12 +87,16 @@ def stats(
 @command(data_app)
 def split(
     files: Files,
-    output_dir: Annotated[Path, typer.Option(help="Folder for train.txt, validation.txt …")],
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder for train.txt, validation.txt …, which are new files.")
+    ],
     validation: Annotated[float, typer.Option(min=0, max=1, help="Share of dialogues.")] = 0.05,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share of dialogues.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="Which dialogue is in which part.")] = 0,
     kind: Format = None,
+    columns: Columns = None,
     skip_bad: SkipBad = False,
+    force: Force = False,
 ) -> None:
     """Split dialogues into training, validation and test texts; duplicates stay in one part.
 
@@ -85,10 +108,9 @@ def split(
         raise UserError(f"--validation {validation} and --test {test} leave nothing to train on")
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
     parts = {output_dir / f"{name}.txt": share for name, share in shares.items() if share}
-    _check_output(files, parts)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    _check_output(files, parts, force)
     survey = Survey()
-    written = write(survey.collect(files, kind, skip_bad), parts, seed)
+    written = write(survey.collect(files, kind, skip_bad, columns=columns), parts, seed)
     _report(survey)
     for path, number in written.items():
         typer.echo(f"written: {path}, {counted(number, 'dialogue')}")
@@ -115,13 +137,20 @@ def smalltalk(
         raise UserError(f"--dialogues {dialogues}: {error}", "ask for fewer") from None
 
 
-def _check_output(files: list[Path], outputs: Iterable[Path]) -> None:
+def _check_output(files: list[Path], outputs: Iterable[Path], force: bool) -> None:
+    """Refuse inputs that cannot be read, and outputs that would replace something.
+
+    A device or a pipe is written to; an existing file is replaced only with --force.
+    """
     from smallgpt.data.text import check_files
+    from smallgpt.utils.atomic import is_device
 
     check_files(files)
     for output in outputs:
         if output.is_dir() or any(output.exists() and output.samefile(file) for file in files):
             raise UserError(f"{output} is an input, or a directory", "name another file")
+        if output.exists() and not force and not is_device(output):
+            raise UserError(f"{output} is there already", "name another, or add --force")
 
 
 def _report(survey: "Survey", picture: Path | None = None) -> None:

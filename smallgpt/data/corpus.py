@@ -154,7 +154,7 @@ def _open(cache: Path, key: str) -> Corpus:
             conversations=meta["conversations"],
             fingerprint=key,
         )
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, EOFError, KeyError, TypeError) as error:
         advice = "delete that folder; it will be rebuilt"
         raise UserError(f"the cache {cache} is damaged: {error}", advice) from None
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from smallgpt.config import SentimentConfig
 from smallgpt.data.tables import read_rows
+from smallgpt.data.text import BLANK
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
@@ -79,7 +80,7 @@ def read_reviews(
     class_of = _class_of(label_map or {})
     for row in read_rows(path, (text_column, label_column)):
         text, label = row.cells[text_column], _label(row.cells[label_column])
-        if not text.strip() or text.strip().lower() == "nan":
+        if not text.strip(BLANK) or text.strip().lower() == "nan":
             empty["text"] += 1
             continue
         if label.lower() in _MISSING and label not in class_of:
@@ -91,7 +92,7 @@ def read_reviews(
             continue
         if names is not None and name not in names:
             raise UserError(
-                f"{path}, line {row.number}: the label {name!r} is unknown",
+                f"{path}, {row.unit} {row.number:,}: the label {name!r} is unknown",
                 f"the labels are: {', '.join(names)}",
             )
         texts.append(text)
@@ -216,6 +217,6 @@ def texts_outside_test(config: SentimentConfig, also: list[Path]) -> Iterator[st
         for row in read_rows(file, [config.text_column])
     )
     for text in itertools.chain(own.texts, others):
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.splitlines() if line.strip(BLANK)]
         if lines and text not in test:
             yield "\n".join(lines)

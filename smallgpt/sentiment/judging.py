@@ -10,14 +10,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from smallgpt.data.tables import (
-    columns_of,
-    distinct,
-    encoding_of,
-    is_jsonl,
-    json_lines,
-    read_rows,
-)
+from smallgpt.data.tables import columns_of, distinct, is_jsonl, read_rows
+from smallgpt.data.text import BLANK, encoding_of
 from smallgpt.sentiment.predictor import Predictor
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
@@ -26,6 +20,8 @@ from smallgpt.utils.words import counted
 _TABLES = (".csv", ".tsv", ".txt", "")
 FOR_EXCEL = "utf-8-sig"
 """UTF-8 with a byte order mark, without which Excel reads a CSV in the system's old encoding."""
+_TO_WRITE = {"utf-8": FOR_EXCEL, "utf-16-le": "utf-16", "utf-16-be": "utf-16"}
+"""How a table is written whose input had an encoding: with a byte order mark."""
 
 
 def argument(text: str) -> str:
@@ -61,7 +57,7 @@ def lines_of(file: TextIO | None) -> Iterator[str]:
         text = _decoded(data, encoding, f"standard input, line {number:,}")
         text = text.removeprefix("\ufeff") if number == 1 else text
         for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
-            if line.strip():
+            if line.strip(BLANK):
                 yield line
 
 
@@ -92,18 +88,16 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
         UserError: a file cannot be read or written, or the text column is missing.
     """
     as_jsonl = _check_target(source, target)
-    found = encoding_of(source)
-    encoding = "utf-8" if as_jsonl else FOR_EXCEL if found.startswith("utf-8") else found
-    columns = columns_of(source, [text_column], found)
+    rows, again = itertools.tee(read_rows(source, [text_column]))
+    columns = columns_of(source, [text_column])
     names = distinct([*columns, "verdict", "probability"])
     for name, new in zip(("verdict", "probability"), names[-2:], strict=True):
         if name != new:
             note(f"{source} has a column {name!r}: what the model says is in {new!r}")
-    rows, again = itertools.tee(read_rows(source, [text_column], found))
+    encoding = "utf-8" if as_jsonl else _TO_WRITE.get(found := encoding_of(source), found)
     judged = predictor.predict_each(row.cells[text_column] for row in again)
-    cells = (row.cells for row in rows)
-    if as_jsonl and is_jsonl(source):  # numbers stay numbers
-        cells = (values for _, values in json_lines(source, _refuse, found))
+    # In JSONL, numbers stay numbers.
+    cells = (row.values if as_jsonl else row.cells for row in rows)
     pairs = tqdm(zip(cells, judged, strict=True), "judging", unit=" reviews", dynamic_ncols=True)
     empty = guesses = 0
     try:
@@ -118,7 +112,7 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
                 table.writeheader()
             for row, (text, prediction) in pairs:
                 verdict: list[Any] = [prediction.label, round(prediction.probability, 6)]
-                if not text.strip():
+                if not text.strip(BLANK):
                     empty, verdict = empty + 1, [None, None]
                 guesses += predictor.can_only_guess(text)
                 row = {**row, **dict(zip(names[-2:], verdict, strict=True))}
@@ -146,10 +140,6 @@ def _check_target(source: Path, target: Path) -> bool:
             "name a .csv, which Excel opens too, a .tsv or a .jsonl",
         )
     return True
-
-
-def _refuse(number: int, reason: str) -> None:
-    raise UserError(f"line {number:,}: {reason}")  # read_rows has told it before
 
 
 def _tell_guesses(count: int) -> None:

@@ -24,7 +24,13 @@ from smallgpt.runtime import Runtime, python_command
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
 from smallgpt.training import resume
 from smallgpt.training.trainer import Task, Trainer
-from smallgpt.training.validation import Validation, summed_loss, validate
+from smallgpt.training.validation import (
+    Validation,
+    nothing_to,
+    sample_of,
+    summed_loss,
+    validate,
+)
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
@@ -71,6 +77,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     else:
         config = _with_vocabulary(config, tokenizer)
     train_rows, validation_rows = pack_corpus(config, corpus, tokenizer)
+    _check_targets(config, train_rows, validation_rows)
 
     # 3. Model: the checkpoint's, the base's, or fresh.
     runtime.seed_everything(config.seed)
@@ -112,6 +119,21 @@ def pack_corpus(
         for dialogues in split(len(corpus), config.train_percent, seed)
     )
     return train, held_back
+
+
+def _check_targets(config: Config, rows: PackedRows, validation_rows: PackedRows) -> None:
+    """Stop before the first step where there is nothing to learn or to validate on."""
+    each = config.test_batch
+    for purpose, part, batches in (
+        ("learn", rows, sample_of(rows, each, len(rows), config.seed)),
+        (
+            "validate on",
+            validation_rows,
+            sample_of(validation_rows, each, config.eval_steps, config.seed),
+        ),
+    ):
+        if not any(part.batch(numbers).target_count() for numbers in batches):
+            raise nothing_to(purpose)
 
 
 class DialogueTask(Task):

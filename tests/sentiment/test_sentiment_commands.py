@@ -76,21 +76,26 @@ def table(path: Path, encoding: str = "utf-8-sig") -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def test_the_output_is_in_the_encoding_of_the_input(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16"])
+def test_the_output_is_in_the_encoding_of_the_input(
+    model: str, tmp_path: Path, encoding: str
+) -> None:
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
-    source.write_text("备注,review\n甲,今天好好\n", "gb18030")
-    said = judged(model, source, target)
-    assert said.count("not UTF-8, read as GB18030") == 1 and "(GB18030)" in said
-    assert table(target, "gb18030")[0] == ["备注", "review", "verdict", "probability"]
-    assert table(target, "gb18030")[1][:3] == ["甲", "今天好好", "0"]
+    source.write_text("备注,review\n甲,今天好好\n", encoding)
+    said, name = judged(model, source, target), encoding.upper()
+    assert said.count(f"not UTF-8, read as {name}") == 1 and f"({name})" in said
+    header, row = table(target, encoding)
+    assert header == ["备注", "review", "verdict", "probability"]
+    assert row[:3] == ["甲", "今天好好", "0"]
+    assert target.read_bytes()[:2] == source.read_bytes()[:2]
 
 
 def test_columns_of_one_name_all_stay(model: str, tmp_path: Path) -> None:
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text("review,note,note,verdict\n错错错,1,2,人工\n", "utf-8")
-    assert "in 'verdict (2)'" in judged(model, source, target)
+    assert "in 'verdict.2'" in judged(model, source, target)
     header, row = table(target)
-    assert header == ["review", "note", "note (2)", "verdict", "verdict (2)", "probability"]
+    assert header == ["review", "note", "note.2", "verdict", "verdict.2", "probability"]
     assert row[:5] == ["错错错", "1", "2", "人工", "1"]
 
 
@@ -104,11 +109,11 @@ def test_lines_with_different_keys(model: str, tmp_path: Path, ending: str) -> N
     if ending == "csv":
         header, first, second = table(target)
         assert header == ["review", "n", "hotel", "verdict", "probability"]
-        assert first[:3] == ["好\\ud83d", "1", ""]
+        assert first[:3] == ["好\ufffd", "1", ""]
         assert second[:4] == ["错", "", '{"name": "甲"}', "1"]
         return
     first, second = map(json.loads, target.read_text("utf-8").splitlines())
-    assert (first["review"], first["n"]) == ("好\ud83d", 1) and "hotel" not in first
+    assert (first["review"], first["n"]) == ("好\ufffd", 1) and "hotel" not in first
     assert second["hotel"] == {"name": "甲"} and 0.5 <= second["probability"] <= 1
 
 
