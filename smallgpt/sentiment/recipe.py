@@ -256,4 +256,4 @@ def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
             "warm-up, on more reviews, or from a base_model that has read such texts"
         )
     note(f"written: {root / report.REPORT_FILE}, {report.PICTURE_FILE} and {report.VERDICTS_FILE}")
-    note(task.how_to_use(root))
+    note(task.how_to_use(path))

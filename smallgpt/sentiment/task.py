@@ -112,9 +112,9 @@ class ReviewTask(Task):
         }
 
     def how_to_use(self, path: Path) -> str:
-        """The command that judges a review."""
-        predict = f"{python_command()} -m smallgpt sentiment predict {shlex.quote(str(path))}"
-        return f'use it: {predict} "房间很干净"'
+        """The command that judges a review with the best checkpoint of the run."""
+        run = shlex.quote(str(path.parent))
+        return f'use it: {python_command()} -m smallgpt sentiment predict {run} "房间很干净"'
 
     def keep_states(self) -> None:
         """Compute the states of frozen blocks once, in the folder of the run. Only now that the
