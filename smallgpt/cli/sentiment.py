@@ -52,7 +52,10 @@ def predict(
     ] = None,
     target: Annotated[
         Path | None,
-        typer.Option("--output", help="Where to write it with the verdicts; all columns stay."),
+        typer.Option(
+            "--output",
+            help="Where to write it with the verdicts: .csv (for Excel too), .tsv or .jsonl.",
+        ),
     ] = None,
     text_column: Annotated[
         str | None, typer.Option(help="Column of the text; by default as in training.")

@@ -250,10 +250,11 @@ def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
     print(report.describe(result["reference"]))
     print(f"always saying {reviews.names[commonest]}, the commonest: accuracy {100 * always:.2f} %")
     if result["test"]["accuracy"] <= always:
+        step, last = result["best"]["step"], trainer.completed
+        longer = f"more than {counted(last, 'step')} (max_epoch), " if step == last else ""
         note(
-            f"warning: it is no better than always saying {reviews.names[commonest]}. Train longer "
-            f"(max_epoch or max_steps: it took {counted(trainer.completed, 'step')}) with a short "
-            "warm-up, on more reviews, or from a base_model that has read such texts"
+            f"warning: it is no better than always saying {reviews.names[commonest]}; try {longer}"
+            "more reviews, or a base_model that has read such texts"
         )
     note(f"written: {root / report.REPORT_FILE}, {report.PICTURE_FILE} and {report.VERDICTS_FILE}")
     note(task.how_to_use(path))

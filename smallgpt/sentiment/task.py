@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,10 @@ class ReviewTask(Task):
     def state(self, completed: int) -> dict[str, Any]:
         """What it learns from: whoever goes on must have the same, and whoever begins with this
         model is told of it (see recipe)."""
+        return self._learnt
+
+    @cached_property
+    def _learnt(self) -> dict[str, Any]:
         learnt = np.concatenate([self.split.train, self.split.validation])
         return {
             "reviews": fingerprint(self.reviews, self.split),
