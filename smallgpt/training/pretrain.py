@@ -194,13 +194,15 @@ class DialogueTask(Task):
         """The command that chats with it."""
         return f"chat with it: {python_command()} chat.py {shlex.quote(str(path))}"
 
-    def weakness(self, figures: Mapping[str, float]) -> str:
+    def weakness(self, best: Mapping[str, float], was_better_before: bool) -> str:
         """Perplexity above the size of the vocabulary: worse than drawing characters blindly."""
-        perplexity, size = figures.get("perplexity", 0.0), self.config.vocab_size
+        perplexity, size = best.get("perplexity", 0.0), self.config.vocab_size
         if perplexity <= size:
             return ""
-        blind = f"validation perplexity {perplexity:,.0f} is above the {size:,} of blind guessing"
-        return f"{blind}: train longer (max_steps or max_epoch), or raise lr"
+        advice = "train longer (max_steps or max_epoch), or raise lr"
+        if was_better_before:
+            advice = "more dialogues are needed, or a base_model trained on text more like them"
+        return f"validation perplexity {perplexity:,.0f}, blind guessing has {size:,}: {advice}"
 
     def sample_replies(self) -> list[tuple[str, str]]:
         """Replies to the first utterances of some dialogues kept for validation."""

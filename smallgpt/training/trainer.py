@@ -71,8 +71,11 @@ class Task(ABC):
     def how_to_use(self, path: Path) -> str:
         """The command that uses a checkpoint of this task, for people to copy."""
 
-    def weakness(self, figures: Mapping[str, float]) -> str:
-        """What the figures of a validation say against a model, in words; empty if nothing."""
+    def weakness(self, best: Mapping[str, float], was_better_before: bool) -> str:
+        """What the best validation says against the model, and what to change; empty if nothing.
+
+        `was_better_before` tells that training on made it worse.
+        """
         return ""
 
     def sample_replies(self) -> list[tuple[str, str]]:
@@ -162,7 +165,8 @@ class Trainer:
             rising = f"the learning rate was still rising for {self.schedule.warmup_steps:,}"
             advice = "lower warmup_steps (or set warmup: 0.1), or train longer (max_steps)"
             note(f"warning: {rising} of {counted(self.completed, 'step')}: {advice}")
-        if weakness := self.task.weakness(self.best or {}):
+        scores = self.best or {}
+        if weakness := self.task.weakness(scores, scores.get("step") != self.completed):
             note(f"warning: {weakness}")
 
     def best_checkpoint(self, path: Path) -> Path:

@@ -235,4 +235,10 @@ def test_a_short_warmup_and_a_model_that_guesses_are_said(
     assert warnings("warmup_steps=4", f"checkpoint_root={tmp_path / 'a'}") == []
     rising, blind = warnings("warmup_steps=50", "lr=5.0", "grad_clip=0")
     assert rising.startswith("warning: the learning rate was still rising for 50 of 8 steps: lower")
-    assert re.match(r"warning: validation perplexity [\d,]+ is above the \d+ of blind", blind)
+    assert re.match(r"warning: validation perplexity [\d,]+, blind guessing has \d+: train", blind)
+    # Where it was better before, training longer is no advice.
+    root = f"checkpoint_root={tmp_path / 'b'}"
+    _, blind = warnings("warmup_steps=50", "lr=50.0", "grad_clip=0", "eval_freq=1", root)
+    assert blind.endswith(
+        "more dialogues are needed, or a base_model trained on text more like them"
+    )
