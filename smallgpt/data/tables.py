@@ -117,9 +117,8 @@ def _well_formed(value: Any, source: str, start: int = 0, end: int = sys.maxsize
 
 
 def _json_rows(path: Path, columns: list[str], broken: Broken | None) -> Iterator[Row]:
-    is_list = next((t for text in decode(path, quiet=True) if (t := text.lstrip())), "").startswith(
-        "["
-    )
+    beginning = next(filter(str.strip, decode(path, quiet=True)), "")
+    is_list = beginning.lstrip().startswith("[")
     unit = "record" if is_list else "line"
 
     def refuse(number: int, reason: str) -> NoReturn:
