@@ -28,8 +28,8 @@ from typing import Any
 from smallgpt.data.tables import (
     LONGEST,
     Broken,
-    is_json,
     is_jsonl,
+    is_lines,
     is_table,
     json_items,
     json_lines,
@@ -114,7 +114,7 @@ def read_dialogues(
     left_out = 0
     for number, record in _records(path, container, reject, columns):
         try:
-            if _is_not_to_be_learnt(record):
+            if _is_not_to_be_learnt(record, columns):
                 left_out += 1
             else:
                 yield _utterances(record, kind, columns)
@@ -164,12 +164,12 @@ def recognise(path: Path, kind: str | None = None, columns: Columns | None = Non
 def _container(path: Path, text: str, kind: str | None) -> str:
     text = text.lstrip(BLANK)
     line, _, more = text.partition("\n")
-    is_line = isinstance(_json(line, whole=True), (list, dict))
+    whole_line = isinstance(_json(line, whole=True), (list, dict))
     if text.startswith("["):
         item = _json(text[1:])
-        if isinstance(item, str) and (is_line or is_json(path)):
+        if isinstance(item, str) and (whole_line or is_jsonl(path)):
             # Lines of sentences; or one list alone, which may as well be one of articles.
-            if is_line and (more.strip() or is_jsonl(path)):
+            if whole_line and (more.strip() or is_lines(path)):
                 return "lines"
             if kind == "lccc":
                 return "one"
@@ -179,13 +179,13 @@ def _container(path: Path, text: str, kind: str | None) -> str:
                 "list; articles: write them as a text with a blank line between two",
             )
         if _is_message(item):  # one dialogue, without a record around it
-            return "lines" if is_line else "one"
-        if isinstance(item, (dict, list)) or is_json(path):
+            return "lines" if whole_line else "one"
+        if isinstance(item, (dict, list)) or is_jsonl(path):
             return "list"
-    elif is_line and text.startswith("{"):
+    elif whole_line and text.startswith("{"):
         return "lines"
-    elif is_json(path):
-        return "lines" if is_jsonl(path) or not isinstance(_json(text), dict) else "one"
+    elif is_jsonl(path):
+        return "lines" if is_lines(path) or not isinstance(_json(text), dict) else "one"
     return "table" if is_table(path) else "text"
 
 
@@ -259,10 +259,12 @@ def _check_columns(path: Path, names: list[str], columns: Columns | None) -> Non
         )
 
 
-def _is_not_to_be_learnt(record: Any) -> bool:
+def _is_not_to_be_learnt(record: Any, columns: Columns | None) -> bool:
     """Whether a reply is one that people found bad, as the pairs of KTO say."""
     label = _first(record, ("label", "kto_tag"))
-    return label is not None and str(record[label]).strip().lower() in ("false", "0")
+    if label is None or label in (columns or ()):
+        return False
+    return str(record[label]).strip().lower() in ("false", "0")
 
 
 def _utterances(record: Any, kind: str | None, columns: Columns | None) -> list[str]:
@@ -362,7 +364,7 @@ def _part(record: dict[str, Any], name: str) -> list[str]:
     value = record.get(name)
     if isinstance(value, list) and value and _is_message(value[0]):
         return _turns(value)
-    if value is None and name in record:
+    if name in record and (value is None or value != value):  # NaN, as gaps are often saved
         return [""]
     return [str(value) if isinstance(value, (int, float)) else _text(record, name)]
 

@@ -153,6 +153,8 @@ def write(
             if not any(written.values()):
                 advice = "see what was rejected: smallgpt data stats"
                 raise UserError("there is no dialogue in it", advice)
+    except FileExistsError as error:
+        raise UserError(f"{error.filename} is a file, not a folder", "name another") from None
     except OSError as error:
         names = ", ".join(map(str, shares))
         raise UserError(f"{names} cannot be written: {error.strerror}") from None

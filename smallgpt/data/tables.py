@@ -57,7 +57,7 @@ def read_rows(
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "not found"
         raise UserError(f"{path} {problem}", "give a CSV, TSV or JSONL file with a header")
-    return (_json_rows if is_json(path) else _table_rows)(path, columns, broken)
+    return (_json_rows if is_jsonl(path) else _table_rows)(path, columns, broken)
 
 
 def columns_of(path: Path, columns: Iterable[str]) -> list[str]:
@@ -65,18 +65,18 @@ def columns_of(path: Path, columns: Iterable[str]) -> list[str]:
 
     The objects of a JSON file may have different ones: it is read to its end.
     """
-    if is_json(path):
+    if is_jsonl(path):
         rows = _json_rows(path, list(columns), None, quiet=True)
         return list(dict.fromkeys(column for row in rows for column in row.cells))
     return distinct(_first_line(path, _read_lines(path, quiet=True), columns)[2])
 
 
-def is_json(path: Path) -> bool:
+def is_jsonl(path: Path) -> bool:
     """Whether a file's name says that it holds JSON: an object a line, or a list of them."""
     return _suffix(path) in _JSON_SUFFIXES
 
 
-def is_jsonl(path: Path) -> bool:
+def is_lines(path: Path) -> bool:
     """Whether a file's name says that it holds one JSON value a line."""
     return _suffix(path) in _LINES_SUFFIXES
 
@@ -131,9 +131,8 @@ def _well_formed(value: Any, source: str, start: int = 0, end: int = sys.maxsize
 def _json_rows(
     path: Path, columns: list[str], broken: Broken | None, quiet: bool = False
 ) -> Iterator[Row]:
-    is_list = next((t for text in decode(path, quiet=True) if (t := text.lstrip())), "").startswith(
-        "["
-    )
+    beginning = next(filter(str.strip, decode(path, quiet=True)), "")
+    is_list = beginning.lstrip().startswith("[")
     unit = "record" if is_list else "line"
 
     def refuse(number: int, reason: str) -> NoReturn:

@@ -153,7 +153,7 @@ def explain_texts(predictor: Predictor, texts: Iterable[str], page: Path | None)
         try:
             with atomic.file(page) as work:
                 text = _PAGE + "".join(paragraphs) + "</body></html>\n"
-                work.write_text(text, "utf-8", errors="backslashreplace")
+                work.write_text(text, "utf-8", errors="replace")
         except OSError as error:
             raise UserError(f"{page} cannot be written: {error.strerror}") from None
         note(f"written: {page}")

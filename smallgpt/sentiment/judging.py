@@ -10,14 +10,16 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from smallgpt.data.tables import columns_of, distinct, is_jsonl, read_rows
+from smallgpt.data import encodings
+from smallgpt.data.tables import columns_of, distinct, read_rows
 from smallgpt.data.text import BLANK, encoding_of
 from smallgpt.sentiment.predictor import Predictor
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
-_TABLES = (".csv", ".tsv", ".txt", "")
+_TABLES, _JSONL = (".csv", ".tsv", ".txt", ""), (".jsonl", ".ndjson")
+"""Endings of the names of what can be written."""
 FOR_EXCEL = "utf-8-sig"
 """UTF-8 with a byte order mark, without which Excel reads a CSV in the system's old encoding."""
 _TO_WRITE = {"utf-8": FOR_EXCEL, "utf-16-le": "utf-16", "utf-16-be": "utf-16"}
@@ -25,7 +27,8 @@ _TO_WRITE = {"utf-8": FOR_EXCEL, "utf-16-le": "utf-16", "utf-16-be": "utf-16"}
 
 
 def argument(text: str) -> str:
-    """A text from the command line; one that is not UTF-8 is read as GB18030.
+    """A text from the command line: one in GB18030 is read as that; what is damaged of one in UTF-8
+    becomes U+FFFD.
 
     Raises:
         UserError: it is neither.
@@ -33,13 +36,16 @@ def argument(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return _decoded(os.fsencode(text), "gb18030", "an argument")
+        data, where = os.fsencode(text), "an argument"
+        if encodings.encoding_of(Path(where), [data, b""]) == "gb18030":
+            return _decoded(data, "gb18030", where)
+        return data.decode("utf-8", "replace")
     return text
 
 
 def lines_of(file: TextIO | None) -> Iterator[str]:
     """The lines of standard input that are not blank, whatever the locale: UTF-8, and GB18030 from
-    the first one on that is not UTF-8, which is said.
+    the first one on that is in it, which is said.
 
     Raises:
         UserError: they are neither, or standard input is closed.
@@ -48,13 +54,14 @@ def lines_of(file: TextIO | None) -> Iterator[str]:
         raise UserError("standard input is closed", "give texts, or --input and --output")
     encoding = "utf-8"
     for number, data in enumerate(file.buffer, start=1):
-        if encoding == "utf-8":
-            try:
-                data.decode()
-            except UnicodeDecodeError:
+        where = f"standard input, line {number:,}"
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            if encoding == "utf-8" and encodings.encoding_of(Path(where), [data, b""]) != encoding:
                 encoding = "gb18030"
-                note(f"standard input, line {number:,}: not UTF-8, read as GB18030 from here on")
-        text = _decoded(data, encoding, f"standard input, line {number:,}")
+                note(f"{where}: not UTF-8, read as GB18030 from here on")
+            text = _decoded(data, encoding, where)
         text = text.removeprefix("\ufeff") if number == 1 else text
         for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
             if line.strip(BLANK):
@@ -65,7 +72,8 @@ def _decoded(data: bytes, encoding: str, where: str) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError:
-        raise UserError(f"{where}: neither UTF-8 nor GB18030", "convert it to UTF-8") from None
+        other = "not UTF-8, as the rest is" if encoding == "utf-8" else "neither UTF-8 nor GB18030"
+        raise UserError(f"{where}: {other}", "convert it to UTF-8, or correct it") from None
 
 
 def judge_texts(predictor: Predictor, texts: Iterable[str]) -> None:
@@ -132,14 +140,12 @@ def _check_target(source: Path, target: Path) -> bool:
     if target.is_dir() or (target.exists() and source.exists() and target.samefile(source)):
         raise UserError(f"--output {target} is the input, or a directory", "name another file")
     suffix = target.suffix.lower()
-    if suffix in _TABLES:
-        return False
-    if suffix in (".gz", ".xz") or not is_jsonl(target):
+    if suffix not in (*_TABLES, *_JSONL):
         raise UserError(
             f"--output {target}: {suffix} cannot be written",
             "name a .csv, which Excel opens too, a .tsv or a .jsonl",
         )
-    return True
+    return suffix in _JSONL
 
 
 def _tell_guesses(count: int) -> None:

@@ -98,6 +98,12 @@ def test_other_encodings_give_the_same_corpus(tmp_path: Path, encoding: str) -> 
         assert corpus.tokenizer.characters == expected.tokenizer.characters
 
 
+def test_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / os.fsdecode("早".encode("gb18030")), "早\n好\n")
+    for _ in range(2):
+        assert texts_of(open_corpus([path])) == ["早\n好"]
+
+
 def test_ids_of_a_small_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = open_corpus([write(tmp_path / "t.txt", "好好呀\n早呀好\n\n\n早\n\n")])
     assert corpus.tokenizer.characters == ["好", "呀", "早"]

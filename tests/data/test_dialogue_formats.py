@@ -295,8 +295,9 @@ def test_half_a_surrogate_pair_is_a_replacement_character(tmp_path: Path) -> Non
 
 
 def test_an_utterance_that_shows_nothing_is_refused(tmp_path: Path) -> None:
-    for character in "\u200b\ufeff\u3000":
-        (tmp_path / "x.jsonl").write_text(as_lines([openai(["早", character])]), "utf-8")
+    gaps = [{"prompt": "早", "response": gap} for gap in (None, float("nan"))]
+    for record in (*(openai(["早", character]) for character in "\u200b\ufeff\u3000"), *gaps):
+        (tmp_path / "x.jsonl").write_text(as_lines([record]), "utf-8")
         assert "an empty utterance" in refusal_of(tmp_path / "x.jsonl")
 
 

@@ -124,7 +124,7 @@ def test_a_header_alone_stays(model: str, tmp_path: Path, content: str) -> None:
     assert table(tmp_path / "out.csv") == [["id", "review", "verdict", "probability"]]
 
 
-@pytest.mark.parametrize("name", ["o.xlsx", "o.csv.gz", "o.jsonl.xz", "o.parquet"])
+@pytest.mark.parametrize("name", ["o.xlsx", "o.csv.gz", "o.jsonl.xz", "o.json"])
 def test_outputs_that_would_not_be_what_their_name_says(
     model: str, tmp_path: Path, name: str
 ) -> None:
@@ -154,6 +154,8 @@ def test_bytes_that_are_no_text(model: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert "an argument: neither" in refused_command("sentiment", "predict", model, neither)
     done = smallgpt("sentiment", "predict", model, typed=b"\xe5\xa5\xbd\n\xff\xff\n")
     assert done.exit_code == 2 and "line 2: neither UTF-8 nor GB18030" in done.stderr
+    done = smallgpt("sentiment", "predict", model, typed="今天好好".encode() + b"\xe9\n")
+    assert done.exit_code == 2 and "line 1: not UTF-8, as the rest is" in done.stderr
     monkeypatch.setattr("sys.stdin", None)
     assert "is closed" in refusal(lambda: list(judging.lines_of(sys.stdin)))
 
@@ -187,6 +189,10 @@ def test_explanations(model: str, tmp_path: Path) -> None:
     label, probability, _ = verdict.split("\t")
     assert f"<b>{label} {100 * float(probability):.1f} %</b>" in text
     assert '<html lang="en">' in text and "padding:0 1.5em" in text
+    # A character that is cut off.
+    done = smallgpt("sentiment", "predict", model, "错\udced", "--explain", "--html", page)
+    assert done.exit_code == 0, done.output
+    assert "\t错\ufffd\n" in done.stdout and ">\ufffd</span>" in page.read_text("utf-8")
 
 
 def test_what_does_not_fit_is_refused(model: str, trained: Path, tmp_path: Path) -> None:
