@@ -31,6 +31,8 @@ TRAIN_FROM_BASE = "train.py with base_model"
 ABLATION, TEXT = "smallgpt sentiment ablation", "smallgpt sentiment text"
 _TRAINING = (TRAIN, TRAIN_FROM_BASE, CLASSIFY, ABLATION)
 _ANY = (*_TRAINING, CHAT)
+_AS_YAML = {"data_path": "[]", "label_map": "{}"}
+"""Keys whose value on the command line is YAML where it stands in these."""
 
 
 def _key(default: Any, **metadata: Any) -> Any:
@@ -142,6 +144,13 @@ class Config(ModelConfig, SamplingConfig):
     """Stop after this many steps (of the whole run, also when resumed)."""
     max_epoch: int | None = _length(None, ge=1)
     """Stop after this many passes over the data. With neither limit, `decay_steps` is the end."""
+    min_steps: int | None = _length(None, ge=1)
+    """Take at least this many steps, where `max_epoch` would end sooner. A typed `max_steps` or
+    `max_epoch` switches it off."""
+    max_minutes: float | None = _length(None, gt=0)
+    """Choose the number of steps so that training takes about this long: the first steps are
+    measured, and `max_steps` is the most. Resuming keeps the number. A typed `max_steps` or
+    `max_epoch` switches it off."""
     train_batch: int = _length(32, ge=1)
     """Rows of `block_size` (or reviews) a step, over all processes."""
     accumulate: int = _length(1, ge=1)
@@ -151,6 +160,9 @@ class Config(ModelConfig, SamplingConfig):
     """Rows in a validation batch."""
     eval_freq: int = _length(500, ge=0)
     """Steps between validations; 0 validates only at the end."""
+    patience: int = _length(0, ge=0)
+    """Stop after this many validations without a better one; 0 never. With it, train.py also saves
+    whenever a validation is the best so far."""
     eval_steps: int = _length(1000, used_by=(TRAIN, TRAIN_FROM_BASE), ge=1)
     """Validation batches at most."""
 
@@ -162,8 +174,12 @@ class Config(ModelConfig, SamplingConfig):
     """Learning rate at the end; at most `lr`."""
     warmup_steps: int = _optimizer(1000, ge=0)
     """Steps in which the learning rate rises to `lr`; at most `decay_steps`."""
+    warmup: float | None = _optimizer(None, gt=0, le=1)
+    """The same as a share of the run, used instead of `warmup_steps` unless empty."""
     decay_steps: int = _optimizer(100_000, ge=1)
     """Step at which the cosine reaches `min_lr`."""
+    decay: float | None = _optimizer(None, gt=0, le=1)
+    """The same as a share of the run, used instead of `decay_steps` unless empty."""
     weight_decay: float = _optimizer(0.1, ge=0)
     """For matrices; vectors (biases, norms) never decay."""
     beta1: float = _optimizer(0.9, ge=0, lt=1)
@@ -194,8 +210,11 @@ class Config(ModelConfig, SamplingConfig):
         return [Path(path) for path in paths]
 
     def last_step(self, steps_per_epoch: float) -> int:
-        """The step at which training ends; `steps_per_epoch` is rows / `train_batch`."""
-        of_epochs = self.max_epoch and max(1, round(self.max_epoch * steps_per_epoch))
+        """The step at which training ends at the latest, see `max_minutes` and `patience`;
+        `steps_per_epoch` is rows / `train_batch`."""
+        of_epochs = self.max_epoch and max(
+            self.min_steps or 1, round(self.max_epoch * steps_per_epoch)
+        )
         return min(filter(None, (self.max_steps, of_epochs)), default=self.decay_steps)
 
     def _conflicts(self) -> Iterator[tuple[bool, str, str]]:
@@ -206,7 +225,10 @@ class Config(ModelConfig, SamplingConfig):
         yield self.n_embd % self.n_head > 0, "n_embd", heads
         yield self.min_lr > self.lr, "min_lr", f"must not exceed lr ({self.lr})"
         steps = f"must not exceed decay_steps ({self.decay_steps})"
-        yield self.warmup_steps > self.decay_steps, "warmup_steps", steps
+        in_steps = self.warmup is None and self.decay is None
+        yield in_steps and self.warmup_steps > self.decay_steps, "warmup_steps", steps
+        share = f"must not exceed decay ({self.decay})"
+        yield (self.warmup or 0) > (self.decay or 1), "warmup", share
 
 
 @dataclass(frozen=True)
@@ -219,6 +241,9 @@ class SentimentConfig(Config):
     """Name of the column that holds the text."""
     label_column: str = _reviews("label")
     """Any number of classes; their names are kept in the checkpoint."""
+    label_map: dict[str, str] | None = _reviews(None)
+    """Which class each label stands for, such as {1: 差评, 2: 差评, 4: 好评, 5: 好评} for stars;
+    reviews with other labels are left out and counted. Empty: every label is a class."""
     base_model: str | None = _classifier("checkpoints/pretrained/cpt300M.pth", path=True)
     """What a classifier starts from: a checkpoint directory of train.py or of a classifier, the
     folder of a run, a GPT-2 in Hugging Face's format, or a legacy `.pth` file, whose text is
@@ -242,12 +267,12 @@ class SentimentConfig(Config):
     reference_weight: float = _classifier(0.0, ge=0, le=1)
     """How much of the loss is taken against the probabilities of the TF-IDF baseline instead of the
     labels; each review is judged by a baseline that did not learn from it."""
-    patience: int = _classifier(0, ge=0)
-    """Stop after this many validations without a better one; 0 never."""
 
     def _conflicts(self) -> Iterator[tuple[bool, str, str]]:
         yield from super()._conflicts()
         yield not self.base_model, "base_model", "must name a model"
+        classes = set((self.label_map or {}).values())
+        yield len(classes) == 1, "label_map", "must name at least two classes"
         learns = "needs frozen: False, as a frozen language model does not learn"
         yield self.frozen and self.lm_weight > 0, "lm_weight", learns
         once = "needs frozen: False, as the states of the frozen blocks are computed once"
@@ -309,6 +334,7 @@ def allowed_values(known: dict[str, Any]) -> str:
         "number": "a finite number",
         "string": "text",
         "array": "a list of them",
+        "object": "a mapping {label: text, …}",
         "null": "empty",
     }
     words = {
@@ -326,6 +352,13 @@ def typed_keys(overrides: Iterable[str]) -> frozenset[str]:
     return frozenset(argument.partition("=")[0] for argument in overrides)
 
 
+_REPLACED_BY: dict[tuple[str, ...], frozenset[str]] = {
+    ("max_steps", "max_epoch", "min_steps", "max_minutes"): frozenset({"max_steps", "max_epoch"}),
+    ("warmup",): frozenset({"warmup_steps"}),
+    ("decay",): frozenset({"decay_steps"}),
+}
+"""Keys of a file that do not count where one of these is typed, which says the same."""
+
 C = TypeVar("C", bound=Config, default=Config)
 S = TypeVar("S", bound=ModelConfig | SamplingConfig)
 
@@ -342,10 +375,13 @@ def load_config(
     A file for other commands than `command` is refused, and a note names the keys it does not use.
     """
     typed = _parse_overrides(overrides or [])
-    given = _read_yaml(config_file(Path(path))) if path is not None else {}
+    in_file = _read_yaml(config_file(Path(path))) if path is not None else {}
     if command:
-        _refuse_other_kind(str(path), given, schema, command)
-    merged = given | typed
+        _refuse_other_kind(str(path), in_file, schema, command)
+    for keys, alternatives in _REPLACED_BY.items():
+        if not alternatives.isdisjoint(typed):
+            in_file = {key: value for key, value in in_file.items() if key not in keys}
+    merged = in_file | typed
     config = config_from_dict(merged, str(path), schema, typed)
     if command:  # for those that are not about a whole run a file holds more than they use
         _note_unused(command, merged if command in (TRAIN, CLASSIFY) else typed, config)
@@ -422,6 +458,9 @@ def _given(key: str, value: Any, where: str, schema: type[Any]) -> Any:
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and (text == "???" or "${" in text):
             raise UserError(f"{where}: {key}: {text} must be replaced by a value")
+    if isinstance(value, dict) and None in (*value, *value.values()):
+        advice = "write {label: class, …} with a space behind each colon: {1: 差评, 5: 好评}"
+        raise UserError(f"{where}: {key}: a label or its class is missing", advice)
     if known[key].default is None and value in ("", "None", "none", "null"):
         return None
     if known[key].metadata.get("path"):
@@ -511,7 +550,6 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
                 f"command line: {argument!r} is not of the form key=value",
                 "write for example lr=3e-4, without spaces around the =",
             )
-        listed = key == "data_path" and text.startswith("[") and text.endswith("]")
-        listed = listed and not exists(Path(text))
-        values[key] = _parse_yaml(text, f"command line: {argument!r}") if listed else text
+        as_yaml = text[:1] + text[-1:] == _AS_YAML.get(key) and not exists(Path(text))
+        values[key] = _parse_yaml(text, f"command line: {argument!r}") if as_yaml else text
     return values

@@ -32,7 +32,7 @@ Columns = Annotated[
     tuple[str, str] | None,
     typer.Option(
         "--columns",
-        metavar="PROMPT REPLY",
+        metavar="PROMPT RESPONSE",
         help="The columns (or keys) of prompt and reply, where their names are not known ones.",
     ),
 ]

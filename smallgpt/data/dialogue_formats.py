@@ -114,7 +114,7 @@ def read_dialogues(
     left_out = 0
     for number, record in _records(path, container, reject, columns):
         try:
-            if _is_not_to_be_learnt(record):
+            if _is_not_to_be_learnt(record, columns):
                 left_out += 1
             else:
                 yield _utterances(record, kind, columns)
@@ -259,10 +259,12 @@ def _check_columns(path: Path, names: list[str], columns: Columns | None) -> Non
         )
 
 
-def _is_not_to_be_learnt(record: Any) -> bool:
+def _is_not_to_be_learnt(record: Any, columns: Columns | None) -> bool:
     """Whether a reply is one that people found bad, as the pairs of KTO say."""
     label = _first(record, ("label", "kto_tag"))
-    return label is not None and str(record[label]).strip().lower() in ("false", "0")
+    if label is None or label in (columns or ()):
+        return False
+    return str(record[label]).strip().lower() in ("false", "0")
 
 
 def _utterances(record: Any, kind: str | None, columns: Columns | None) -> list[str]:

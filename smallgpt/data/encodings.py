@@ -27,7 +27,11 @@ _NOT_TEXT = [
         (rb"7z\xbc\xaf|Rar!\x1a|\x28\xb5\x2f\xfd|(?s:.){257}ustar", "an archive", _UNPACK),
         (rb"SQLite format 3\0", "a database (SQLite)", "export its texts as CSV or JSON"),
         (rb"PAR1|ARROW1\0", "a Parquet or Arrow table", "save it as CSV or JSONL"),
-        (rb"\x93NUMPY|GGUF|\x80[\x02-\x05]", "no text but numbers (NumPy, GGUF, pickle)", _OTHER),
+        (
+            rb"\x93NUMPY|GGUF[\x01-\x09]\0|\x80[\x02-\x05]",
+            "no text but numbers (NumPy, GGUF, pickle)",
+            _OTHER,
+        ),
         (rb"\x7fELF|MZ\x90\0", "a program", _OTHER),
         (
             rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|table)",
