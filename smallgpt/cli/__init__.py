@@ -12,7 +12,9 @@ if sys.version_info < (3, 11):  # noqa: UP036
     print(f"error: Small GPT needs Python 3.11 or newer, and {here}: {advice}", file=sys.stderr)
     sys.exit(2)
 
+from smallgpt.cli.streams import replace_closed
 from smallgpt.utils.errors import user_errors
 
+replace_closed()
 with user_errors():
     import smallgpt.cli.main  # noqa: F401  (and every package that each command needs)

@@ -19,11 +19,10 @@ class _Notes(io.TextIOWrapper):
             super().flush()
 
 
-def prepare() -> None:
-    """To a pipe or file, standard output is UTF-8; to a terminal what that shows, else `?`.
+def replace_closed() -> None:
+    """Replace what the caller has closed (`<&-`), before another file gets its number.
 
-    What the caller has closed (`<&-`) is replaced, before another file gets its number: input is
-    at its end, an output is refused as soon as there is some, and notes go nowhere.
+    Input is at its end, an output is refused as soon as there is some, and notes go nowhere.
     """
     modes = {"stdin": os.O_RDONLY, "stdout": os.O_RDONLY, "stderr": os.O_WRONLY}
     for name, mode in modes.items():
@@ -31,6 +30,10 @@ def prepare() -> None:
             descriptor = os.open(os.devnull, mode)
             stream = open(descriptor, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: PTH123, SIM115
             setattr(sys, name, stream)
+
+
+def prepare() -> None:
+    """To a pipe or file, standard output is UTF-8; to a terminal what that shows, else `?`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         if sys.stdout.isatty():
             sys.stdout.reconfigure(errors="replace")
