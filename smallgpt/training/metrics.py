@@ -59,10 +59,10 @@ class Metrics:
         self._warned = False
         if writes:
             try:
-                if config.tensorboard_path:
+                if folder := config.tensorboard_folder():
                     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-                    self._board = SummaryWriter(config.tensorboard_path, purge_step=completed + 1)
+                    self._board = SummaryWriter(folder, purge_step=completed + 1)
                 self.seconds = _keep_until(path, completed, config.save_freq)
                 self._file = path.open("a", encoding="utf-8")
             except OSError as error:
