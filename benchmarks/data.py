@@ -41,7 +41,7 @@ import typer
 
 from benchmarks.measure import CHITCHAT, Contestant, benchmark_text, print_json
 from smallgpt.data.corpus import CACHE_FOLDER, open_corpus
-from smallgpt.data.text import GZIP_MAGIC, XZ_MAGIC, check_files, read_bytes
+from smallgpt.data.text import BLANK, GZIP_MAGIC, XZ_MAGIC, check_files, read_bytes
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP
 from smallgpt.utils.errors import user_errors
 
@@ -181,8 +181,8 @@ def encode_plainly(path: Path) -> tuple[list[str], list[list[int]]]:
     id_of = {character: i for i, character in enumerate(characters, FIRST_CHARACTER)}
     id_of["\n"] = SEP
 
-    text = re.sub(r"\A\s*\n", "", text.rstrip())
-    text = re.sub(r"\n\s*\n", "\n\n", text)
+    text = re.sub(rf"\A[{BLANK}]*\n", "", text.rstrip(BLANK))
+    text = re.sub(rf"\n[{BLANK}]*\n", "\n\n", text)
     dialogues = []
     for dialogue in text.split("\n\n"):
         ids = []

@@ -238,7 +238,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if not isinstance(manifest["step"], int) or not isinstance(manifest["sha256"], dict):
             raise TypeError("step or sha256 is not what it should be")
         return manifest
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise DamagedError(path, f"{file} is damaged: {error!r}") from None
 
 

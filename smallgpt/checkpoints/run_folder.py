@@ -35,7 +35,7 @@ def validation_loss(path: Path) -> float:
     """What the manifest says; infinity where it says nothing."""
     try:
         loss = json.loads((path / MANIFEST_FILE).read_text("utf-8"))["validation_loss"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return math.inf
     return loss if isinstance(loss, float) and not math.isnan(loss) else math.inf
 

@@ -58,6 +58,6 @@ def run_program(program: typer.Typer) -> None:
         if sys.stdout.isatty():
             sys.stdout.reconfigure(errors="replace")
         else:
-            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+            sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")
     with user_errors():
         program()

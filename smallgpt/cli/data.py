@@ -1,18 +1,21 @@
 """The commands around texts: `smallgpt data …`. They import what they need when they run."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from smallgpt.cli.arguments import command
-from smallgpt.utils.errors import UserError
+from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
 if TYPE_CHECKING:
+    from smallgpt.data.chats.dialogues import Chats
     from smallgpt.data.prepare import Survey
+
+_SHOWN, _SHOWN_WIDTH = 8, 60  # utterances of the first dialogue, and characters of each
 
 data_app = typer.Typer(no_args_is_help=True, help="Make, convert and inspect dialogue texts.")
 
@@ -25,42 +28,104 @@ Format = Annotated[
     typer.Option("--format", help="text, openai, sharegpt, kdconv, lccc, alpaca or table."),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out broken records.")]
+Columns = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        "--columns",
+        metavar="PROMPT REPLY",
+        help="The columns (or keys) of prompt and reply, where their names are not known ones.",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace files that are there already, not the inputs.")
+]
 Picture = Annotated[Path | None, typer.Option(help="Draw the histogram of lengths (PNG).")]
 
 
 @command(data_app)
 def convert(
     files: Files,
-    output: Annotated[Path, typer.Option(help="The text to write.")],
+    output: Annotated[Path, typer.Option(help="The text to write; a new file.")],
     kind: Format = None,
+    columns: Columns = None,
     skip_bad: SkipBad = False,
     keep_duplicates: Annotated[
         bool, typer.Option("--keep-duplicates", help="Keep what occurs twice.")
     ] = False,
     picture: Picture = None,
+    me: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a chat export: whose messages are the replies. May be repeated."),
+    ] = None,
+    gap: Annotated[
+        str | None,
+        typer.Option(help="With --me: a longer silence ends a dialogue; 1h unless given."),
+    ] = None,
+    redact: Annotated[
+        bool,
+        typer.Option("--redact", help="Put placeholders for phone numbers, addresses, names …"),
+    ] = False,
+    force: Force = False,
 ) -> None:
     """Make a text for train.py of dialogues in other formats, without duplicates, and report.
 
     Example: smallgpt data convert sharegpt.jsonl LCCC.json --output data/train.txt
-    """
-    from smallgpt.data.prepare import Survey, write
 
-    _check_output(files, [output])
+    Chat exports of WeChat, QQ, WhatsApp, Telegram: smallgpt data convert chat.txt --me 张三
+    --redact --output data/train.txt. In a group, each of your messages answers what the others
+    said since your last one.
+    """
+    from smallgpt.data.chats.dialogues import Chats, gap_in_seconds, refuse_without_me
+    from smallgpt.data.dialogue_formats import read_dialogues
+    from smallgpt.data.prepare import Survey, write
+    from smallgpt.data.redact import Redactor
+
+    _check_output(files, [output, *([picture] if picture else [])], force)
+    if me and (kind or columns):
+        raise UserError("--me does not go with --format or --columns", "leave these out")
+    if gap and not me:
+        raise UserError("--gap is for chat exports", "add --me NAME")
+    chats = Chats(me, gap_in_seconds(gap or "1h")) if me else None
+    if not (chats or kind or columns):
+        refuse_without_me(files)
     survey = Survey()
-    write(survey.collect(files, kind, skip_bad, keep_duplicates), {output: 1.0})
+    read = chats.dialogues if chats else read_dialogues
+    redactor = Redactor(redact, chats.names if chats else set())
+    dialogues = redactor.apply(
+        survey.collect(files, kind, skip_bad, keep_duplicates, columns, read)
+    )
+    first: list[str] = []
+    write(_with_first(dialogues, first, chats), {output: 1.0})
+    if chats:
+        typer.echo("\n".join(chats.lines()))
     _report(survey, picture)
+    if chats:
+        typer.echo("the first dialogue, < others, > you:")
+        for number, utterance in enumerate(first[:_SHOWN]):
+            typer.echo(f"  {'<>'[number % 2]} {utterance[:_SHOWN_WIDTH]}")
+    if line := redactor.line():
+        note(line)
     typer.echo(f"written: {output}")
 
 
 @command(data_app)
 def stats(
-    files: Files, kind: Format = None, skip_bad: SkipBad = False, picture: Picture = None
+    files: Files,
+    kind: Format = None,
+    columns: Columns = None,
+    skip_bad: SkipBad = False,
+    picture: Picture = None,
+    force: Force = False,
 ) -> None:
     """Count dialogues, turns, characters, duplicates and lengths."""
+    from smallgpt.data.chats.exports import warn_of_exports
     from smallgpt.data.prepare import Survey
 
+    _check_output(files, [picture] if picture else [], force)
+    if not (kind or columns):
+        warn_of_exports(files)
     survey = Survey()
-    for _ in survey.collect(files, kind, skip_bad):
+    for _ in survey.collect(files, kind, skip_bad, columns=columns):
         pass
     _report(survey, picture)
 
@@ -68,27 +133,33 @@ def stats(
 @command(data_app)
 def split(
     files: Files,
-    output_dir: Annotated[Path, typer.Option(help="Folder for train.txt, validation.txt …")],
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder for train.txt, validation.txt …, which are new files.")
+    ],
     validation: Annotated[float, typer.Option(min=0, max=1, help="Share of dialogues.")] = 0.05,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share of dialogues.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="Which dialogue is in which part.")] = 0,
     kind: Format = None,
+    columns: Columns = None,
     skip_bad: SkipBad = False,
+    force: Force = False,
 ) -> None:
     """Split dialogues into training, validation and test texts; duplicates stay in one part.
 
     Example: smallgpt data split data/train.txt --output-dir data/parts
     """
+    from smallgpt.data.chats.exports import warn_of_exports
     from smallgpt.data.prepare import Survey, write
 
     if validation + test >= 1:
         raise UserError(f"--validation {validation} and --test {test} leave nothing to train on")
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
     parts = {output_dir / f"{name}.txt": share for name, share in shares.items() if share}
-    _check_output(files, parts)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    _check_output(files, parts, force)
+    if not (kind or columns):
+        warn_of_exports(files)
     survey = Survey()
-    written = write(survey.collect(files, kind, skip_bad), parts, seed)
+    written = write(survey.collect(files, kind, skip_bad, columns=columns), parts, seed)
     _report(survey)
     for path, number in written.items():
         typer.echo(f"written: {path}, {counted(number, 'dialogue')}")
@@ -115,13 +186,31 @@ def smalltalk(
         raise UserError(f"--dialogues {dialogues}: {error}", "ask for fewer") from None
 
 
-def _check_output(files: list[Path], outputs: Iterable[Path]) -> None:
+def _with_first(
+    dialogues: Iterable[list[str]], first: list[str], chats: "Chats | None"
+) -> Iterator[list[str]]:
+    """The same dialogues; `first` becomes the first one. Where chats give none, it is said why."""
+    for dialogue in dialogues:
+        first.extend([] if first else dialogue)
+        yield dialogue
+    if chats and not first:
+        raise UserError("no dialogue came out of it", "\n     ".join(chats.lines()))
+
+
+def _check_output(files: list[Path], outputs: Iterable[Path], force: bool) -> None:
+    """Refuse inputs that cannot be read, and outputs that would replace something.
+
+    A device or a pipe is written to; an existing file is replaced only with --force.
+    """
     from smallgpt.data.text import check_files
+    from smallgpt.utils.atomic import is_device
 
     check_files(files)
     for output in outputs:
         if output.is_dir() or any(output.exists() and output.samefile(file) for file in files):
             raise UserError(f"{output} is an input, or a directory", "name another file")
+        if output.exists() and not force and not is_device(output):
+            raise UserError(f"{output} is there already", "name another, or add --force")
 
 
 def _report(survey: "Survey", picture: Path | None = None) -> None:

@@ -154,7 +154,7 @@ def _open(cache: Path, key: str) -> Corpus:
             conversations=meta["conversations"],
             fingerprint=key,
         )
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, EOFError, KeyError, TypeError) as error:
         advice = "delete that folder; it will be rebuilt"
         raise UserError(f"the cache {cache} is damaged: {error}", advice) from None
 
@@ -197,7 +197,9 @@ def _encode(paths: list[Path], read: ReadText, work: Path) -> None:
         "rare_from": FIRST_CHARACTER + int(np.searchsorted(share, 1 - RARE_SHARE)) + 1,
         "characters_in_id_order": [chr(code) for code in order],
     }
-    (work / "vocabulary.json").write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
+    text = json.dumps(meta, ensure_ascii=False)
+    # The name of a file may hold bytes that are no text; escaped, they are JSON as well.
+    (work / "vocabulary.json").write_text(text, "utf-8", errors="backslashreplace")
 
 
 def _spool(paths: list[Path], read: ReadText, spool: Path) -> tuple[IntArray, IntArray, IntArray]:

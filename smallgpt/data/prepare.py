@@ -1,22 +1,30 @@
 """Dialogues of any files -> one text, or several parts of it, without duplicates.
 
 Two dialogues are exact duplicates when their utterances are equal, and near duplicates when they
-are equal but for white space, punctuation, case and full-width forms (Unicode NFKC). Of each set
-of duplicates the first is kept; in a split they fall into one part. A duplicate is known by a hash
-of 64 bits: what memory must hold is some 200 bytes a dialogue, never the text.
+are equal but for white space, punctuation, case and full-width forms (Unicode NFKC); what belongs
+to a number, as in 3.5, -5 or 10%, does count. Of each set of duplicates the first is kept; in a
+split they fall into one part. A duplicate is known by a hash of 64 bits: what memory must hold is
+some 200 bytes a dialogue, never the text.
 """
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from unicodedata import category
 
-from smallgpt.data.dialogue_formats import read_dialogues
+from smallgpt.data.dialogue_formats import Columns, read_dialogues
+from smallgpt.data.tables import Broken
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError
 
+ReadDialogues = Callable[[Path, str | None, Broken | None, Columns | None], Iterable[list[str]]]
+"""Streams the dialogues of a file, as `read_dialogues`."""
+_OF_A_NUMBER = re.compile(r"((?<=\d)[\W_]+(?=\d)|[-.\u2010-\u2015](?=\d)|(?<=\d)[%‰])")
+_RAISED = re.compile("[²³¹¼-¾⁰-₉⅐-⅟]")
 MOST_REASONS = 20  # that are listed; with a part of the data in each they would fill pages
 
 
@@ -38,13 +46,16 @@ class Survey:
         kind: str | None = None,
         skip_bad: bool = False,
         keep_duplicates: bool = False,
+        columns: Columns | None = None,
+        read: ReadDialogues = read_dialogues,
     ) -> Iterator[list[str]]:
         """Stream the dialogues of several files, and count them.
 
-        `kind` and broken records are as for `read_dialogues`; with `skip_bad` these are left out.
+        `kind`, `columns` and broken records are as for `read`; with `skip_bad` these are left out.
         """
+        rejected = self._reject if skip_bad else None
         for file in files:
-            for dialogue in read_dialogues(file, kind, self._reject if skip_bad else None):
+            for dialogue in read(file, kind, rejected, columns):
                 if keep_duplicates or not self._is_duplicate(dialogue):
                     characters = sum(map(len, dialogue))
                     self.dialogues += 1
@@ -94,20 +105,24 @@ class Survey:
         axes.bar([f"{most:,}" for most, _ in found], [count for _, count in found])
         axes.set(xlabel="characters of a dialogue, at most", ylabel="dialogues")
         try:
-            figure.savefig(path, dpi=90, format="png")
+            with atomic.file(path) as work:
+                figure.savefig(work, dpi=90, format="png")
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def essence(dialogue: list[str]) -> str:
-    """What near duplicates have in common: letters and digits only, one line an utterance.
+    """What near duplicates have in common: letters and numbers only, one line an utterance.
 
     Utterances of nothing else, such as "……", stay as they are.
     """
 
     def letters(utterance: str) -> str:
-        folded = unicodedata.normalize("NFKC", utterance).casefold()
-        return "".join(c for c in folded if unicodedata.category(c)[0] not in "PZC")
+        told_apart = _RAISED.sub(r"^\g<0>", utterance)  # which NFKC makes plain digits
+        folded = unicodedata.normalize("NFKC", told_apart).casefold()
+        parts = _OF_A_NUMBER.split(folded)
+        parts[::2] = ["".join(c for c in p if category(c)[0] not in "PZC") for p in parts[::2]]
+        return "".join(parts)
 
     return "\n".join(letters(utterance) or utterance for utterance in dialogue)
 
@@ -131,6 +146,7 @@ def write(
         with ExitStack() as stack:
             files = {}
             for path in shares:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 work = stack.enter_context(atomic.file(path))
                 files[path] = stack.enter_context(work.open("w", encoding="utf-8", newline="\n"))
             for dialogue in dialogues:
@@ -140,6 +156,8 @@ def write(
             if not any(written.values()):
                 advice = "see what was rejected: smallgpt data stats"
                 raise UserError("there is no dialogue in it", advice)
+    except FileExistsError as error:
+        raise UserError(f"{error.filename} is a file, not a folder", "name another") from None
     except OSError as error:
         names = ", ".join(map(str, shares))
         raise UserError(f"{names} cannot be written: {error.strerror}") from None

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from smallgpt.config import SentimentConfig
 from smallgpt.data.tables import read_rows
+from smallgpt.data.text import BLANK
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
@@ -66,13 +67,13 @@ def read_reviews(
     empty = Counter[str]()
     for row in read_rows(path, (text_column, label_column)):
         text, label = row.cells[text_column], _label(row.cells[label_column])
-        if not text.strip() or text.strip().lower() == "nan":
+        if not text.strip(BLANK) or text.strip().lower() == "nan":
             empty["text"] += 1
         elif label.lower() in _MISSING:
             empty["label"] += 1
         elif names is not None and label not in names:
             raise UserError(
-                f"{path}, line {row.number}: the label {label!r} is unknown",
+                f"{path}, {row.unit} {row.number:,}: the label {label!r} is unknown",
                 f"the labels are: {', '.join(names)}",
             )
         else:
@@ -154,6 +155,6 @@ def texts_outside_test(config: SentimentConfig, also: list[Path]) -> Iterator[st
         for row in read_rows(file, [config.text_column])
     )
     for text in itertools.chain(own.texts, others):
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.splitlines() if line.strip(BLANK)]
         if lines and text not in test:
             yield "\n".join(lines)

@@ -4,19 +4,23 @@ import csv
 import io
 import json
 import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from smallgpt.data.text import DecodeError, decode
+from smallgpt.data.text import decode
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
 _DELIMITERS = (",", "\t", ";", "|")
 _TABLE_SUFFIXES = (".csv", ".tsv")
-_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+_LINES_SUFFIXES = (".jsonl", ".ndjson")
+_JSON_SUFFIXES = (*_LINES_SUFFIXES, ".json")
 _FIRST_ITEM, _NEXT_ITEM = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*")
 _END_OF_LIST = re.compile(r"\s*(\[\s*)?\]\s*")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 LONGEST = 1 << 24
 """Characters of a record at most: what a small packed file unpacks to must not fill the memory."""
 Broken = Callable[[int, str], object]
@@ -24,36 +28,50 @@ Broken = Callable[[int, str], object]
 
 
 class Row(NamedTuple):
-    """number: line in the file where it begins; cells: by column, all of them text."""
+    """number: line in the file where it begins, or record of a JSON list, as `unit` says; cells: by
+    column, all of them text."""
 
     number: int
     cells: dict[str, str]
+    unit: str = "line"
 
 
-def read_rows(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
-    """Stream the rows of a CSV, TSV or JSONL file (also .gz and .xz), by its name's ending.
+def read_rows(
+    path: Path, columns: Iterable[str] = (), broken: Broken | None = None
+) -> Iterator[Row]:
+    """Stream the rows of a table or of JSON objects (also .gz and .xz), by its name's ending.
 
-    Text is UTF-8, or GB18030 where it is not UTF-8, which is said. The delimiter is the one under
-    which the header has the columns.
+    A table has a header, and the delimiter under which that has the columns. JSON is one object a
+    line, or a list of them.
+
+    Args:
+        columns: that there must be.
+        broken: called for broken rows, which are then left out.
 
     Raises:
-        UserError: the file cannot be read, a column is missing, or a row is broken.
+        UserError: the file cannot be read, a column is missing, or without `broken`, a row is
+            broken.
     """
     columns = list(columns)
     if not path.is_file():
         problem = "is a directory" if path.is_dir() else "not found"
         raise UserError(f"{path} {problem}", "give a CSV, TSV or JSONL file with a header")
-    return _json_rows(path, columns) if is_jsonl(path) else _table_rows(path, columns)
+    return (_json_rows if is_jsonl(path) else _table_rows)(path, columns, broken)
 
 
 def is_jsonl(path: Path) -> bool:
-    """Whether a file's name says that it holds a JSON object a line."""
+    """Whether a file's name says that it holds JSON: an object a line, or a list of them."""
     return _suffix(path) in _JSON_SUFFIXES
 
 
-def header_of(path: Path, line: str) -> list[str]:
-    """The columns in a file's first line; none where its name is not a table's."""
-    return _header(line)[1] if _suffix(path) in _TABLE_SUFFIXES else []
+def is_lines(path: Path) -> bool:
+    """Whether a file's name says that it holds one JSON value a line."""
+    return _suffix(path) in _LINES_SUFFIXES
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file's name says that it holds a table with a header."""
+    return _suffix(path) in _TABLE_SUFFIXES
 
 
 def _suffix(path: Path) -> str:
@@ -62,10 +80,10 @@ def _suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _read_lines(path: Path) -> Iterator[str]:
+def _read_lines(path: Path, quiet: bool = False) -> Iterator[str]:
     """Stream lines with their newlines, whichever kind."""
     rest, number = "", 1
-    for text in decode(path, _encoding(path), translate=False):
+    for text in decode(path, translate=False, quiet=quiet):
         lines = io.StringIO(rest + text, newline="").readlines()
         rest = "" if lines[-1].endswith(("\n", "\r")) else lines.pop()
         number += len(lines)
@@ -77,40 +95,45 @@ def _read_lines(path: Path) -> Iterator[str]:
         yield rest
 
 
-def _encoding(path: Path) -> str:
-    try:
-        for _ in decode(path):
-            pass
-    except DecodeError:
-        note(f"{path}: not UTF-8, read as GB18030")
-        return "gb18030"
-    return "utf-8"
-
-
 def json_lines(path: Path, broken: Broken) -> Iterator[tuple[int, Any]]:
     """Stream the JSON values of a file that holds one a line, with the numbers of the lines."""
     for number, line in enumerate(_read_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = _well_formed(json.loads(line), line)
         except (ValueError, RecursionError) as error:
             broken(number, f"not JSON: {error}")
         else:
             yield number, value
 
 
-def _json_rows(path: Path, columns: list[str]) -> Iterator[Row]:
-    def broken(number: int, reason: str) -> NoReturn:
-        advice = 'write one JSON object a line: {"column": value, …}'
-        raise UserError(f"{path}, line {number:,}: {reason}", advice)
+def _well_formed(value: Any, source: str, start: int = 0, end: int = sys.maxsize) -> Any:
+    """A JSON value in which half a surrogate pair, as of an emoji cut in two, is U+FFFD."""
+    if not _SURROGATE.search(source, start, end):
+        return value
+    text = json.dumps(value, ensure_ascii=False).encode("utf-16-le", "surrogatepass")
+    return json.loads(text.decode("utf-16-le", "replace"))
 
-    for number, values in json_lines(path, broken):
+
+def _json_rows(path: Path, columns: list[str], broken: Broken | None) -> Iterator[Row]:
+    is_list = next((t for text in decode(path, quiet=True) if (t := text.lstrip())), "").startswith(
+        "["
+    )
+    unit = "record" if is_list else "line"
+
+    def refuse(number: int, reason: str) -> NoReturn:
+        advice = 'write one JSON object a line: {"column": value, …}, or a list of such objects'
+        raise UserError(f"{path}, {unit} {number:,}: {reason}", advice)
+
+    broken = broken or refuse
+    for number, values in json_items(path) if is_list else json_lines(path, broken):
         if not isinstance(values, dict):
             broken(number, "not an object")
+            continue
         cells = {key: _cell(value) for key, value in values.items()}
-        _check_columns(f"{path}, line {number:,}", cells, columns)
-        yield Row(number, cells)
+        _check_columns(f"{path}, {unit} {number:,}", cells, columns)
+        yield Row(number, cells, unit)
 
 
 def _cell(value: Any) -> str:
@@ -119,30 +142,90 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _table_rows(path: Path, columns: list[str]) -> Iterator[Row]:
+def _table_rows(path: Path, columns: list[str], broken: Broken | None) -> Iterator[Row]:
+    def refuse(number: int, reason: str) -> NoReturn:
+        advice = 'put texts that contain the delimiter or a quotation mark in quotes: "…"'
+        raise UserError(f"{path}, line {number:,}: {reason}", advice)
+
+    broken = broken or refuse
     lines = _read_lines(path)
-    header = next(lines, "")
-    if not header.strip():
+    before, header = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
+    if not header:
         raise UserError(f"{path} is empty", "give a CSV, TSV or JSONL file with a header")
-    delimiter, names = _header(header, columns)
+    delimiter, names = header_of(header, columns)
     _check_columns(str(path), names, columns)
-    reader = csv.reader(lines, delimiter=delimiter)
-    after = 2
+    names = _distinct(path, names)
+    quoted = _is_quoted(path, delimiter, len(names))
+    if not quoted:
+        note(f"{path}: quotation marks are read as characters of the texts")
+    quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=quoted)
+    after, swallowed = before + 2, False
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            number, after = after, before + reader.line_num + 2
+            broken(number, _reason(error))
+            continue
+        number, after = after, before + reader.line_num + 2
+        if any(cell.strip() for cell in cells[len(names) :]):
+            broken(number, f"{counted(len(cells), 'cell')} for {counted(len(names), 'column')}")
+        elif cells:
+            if not swallowed and (swallowed := _holds_rows(cells, delimiter)):
+                note(
+                    f"{path}, line {number:,}: a text in quotes holds the {after - number - 1:,} "
+                    "lines that follow, which look like rows: is a quotation mark missing?"
+                )
+            cells += [""] * (len(names) - len(cells))
+            yield Row(number, dict(zip(names, cells, strict=False)))
+
+
+def _is_quoted(path: Path, delimiter: str, columns: int) -> bool:
+    """Whether quotation marks enclose cells, as in CSV, rather than being characters of the text.
+
+    They are characters where every line has all cells without quotes, but read with them a row is
+    broken; in a TSV, by convention without quotes, also where a row would be of several lines.
+    """
+    if columns == 1:
+        return True
+    whole, lines = True, 0
+
+    def whole_lines() -> Iterator[str]:
+        nonlocal whole, lines
+        for line in _read_lines(path, quiet=True):
+            if line.strip("\r\n"):
+                lines += 1
+                whole = line.count(delimiter) == columns - 1
+                if not whole:
+                    return
+            yield line
+
+    source = whole_lines()
     try:
-        for cells in reader:
-            number, after = after, reader.line_num + 2
-            if len(cells) > len(names):
-                problem = f"{counted(len(cells), 'cell')} for {counted(len(names), 'column')}"
-                advice = 'put texts that contain the delimiter in quotes: "…"'
-                raise UserError(f"{path}, line {number:,}: {problem}", advice)
-            if cells:
-                cells += [""] * (len(names) - len(cells))
-                yield Row(number, dict(zip(names, cells, strict=True)))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {after:,}: {error}") from None
+        rows = sum(1 for cells in csv.reader(source, delimiter=delimiter, strict=True) if cells)
+    except csv.Error:
+        rows = 0
+        for _ in source:
+            pass
+    return not whole or rows == lines or (rows > 0 and delimiter != "\t")
 
 
-def _header(line: str, columns: Iterable[str] = ()) -> tuple[str, list[str]]:
+def _reason(error: csv.Error) -> str:
+    if "expected after" in str(error) or "unexpected end" in str(error):
+        return "a quotation mark is not closed, or within quotes not doubled"
+    return str(error)
+
+
+def _holds_rows(cells: list[str], delimiter: str) -> bool:
+    """Whether a cell of several lines seems to have swallowed rows: each has all the delimiters."""
+    inside = [line for cell in cells if "\n" in cell for line in cell.splitlines()[1:]]
+    return bool(inside) and all(line.count(delimiter) == len(cells) - 1 for line in inside)
+
+
+def header_of(line: str, columns: Iterable[str] = ()) -> tuple[str, list[str]]:
     """The delimiter that gives most of the wanted columns, then most columns; and the columns."""
     csv.field_size_limit(LONGEST)
     found = {}
@@ -153,11 +236,23 @@ def _header(line: str, columns: Iterable[str] = ()) -> tuple[str, list[str]]:
     return best, found[best]
 
 
+def _distinct(path: Path, names: list[str]) -> list[str]:
+    """Names of columns, of which equal ones are numbered: none must hide another."""
+    seen, result = Counter[str](), list[str]()
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name}.{seen[name]}")
+        if name and seen[name] > 1:
+            note(f"{path}: another column {name!r} is read as {result[-1]!r}")
+    return result
+
+
 def _check_columns(where: str, names: Iterable[str], columns: Iterable[str]) -> None:
+    names = list(names)
     for column in columns:
-        if column not in names:
+        if names.count(column) != 1:
             raise UserError(
-                f"{where}: no column {column!r}",
+                f"{where}: {'two columns' if column in names else 'no column'} {column!r}",
                 f"the columns are: {', '.join(names)}; set text_column and label_column",
             )
 
@@ -165,7 +260,7 @@ def _check_columns(where: str, names: Iterable[str], columns: Iterable[str]) -> 
 def json_items(path: Path) -> Iterator[tuple[int, Any]]:
     """Stream the items of a JSON list, numbered from 1, as far as it is whole."""
     rest, number = "", 0
-    for text in decode(path, _encoding(path)):
+    for text in decode(path):
         rest, at = rest + text, 0
         while before := (_NEXT_ITEM if number else _FIRST_ITEM).match(rest, at):
             try:
@@ -174,6 +269,7 @@ def json_items(path: Path) -> Iterator[tuple[int, Any]]:
                 break  # perhaps it goes on in the next chunk
             if end == len(rest):
                 break
+            item = _well_formed(item, rest, before.end(), end)
             number, at = number + 1, end
             yield number, item
         rest = rest[at:]
@@ -185,6 +281,24 @@ def json_items(path: Path) -> Iterator[tuple[int, Any]]:
             f"{path}: the list is broken after record {number:,}",
             "what follows cannot be read; get the file again",
         )
+
+
+def json_value(path: Path) -> Any:
+    """The one JSON value that a file holds.
+
+    Raises:
+        UserError: it is not JSON, or longer than `LONGEST`.
+    """
+    text = ""
+    for part in decode(path):
+        text += part
+        if len(text) > LONGEST:
+            problem = f"one JSON value of more than {LONGEST:,} characters"
+            raise UserError(f"{path}: {problem}", "make it a list of dialogues, or one a line")
+    try:
+        return _well_formed(json.loads(text), text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -199,5 +313,5 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             batches = file.iter_batches(batch_size=1024)
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from None

@@ -1,6 +1,7 @@
 """Text files as a stream of clean text in bounded memory: decompressed, decoded, newlines unified.
 
-A dialogue file is UTF-8; one utterance a line; a blank line between dialogues.
+A dialogue file has one utterance a line and a blank line between dialogues. It is UTF-8; GB18030,
+and UTF-16 with a byte order mark, are read too.
 """
 
 import codecs
@@ -17,18 +18,26 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from smallgpt.utils.errors import UserError
+from smallgpt.data import encodings
+from smallgpt.utils.errors import UserError, note
 
 CHUNK_BYTES = 1 << 20  # small enough that the processor's cache holds much of the work
 GZIP_MAGIC, XZ_MAGIC = b"\x1f\x8b", b"\xfd7zXZ\x00"
-# A line of nothing but white space, such as a full-width space, separates dialogues as well.
-_BLANK_LOOKING = re.compile(r"\n[^\S\n]+(?=\n)")
+BLANK = "".join(
+    [
+        *"\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\xad\u061c\u115f\u1160\u1680\u180e",
+        *map(chr, range(0x2000, 0x2010)),
+        *map(chr, range(0x2028, 0x2030)),
+        *map(chr, range(0x205F, 0x2070)),
+        *"\u2800\u3000\u3164\ufeff\uffa0",
+    ]
+)
+"""White space, and what shows nothing either, such as the zero-width space of web pages."""
+_BLANK_LINE = BLANK.replace("\n", "")
+# A line of nothing but these separates dialogues as well.
+_BLANK_LOOKING = re.compile(f"\\n[{_BLANK_LINE}]+(?=\\n)")
 _MANY_NEWLINES = re.compile(r"\n{3,}")
-_LEADING_BLANKS = re.compile(r"\A\s*\n")
-
-
-class DecodeError(UserError):
-    """Bytes that are not text of the expected encoding."""
+_LEADING_BLANKS = re.compile(f"\\A[{BLANK}]*\\n")
 
 
 def check_files(paths: list[Path]) -> None:
@@ -57,13 +66,13 @@ def read_text(path: Path) -> Iterator[tuple[str, str]]:
     no blank lines at the beginning and no white space at the end of the file.
 
     Raises:
-        UserError: bytes that are not UTF-8 (with the line), or a damaged .gz or .xz file.
+        UserError: as `decode`.
     """
     tail, started = "", False
     for decoded in decode(path):
         text = tail + decoded
         # Whether white space at the end separates dialogues depends on what follows: keep it back.
-        body = text.rstrip()
+        body = text.rstrip(BLANK)
         tail = text[len(body) :]
         if not body:
             continue
@@ -77,38 +86,60 @@ def read_text(path: Path) -> Iterator[tuple[str, str]]:
         yield tail, ""
 
 
-def decode(path: Path, encoding: str = "utf-8", translate: bool = True) -> Iterator[str]:
+def decode(path: Path, translate: bool = True, quiet: bool = False) -> Iterator[str]:
     """Stream a file's text without a byte order mark.
 
     Args:
         translate: make every newline `\\n`. Otherwise newlines stay, and no chunk ends within one.
+        quiet: do not say that the encoding is another than UTF-8.
 
     Raises:
-        DecodeError: bytes that are not of this encoding (with the line).
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, is damaged or no text, or holds bytes that are not of
+            its encoding (with the line).
     """
+    encoding = encoding_of(path)
+    if encoding != "utf-8" and not quiet:
+        note(f"{path}: not UTF-8, read as {_name(encoding)}")
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate)
+    line_feed, carriage_return = (newline.encode(encoding) for newline in "\n\r")
     line_feeds = returns = 0  # the file's newlines, whichever it uses, are the more frequent
+
+    def line_of(before: bytes) -> str:
+        feeds, others = before.count(line_feed), before.count(carriage_return)
+        return f"{path}, line {max(line_feeds + feeds, returns + others) + 1:,}"
+
     at_start = True
     for data in read_bytes(path):
+        if 0 in data and encoding in ("utf-8", "gb18030"):
+            place = line_of(data[: data.index(0)])
+            raise UserError(
+                f"{place}: a NUL byte, which no text has",
+                "is it a text? if it is UTF-16, save it as UTF-8; if it is damaged, remove them: "
+                f"tr -d '\\000' < {path.name} > clean.txt",
+            )
         try:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            before, bad = error.object[: error.start], error.object[error.start]
-            line = max(line_feeds + before.count(b"\n"), returns + before.count(b"\r")) + 1
-            utf16 = line == 1 and not before and bad in (0xFE, 0xFF)
-            other = "UTF-16" if utf16 else "GB18030"
-            advice = f"for example: iconv -f {other} -t UTF-8 {path.name} > utf8.txt"
-            raise DecodeError(
-                f"{path}, line {line:,}: {'not' if encoding == 'utf-8' else 'neither UTF-8 nor'} "
-                f"{encoding.upper()} (byte 0x{bad:02x})",
-                f"save the file as UTF-8{', ' + advice if encoding == 'utf-8' else ''}",
-            ) from None
-        line_feeds += data.count(b"\n")
-        returns += data.count(b"\r")
+            place, bad = line_of(error.object[: error.start]), error.object[error.start]
+            problem, advice = "neither UTF-8 nor GB18030", "save the file as UTF-8"
+            if encoding != "gb18030":
+                problem = f"not {_name(encoding)}, as the rest is"
+                advice = "correct that character, or save the file again"
+            raise UserError(f"{place}: {problem} (byte 0x{bad:02x})", advice) from None
+        line_feeds += data.count(line_feed)
+        returns += data.count(carriage_return)
         if text:
             yield text.removeprefix("\ufeff") if at_start else text
             at_start = False
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding of a file's text, as `data.encodings` tells it; a UserError if it is no text."""
+    return encodings.encoding_of(path, read_bytes(path))
+
+
+def _name(encoding: str) -> str:
+    return encoding.upper().removesuffix("-LE").removesuffix("-BE")
 
 
 def read_bytes(path: Path) -> Iterator[bytes]:

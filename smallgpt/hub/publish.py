@@ -145,7 +145,7 @@ def _facts(stored: Checkpoint) -> dict[str, str]:
         for key, title in _FIGURES.items()
         if isinstance(manifest.get(key), float)
     }
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, RecursionError, KeyError, TypeError):
         report = json.loads((stored.path.parent / "report.json").read_text("utf-8"))
         test, baseline = report["test"], report["reference"]["accuracy"]
         low, high = test["accuracy_95"]

@@ -99,7 +99,7 @@ def _read(name: str, folders: list[Path], part: str, column: str) -> Cell:
         file = folder / report.REPORT_FILE
         try:
             test = json.loads(file.read_text("utf-8"))[part]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{file} is damaged: {error}", f"delete {folder}; it is done again"
             ) from None

@@ -20,6 +20,7 @@ from torch import Tensor
 from smallgpt.model.classifier import Classifier
 from smallgpt.sentiment.predictor import Prediction, Predictor
 from smallgpt.tokenizer.characters import PAD
+from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
 
 POINTS = 32
@@ -140,7 +141,9 @@ def explain_texts(predictor: Predictor, texts: Iterable[str], page: Path | None)
         paragraphs.append(explanation.to_html())
     if page is not None:
         try:
-            page.write_text(_PAGE + "".join(paragraphs) + "</body></html>\n", "utf-8")
+            with atomic.file(page) as work:
+                html_text = _PAGE + "".join(paragraphs) + "</body></html>\n"
+                work.write_text(html_text, "utf-8", errors="replace")
         except OSError as error:
             raise UserError(f"{page} cannot be written: {error.strerror}") from None
         note(f"written: {page}")

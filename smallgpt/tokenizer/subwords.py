@@ -143,7 +143,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         return Tokenizer(characters[:-2] if classifies else characters, classifies)
     except FileNotFoundError:
         raise UserError(f"{path} is missing", "is this a Small GPT checkpoint?") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a vocabulary of Small GPT: {error}") from None
 
 

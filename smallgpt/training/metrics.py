@@ -155,7 +155,7 @@ def _keep_until(path: Path, completed: int, save_freq: int) -> float:
         return 0.0
     kept, seconds, had_checkpoint = [], 0.0, False
     for line in path.read_text("utf-8", errors="replace").splitlines():
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, RecursionError, KeyError, TypeError):
             entry = json.loads(line)
             had_checkpoint |= "checkpoint" in entry or entry["step"] > save_freq
             if entry["step"] <= completed:

@@ -13,6 +13,7 @@ from smallgpt import runtime
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import checkpoint
 from smallgpt.config import Config, check_shares
+from smallgpt.data.chats.exports import warn_of_exports
 from smallgpt.data.corpus import Corpus, describe, match_tokenizer, open_corpus, split
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import Batch, PackedRows, RowOrder
@@ -24,7 +25,13 @@ from smallgpt.runtime import Runtime, python_command
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
 from smallgpt.training import resume
 from smallgpt.training.trainer import Task, Trainer
-from smallgpt.training.validation import Validation, summed_loss, validate
+from smallgpt.training.validation import (
+    Validation,
+    nothing_to,
+    sample_of,
+    summed_loss,
+    validate,
+)
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
@@ -56,6 +63,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     here = runtime.start(config, world.local_rank if world.size > 1 else None)
 
     # 2. Data: text -> dialogues -> ids -> packed rows.
+    if world.is_first:
+        warn_of_exports(config.data_paths())
     corpus = world.first_process_first(lambda: open_corpus(config.data_paths(), text_chunks))
     world.agree("the text", corpus.fingerprint, "give every machine the same data_path files")
     base = resume.open_base(config, world, False) if config.base_model and not resumed else None
@@ -71,6 +80,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     else:
         config = _with_vocabulary(config, tokenizer)
     train_rows, validation_rows = pack_corpus(config, corpus, tokenizer)
+    _check_targets(config, train_rows, validation_rows)
 
     # 3. Model: the checkpoint's, the base's, or fresh.
     runtime.seed_everything(config.seed)
@@ -112,6 +122,21 @@ def pack_corpus(
         for dialogues in split(len(corpus), config.train_percent, seed)
     )
     return train, held_back
+
+
+def _check_targets(config: Config, rows: PackedRows, validation_rows: PackedRows) -> None:
+    """Stop before the first step where there is nothing to learn or to validate on."""
+    each = config.test_batch
+    for purpose, part, batches in (
+        ("learn", rows, sample_of(rows, each, len(rows), config.seed)),
+        (
+            "validate on",
+            validation_rows,
+            sample_of(validation_rows, each, config.eval_steps, config.seed),
+        ),
+    ):
+        if not any(part.batch(numbers).target_count() for numbers in batches):
+            raise nothing_to(purpose)
 
 
 class DialogueTask(Task):

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from smallgpt.data.corpus import IntArray
 from smallgpt.data.packing import Batch, PackedRows
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.runtime import Runtime
+from smallgpt.utils.errors import UserError
 
 T = TypeVar("T")
 
@@ -86,14 +88,37 @@ def validate(
 
     The same arguments give the same sample. The processes of `world` take turns with its batches;
     all get the result of all.
+
+    Raises:
+        UserError: the sample has no target.
     """
-    sample = np.random.default_rng((seed, 5)).permutation(len(rows))
-    sample = np.sort(sample[: rows_per_batch * most_batches])
-    batches = [sample[at : at + rows_per_batch] for at in range(0, len(sample), rows_per_batch)]
+    batches = sample_of(rows, rows_per_batch, most_batches, seed)
     total, targets = 0.0, 0
     for numbers in in_evaluation(model, batches, "validating", stopped, world):
         batch = rows.batch(numbers)
         targets += batch.target_count()
         total += summed_loss(model, batch, runtime).item()
     total, all_targets, any_stopped = world.sum(total, targets, stopped())
-    return None if any_stopped else Validation(total / max(1, all_targets), int(all_targets))
+    if any_stopped:
+        return None
+    if not all_targets:
+        raise nothing_to("validate on")
+    return Validation(total / all_targets, int(all_targets))
+
+
+def sample_of(
+    rows: PackedRows, rows_per_batch: int, most_batches: int, seed: int
+) -> list[IntArray]:
+    """The numbers of the rows that are validated on, by batches."""
+    sample = np.random.default_rng((seed, 5)).permutation(len(rows))
+    sample = np.sort(sample[: rows_per_batch * most_batches])
+    return [sample[at : at + rows_per_batch] for at in range(0, len(sample), rows_per_batch)]
+
+
+def nothing_to(purpose: str) -> UserError:
+    """The error where rows have no target at all."""
+    return UserError(
+        f"there is nothing to {purpose}: no reply, or no character that the model knows",
+        "with loss_on: replies dialogues of two and more utterances are needed, in the part for "
+        "training and in that for validation: add some, or set loss_on: all",
+    )

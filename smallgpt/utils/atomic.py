@@ -47,11 +47,21 @@ def directory(target: Path) -> Iterator[Path]:
 def file(target: Path) -> Iterator[Path]:
     """The path of a file to write, which becomes `target` at the end of the block.
 
-    Otherwise as `directory`.
+    Otherwise as `directory`. A device or a pipe, such as /dev/null, is written to directly, never
+    replaced; a link stays, and what it leads to is replaced.
     """
+    if is_device(target):
+        yield target
+        return
+    target = target.resolve()
     with _work_folder(target) as work:
         yield work / "new"
         put(work / "new", target)
+
+
+def is_device(path: Path) -> bool:
+    """Whether there is something at `path` that is written to, but is neither file nor folder."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def put(work: Path, target: Path) -> None:

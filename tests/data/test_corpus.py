@@ -18,6 +18,7 @@ from benchmarks.data import encode_plainly
 from smallgpt.data import corpus as dialogues_module
 from smallgpt.data import text as text_module
 from smallgpt.data.corpus import CACHE_FOLDER, RARE_SHARE, Corpus, describe, open_corpus, split
+from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP
 from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refusal
@@ -84,6 +85,23 @@ def test_corpus_equals_a_plain_implementation(
     assert corpus.ids.dtype == np.uint16
     assert corpus.conversations == sum(SEP in ids for ids in dialogues)
     assert corpus.characters == sum(len(ids) - ids.count(SEP) - 1 for ids in dialogues)
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16"])
+def test_other_encodings_give_the_same_corpus(tmp_path: Path, encoding: str) -> None:
+    text = "在的\r\n好呀\r\n\u3000\r\n几点\r\n一点半\r\n"
+    (tmp_path / "other.txt").write_bytes(text.encode(encoding))
+    expected = open_corpus([write(tmp_path / "t.txt", text)])
+    for _ in range(2):  # the second time from the cache
+        corpus = open_corpus([tmp_path / "other.txt"], text_chunks)
+        assert texts_of(corpus) == texts_of(expected)
+        assert corpus.tokenizer.characters == expected.tokenizer.characters
+
+
+def test_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / os.fsdecode("早".encode("gb18030")), "早\n好\n")
+    for _ in range(2):
+        assert texts_of(open_corpus([path])) == ["早\n好"]
 
 
 def test_ids_of_a_small_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

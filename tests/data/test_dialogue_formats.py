@@ -22,6 +22,8 @@ from smallgpt.data import text as text_module
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.dialogue_formats import KINDS, read_dialogues, recognise, text_chunks
 from smallgpt.data.prepare import Survey, essence, write
+from smallgpt.data.text import BLANK
+from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refusal, refused_command, smallgpt
 
 Dialogue = list[str]
@@ -29,7 +31,7 @@ SIMPLE = [["早上好呀", "早上好，昨晚睡得好吗？"], ["你在干嘛"
 # What one line can hold, without white space around; every format must keep it.
 LINE = st.text(
     st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp", "Zs")), min_size=1
-).filter(lambda text: text == text.strip())
+).filter(lambda text: text == text.strip() and text.strip(BLANK))
 DIALOGUES = st.lists(st.lists(LINE, min_size=2, max_size=6), min_size=1, max_size=5)
 PAIRS = st.lists(st.lists(LINE, min_size=2, max_size=2), min_size=1, max_size=5)
 
@@ -76,7 +78,7 @@ def test_any_dialogue_survives_json(
         "indented": json.dumps(records, ensure_ascii=False, indent=2),
         "ascii": json.dumps(records),
     }
-    path = tmp_path / "x.json"
+    path = tmp_path / ("x.jsonl" if form == "lines" else "x.json")
     path.write_text(forms[form], "utf-8")
     assert recognise(path) == ("lines" if form == "lines" else "list")
     with pytest.MonkeyPatch.context() as patch:
@@ -137,6 +139,168 @@ def test_what_the_formats_say_besides(tmp_path: Path) -> None:
         check(path, [expected])
 
 
+def pair(prompt: str, reply: str, **more: Any) -> Callable[[str, str], Any]:
+    return lambda said, answer: {prompt: said, reply: answer, **more}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        pair("prompt", "response"),
+        pair("Question", "Answer", human_answers=["x"]),
+        pair("q", "a", history=[]),
+        pair("input", "target", kind="NLI"),
+        pair("instruction", "response", context=""),
+        pair("问题", "答案"),
+        pair("prompt", "completion", label=True),
+        lambda said, reply: {
+            "prompt": [{"role": "user", "content": said}],
+            "completion": [{"role": "assistant", "content": reply}],
+        },
+        lambda said, reply: {"dialog": [said, reply]},
+        lambda said, reply: {
+            "conversations": roles([said, reply], ("user", "assistant"), "role", "content")
+        },
+        lambda said, reply: {
+            "messages": roles([said, reply], ("小明", "小红"), "sender", "content")
+        },
+        lambda said, reply: {
+            "conversation": roles([said, reply], ("user", "客服"), "speaker", "text")
+        },
+        lambda said, reply: roles([said, reply], ("user", "assistant"), "role", "content"),
+    ],
+)
+def test_records_under_other_names(tmp_path: Path, record: Callable[[str, str], Any]) -> None:
+    dialogues = [dialogue[:2] for dialogue in SIMPLE]
+    records = [record(*dialogue) for dialogue in dialogues]
+    forms = {"x.jsonl": as_lines(records), "x.json": json.dumps(records, indent=1)}
+    if isinstance(records[0], list):  # a list of messages alone is one dialogue
+        forms["y.json"] = json.dumps(records[0], indent=1)
+    else:
+        forms["y.json"] = json.dumps(records[0], ensure_ascii=False, indent=1)
+    for name, text in forms.items():
+        (tmp_path / name).write_text(text, "utf-8")
+        check(tmp_path / name, dialogues[:1] if name == "y.json" else dialogues)
+
+
+def test_every_kind_is_read_when_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("早\n好\n", "utf-8")
+    for kind, record in (RECORDS | PAIR_RECORDS).items():
+        (tmp_path / kind).write_text(as_lines([record(["早", "好"])]), "utf-8")
+    for kind in KINDS:
+        assert list(read_dialogues(tmp_path / kind, kind)) == [["早", "好"]]
+
+
+@pytest.mark.parametrize(
+    "history",
+    [[["问", "答"]], ["问", "答"], roles(["问", "答"], ("user", "assistant"), "role", "content")],
+)
+def test_a_history_comes_first(tmp_path: Path, history: list[Any]) -> None:
+    record = {"prompt": "早", "response": "好", "history": history}
+    (tmp_path / "x.jsonl").write_text(as_lines([record, record | {"history": None}]), "utf-8")
+    check(tmp_path / "x.jsonl", [["问", "答", "早", "好"], ["早", "好"]])
+    with (tmp_path / "x.csv").open("w", encoding="utf-8", newline="") as file:
+        shown = [json.dumps(history), str(history), "[]", ""]
+        csv.writer(file).writerows([["history", "q", "a"], *([h, "早", "好"] for h in shown)])
+    check(tmp_path / "x.csv", 2 * [["问", "答", "早", "好"]] + 2 * [["早", "好"]])
+    for broken, reason in (("[1", "is not a list"), ('["问"]', "odd number")):
+        (tmp_path / "y.jsonl").write_text(as_lines([record | {"history": broken}]), "utf-8")
+        assert reason in refusal_of(tmp_path / "y.jsonl")
+
+
+def test_replies_that_people_found_bad_are_not_learnt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [
+        {"prompt": "早", "completion": "好", "label": label} for label in (True, False, 1, 0)
+    ]
+    records += [{**openai(["早", "滚"]), "kto_tag": False}]
+    (tmp_path / "x.jsonl").write_text(as_lines(records), "utf-8")
+    (tmp_path / "x.csv").write_text("prompt,completion,label\n早,好,True\n早,滚,False\n", "utf-8")
+    check(tmp_path / "x.jsonl", [["早", "好"]] * 2)
+    check(tmp_path / "x.csv", [["早", "好"]])
+    said = capsys.readouterr().err
+    assert "3 records left out, whose label is false or 0" in said
+    assert "1 record left out" in said
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "gb18030", "utf-16"])
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, encoding: str) -> None:
+    for name, delimiter in (("x.csv", ","), ("x.tsv", "\t"), ("y.csv", ";")):
+        rows = ["问题,回答,", "早,好,", ",,", "在吗,在的,"]
+        text = "\r\n".join(rows).replace(",", delimiter)
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        check(tmp_path / name, [["早", "好"], ["在吗", "在的"]])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("x.csv", "时间,昵称,内容\n1,小明,早\n", "its columns are: 时间, 昵称, 内容"),
+        ("x.tsv", "早\t好\n在吗\t在\n", "has the table no header, put one above it"),
+        ("x.csv", "早\n好\n", "is it no table, rename it to .txt"),
+        ("x.jsonl", '{"prompt": "早", "chosen": "好"}\n', "its keys are: prompt, chosen"),
+        ("x.jsonl", '{"text": "早"}\n', "its keys are: text"),
+        ("x.json", '{\n"train": [["早", "好"]],\n"valid": []\n}', "its keys are: train, valid"),
+        ("x.json", '["第一篇", "第二篇"]', "is it one dialogue, or are they articles?"),
+        ("x.json", '[\n"第一篇",\n"第二篇"\n]', "is it one dialogue, or are they articles?"),
+        (
+            "x.json",
+            '[\n{"sender": "小明", "time": "9:00", "content": "早"}]',
+            "an export of a chat\n  -> convert it first: python -m smallgpt data convert … --me",
+        ),
+        (
+            "x.jsonl",
+            as_lines([[{"role": name, "content": "早"} for name in "abc"]]),
+            "more than two speakers: 'c'",
+        ),
+    ],
+)
+def test_what_is_no_dialogue_says_what_is_there(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content, "utf-8")
+    assert said in refusal_of(path)
+    assert said in refusal(lambda: list(text_chunks(path)))
+
+
+def test_columns_can_be_named(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,甲,乙\n1,早,好\n", "utf-8")
+    (tmp_path / "x.txt").write_text("甲\ta\t乙\n早\t1\t好\n", "utf-8")
+    (tmp_path / "x.jsonl").write_text('{"甲": "早", "乙": "好", "prompt": "不"}\n', "utf-8")
+    for name in ("x.csv", "x.txt", "x.jsonl"):
+        assert list(read_dialogues(tmp_path / name, columns=("甲", "乙"))) == [["早", "好"]]
+        with pytest.raises(UserError, match="'丙'"):
+            list(read_dialogues(tmp_path / name, columns=("甲", "丙")))
+    out = tmp_path / "out.txt"
+    result = smallgpt(
+        "data", "convert", tmp_path / "x.csv", "--columns", "甲", "乙", "--output", out
+    )
+    assert result.exit_code == 0 and out.read_text("utf-8") == "早\n好\n"
+    assert "does not go with --format openai" in refusal(
+        lambda: recognise(tmp_path / "x.jsonl", "openai", ("甲", "乙"))
+    )
+
+
+def test_half_a_surrogate_pair_is_a_replacement_character(tmp_path: Path) -> None:
+    records = [openai(["哈哈\ud83d", "笑什么🙂"]), openai(["早", "好"])]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, records)), "utf-8")
+    (tmp_path / "x.json").write_text(json.dumps(records), "utf-8")
+    (tmp_path / "y.json").write_text(json.dumps(records[0], indent=1), "utf-8")
+    for name in ("x.jsonl", "x.json", "y.json"):
+        write(read_dialogues(tmp_path / name), {tmp_path / "out.txt": 1.0})
+        assert (tmp_path / "out.txt").read_text("utf-8").startswith("哈哈\ufffd\n笑什么🙂\n")
+        assert open_corpus([tmp_path / name], text_chunks).conversations == (name[0] == "x") + 1
+
+
+def test_an_utterance_that_shows_nothing_is_refused(tmp_path: Path) -> None:
+    gaps = [{"prompt": "早", "response": gap} for gap in (None, float("nan"))]
+    for record in (*(openai(["早", character]) for character in "\u200b\ufeff\u3000"), *gaps):
+        (tmp_path / "x.jsonl").write_text(as_lines([record]), "utf-8")
+        assert "an empty utterance" in refusal_of(tmp_path / "x.jsonl")
+
+
 def test_text_that_begins_like_json_is_text(tmp_path: Path) -> None:
     for beginning in ("[微笑]你好", "[1] 早", '["早"] 他说', "{早", '"早"', "[" * 5000):
         (tmp_path / "x.txt").write_text(f"{beginning}\n好\n", "utf-8")
@@ -167,7 +331,8 @@ def test_training_reads_other_formats_as_it_reads_text(
 
 BAD = [
     ("{", "not JSON"),
-    ("3", "no list under 'messages'"),
+    ("3", "a value alone, not a dialogue"),
+    ('"早"', "a text alone, not a dialogue"),
     ('{"messages": []}', "fewer than two utterances"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "fewer than two"),
     ('{"messages": [{"role": "tool", "content": "a"}]}', "role 'tool' is not a speaker"),
@@ -264,6 +429,38 @@ def refusal_of(path: Path, kind: str | None = None) -> str:
     return refusal(lambda: list(read_dialogues(path, kind)))
 
 
+def test_broken_rows_are_refused_with_their_line_or_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('prompt,response\n早,好\n在吗,在的,有事吗\n他说,"好"呀,\n早,好呀\n', "utf-8")
+    assert "line 3: 3 cells for 2 columns" in refusal_of(path)
+    survey = Survey()
+    assert list(survey.collect([path], skip_bad=True)) == [["早", "好"], ["早", "好呀"]]
+    assert survey.rejected == {
+        "3 cells for 2 columns": 1,
+        "a quotation mark is not closed, or within quotes not doubled": 1,
+    }
+
+
+DIFFERENT_NUMBERS = """\
+3.5元 35元, -5度 5度, 1/2 12, 10:30 1030, 5% 5, 3、5 35, 10² 102, １．５ 15, 1½ 11/2"""
+
+
+@pytest.mark.parametrize("two", DIFFERENT_NUMBERS.split(", "))
+def test_numbers_are_no_near_duplicates(two: str) -> None:
+    one, other = two.split()
+    assert essence(["多少", one]) != essence(["多少", other])
+
+
+def test_near_duplicates_with_numbers() -> None:
+    for one, other in (
+        ("有3个。", "有3个"),
+        ("３．５！", "3.5"),
+        ("3。", "3"),
+        ("好,5点", "好5点"),
+    ):
+        assert essence([one]) == essence([other])
+
+
 def test_duplicates(tmp_path: Path) -> None:
     near = ["早上好 呀！", "早上好,昨晚睡得好吗?"]
     write([*SIMPLE, SIMPLE[0], near, ["……", "！"], ["！", "……"]], {tmp_path / "x.txt": 1.0})
@@ -316,6 +513,16 @@ def test_commands(tmp_path: Path) -> None:
         count = sum(1 for _ in read_dialogues(parts / f"{name}.txt", "text"))
         noun = "dialogue" if count == 1 else "dialogues"
         assert f"written: {parts / name}.txt, {count} {noun}\n" in said
+    again: list[list[str | Path]] = [
+        ["convert", out, "--output", parts / "train.txt"],
+        ["split", out, "--output-dir", parts],
+        ["convert", out, "--output", tmp_path / "new.txt", "--picture", picture],
+    ]
+    for arguments in again:
+        assert "is there already\n  -> name another, or add --force" in refused_command(
+            "data", *arguments
+        )
+        run("data", *arguments, "--force")
     assert "is an input" in refused_command("data", "convert", path, "--output", path, "--skip-bad")
     assert "leave nothing" in refused_command(
         "data", "split", out, "--output-dir", tmp_path, "--test", "0.99"

@@ -62,6 +62,71 @@ def test_encodings(tmp_path: Path, encoding: str, capsys: pytest.CaptureFixture[
     assert ("not UTF-8, read as GB18030" in capsys.readouterr().err) == (encoding == "gb18030")
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_table_written_without_quotes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], newline: str
+) -> None:
+    """A quotation mark in a text must not swallow the lines that follow."""
+    texts = ["好", '"干净"？没打扫', '"老牌酒店', "太吵", "旧", '不错"', '都"好"', '"很好"']
+    for name, delimiter in (("a.tsv", "\t"), ("a.csv", ",")):
+        lines = [f"{n % 2}{delimiter}{text}" for n, text in enumerate(texts)]
+        path = tmp_path / name
+        path.write_bytes(newline.join([f"label{delimiter}review", *lines]).encode())
+        assert read(path).texts == texts
+        assert "quotation marks are read as characters" in capsys.readouterr().err
+    # Here nothing is broken with quotes: rows of a TSV are lines, in a CSV it is said.
+    texts = ['"老牌酒店', "太吵", '不错"']
+    for name, delimiter in (("a.tsv", "\t"), ("a.csv", ",")):
+        lines = [f"{n % 2}{delimiter}{text}" for n, text in enumerate(["差", *texts, "差"])]
+        (tmp_path / name).write_text("\n".join([f"label{delimiter}review", *lines]), "utf-8")
+        rows = [row.cells["review"] for row in read_rows(tmp_path / name)]
+        assert rows == (["差", *texts, "差"] if name == "a.tsv" else [*rows[:2], "差"])
+        said = "quotation marks are" if name == "a.tsv" else "line 3: a text in quotes holds the 2"
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'label,review\n0,"a, b"\n1,"太吵\n0,"差, 差"\n',
+        'label,review\n0,"a, b"\n1,太吵\n1,"差, 差\n',
+    ],
+)
+def test_a_quotation_mark_that_is_not_closed(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.csv").write_text(content, "utf-8")
+    said = refusal(lambda: read(tmp_path / "a.csv"))
+    line = 3 if "太吵\n0" in content else 4
+    assert f"line {line}: a quotation mark is not closed, or within quotes not doubled" in said
+
+
+def test_one_bad_byte_does_not_change_the_other_texts(tmp_path: Path) -> None:
+    for count in (1, 1000):
+        data = b"label,review\n" + "1,很好\n0,太吵\n".encode() * count + b"1,\xe5\xa5\n"
+        (tmp_path / "a.csv").write_bytes(data)
+        problem = f"line {2 * count + 2:,}: not UTF-8, as the rest is (byte 0xe5)"
+        assert problem in refusal(lambda: read(tmp_path / "a.csv"))
+
+
+def test_a_json_list(tmp_path: Path) -> None:
+    records = [{"review": text, "label": int(label)} for label, text in [*ROWS, ("1", "哈\ud83d")]]
+    path = tmp_path / "a.json"
+    for indent in (None, 1):
+        path.write_text(json.dumps(records, indent=indent))
+        assert pairs(read(path)) == [*ROWS, ("1", "哈\ufffd")]
+    assert "record 2: the label '0' is unknown" in refusal(lambda: read(path, ["1", "2"]))
+    path.write_text(json.dumps([*records, 3]))
+    assert "record 6: not an object" in refusal(lambda: read(path))
+
+
+def test_columns_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x,label,x,review\n1,0,2,差\n3,1,4,好\n", "utf-8")
+    assert [*next(read_rows(path, ["review"])).cells.values()] == list("102差")
+    assert "another column 'x' is read as 'x.2'" in capsys.readouterr().err
+    path.write_text("review,label,review\n好,1,差\n", "utf-8")
+    assert "two columns 'review'" in refusal(lambda: read(path))
+
+
 @given(
     st.lists(
         st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")), min_size=1
@@ -105,8 +170,8 @@ def test_labels_are_ordered_as_numbers_or_words(tmp_path: Path) -> None:
         ("a.csv", "review\n好\n", "no column 'label'"),
         ("a.csv", b"label,review\n1,\xff\xff\xff\n", "line 2: neither UTF-8 nor GB18030"),
         ("a.jsonl", '{"review": "a", "label": 1}\n{"review"\n', "line 2: not JSON"),
-        ("a.jsonl", "[1]\n", "line 1: not an object"),
-        ("a.jsonl", "[" * 100_000, "line 1: not JSON"),
+        ("a.jsonl", "[1]\n", "record 1: not an object"),
+        ("a.jsonl", "[" * 100_000, "the list is broken after record 0"),
     ],
 )
 def test_bad_tables(tmp_path: Path, name: str, content: str | bytes, expected: str) -> None:

@@ -1,14 +1,19 @@
-"""Reading text files: what is refused, and their fingerprint. See test_corpus.py for the rest."""
+"""Reading text files: encodings, blank lines, what is refused, and their fingerprint. See
+test_corpus.py for the rest."""
 
 import bz2
 import gzip
+import io
 import lzma
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from smallgpt.data import text as text_module
+from smallgpt.data.dialogue_formats import text_chunks
+from smallgpt.data.tables import read_rows
 from smallgpt.data.text import check_files, fingerprint, read_text
 from tests.helpers.commands import refusal
 
@@ -26,25 +31,111 @@ def problem_of(path: Path, chunk_bytes: int | None = None) -> str:
 
 @pytest.mark.parametrize("chunk_bytes", [None, 3])
 @pytest.mark.parametrize(
-    ("content", "line", "byte", "encoding"),
+    ("content", "line", "problem"),
     [
-        ("你好\n再见\n".encode("gb18030"), 1, 0xC4, "GB18030"),
-        ("你好".encode("utf-16"), 1, 0xFF, "UTF-16"),
-        (b"a\nb\ncaf\xe9\nd\n", 3, 0xE9, "GB18030"),
-        ("你好\r\n再见\r\n".encode() + b"\xff\r\n", 3, 0xFF, "GB18030"),
-        ("你好\r再见\r".encode() + b"\xff\r", 3, 0xFF, "GB18030"),
-        ("你好\n再见".encode()[:-1], 2, 0xE8, "GB18030"),
+        (b"a\nb\ncaf\xe9\nd\n", 3, "neither UTF-8 nor GB18030 (byte 0xe9)"),
+        ("你好\r\n再见\r\n".encode() + b"\xff\r\n", 3, "not UTF-8, as the rest is (byte 0xff)"),
+        ("你好\r再见\r".encode() + b"\xff\r", 3, "not UTF-8, as the rest is (byte 0xff)"),
+        ("你好\n再见".encode()[:-1], 2, "not UTF-8, as the rest is (byte 0xe8)"),
+        # The bytes of one half of a surrogate pair.
+        ("早上好呀\n".encode() + b"\xed\xa0\xbd\n", 2, "not UTF-8, as the rest is (byte 0xed)"),
+        ("你好\n再见\n".encode("gb18030") + b"\xff\n", 3, "neither UTF-8 nor GB18030 (byte 0xff)"),
+        ("上好\n上".encode("utf-16") + b"\x00", 2, "not UTF-16, as the rest is (byte 0x00)"),
+        ("你好\n再\0见".encode(), 2, "a NUL byte"),
+        ("hello\nworld".encode("utf-16-le"), 1, "a NUL byte"),
     ],
-    ids=["gb18030", "utf-16", "latin", "crlf", "cr", "cut-off"],
+    ids=["latin", "crlf", "cr", "cut-off", "surrogate", "gb18030", "utf-16", "nul", "no-mark"],
 )
 def test_undecodable_bytes_are_named_with_their_line(
-    tmp_path: Path, content: bytes, line: int, byte: int, encoding: str, chunk_bytes: int | None
+    tmp_path: Path, content: bytes, line: int, problem: str, chunk_bytes: int | None
 ) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(content)
-    message = problem_of(path, chunk_bytes)
-    assert message.startswith(f"{path}, line {line}: not UTF-8 (byte 0x{byte:02x})")
-    assert f"iconv -f {encoding} -t UTF-8 text.txt" in message
+    assert f"{path}, line {line}: {problem}" in problem_of(path, chunk_bytes)
+
+
+TALK = "在的\n好呀，一会儿见\n\n几点\n五点一刻🙂\n"
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, 3])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16"])
+def test_encodings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str, chunk_bytes: int | None
+) -> None:
+    path = tmp_path / "text.txt"
+    for beginning in ("", "hello\n" * 1000, "…\n" * 1000):
+        path.write_bytes((beginning + TALK).encode(encoding))
+        raw = "".join(raw for raw, _ in chunks_of(path, chunk_bytes))
+        assert raw == beginning + TALK
+        said = capsys.readouterr().err
+        name = encoding.removesuffix("-sig").upper()
+        assert said.count(f"{path}: not UTF-8, read as {name}\n") == (name != "UTF-8")
+
+
+def test_a_text_of_replacement_characters_is_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("\ufffd\ufffd\n\ufffd好\n", "utf-8")
+    assert chunks_of(path) == [("\ufffd\ufffd\n\ufffd好", "\ufffd\ufffd\n\ufffd好"), ("\n", "")]
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, 1, 4])
+@pytest.mark.parametrize(
+    "character", [*"\u200b\ufeff\u2060\xad\u3164\u2028\x85\u3000\xa0 \t\v\f", ""]
+)
+def test_a_line_that_shows_nothing_divides_dialogues(
+    tmp_path: Path, character: str, chunk_bytes: int | None
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(
+        f"\n{character}\n早\n好\n{character}{character}\n晚\u200b\n安\n{character}", "utf-8"
+    )
+    assert "".join(clean for _, clean in chunks_of(path, chunk_bytes)) == "早\n好\n\n晚\u200b\n安"
+
+
+def archive(*names: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed:
+        for name in names:
+            packed.writestr(name, "早" * 100)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "advice"),
+    [
+        (archive("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook", "CSV UTF-8"),
+        (archive("[Content_Types].xml", "word/document.xml"), "a Word document", "plain text"),
+        (archive("chat.txt"), "a ZIP archive", "unpack"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office file (.xls, .doc)", "CSV UTF-8"),
+        (b"%PDF-1.7\n", "a PDF document", "plain text"),
+        (b"{\\rtf1\\ansi", "a rich text document", "plain text"),
+        (b"\x89PNG\r\n\x1a\n", "a picture", "a file of text"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "a picture", "a file of text"),
+        (b"BM\x36\x00\x0c\x00\0\0\0\0", "a picture", "a file of text"),
+        (b"\0\0\0\x20ftypmp42", "a picture, sound or video", "a file of text"),
+        (bz2.compress(b"1"), "a bzip2 archive", "unpack"),
+        (gzip.compress(b"x" * 257 + b"ustar"), "an archive", "unpack"),
+        (b"SQLite format 3\0", "a database", "export"),
+        (b"PAR1", "a Parquet or Arrow table", "CSV or JSONL"),
+        (b"\n <!DOCTYPE HTML><table>", "a web page (HTML)", "in Excel"),
+        ("\ufeff<html>".encode(), "a web page (HTML)", "in Excel"),
+        (b"<?xml version='1.0'?>", "an XML file", "CSV UTF-8"),
+        (b"From: <Save>\r\nSubject: IM\r\nMIME-Version: 1.0\r\n", "a web archive", "export"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl"])
+def test_what_is_no_text_is_told_what_it_is(
+    tmp_path: Path, content: bytes, what: str, advice: str, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    readers: list[Callable[[], object]] = [lambda: list(read_rows(path, ["review"]))]
+    if what != "a Parquet or Arrow table":  # which dialogues are read from
+        readers.append(lambda: list(text_chunks(path)))
+    for read in readers:
+        said = refusal(read)
+        assert said.startswith(f"{path} is {what}") and advice in said
+        assert "iconv" not in said
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress], ids=["gz", "xz"])
@@ -66,7 +157,7 @@ def test_unusable_files_stop_before_any_work(tmp_path: Path) -> None:
     empty, bz2_file = tmp_path / "empty.txt", tmp_path / "text.bz2"
     empty.touch()
     bz2_file.write_bytes(bz2.compress(("早上好\n" * 1000).encode()))
-    assert "not UTF-8" in problem_of(bz2_file)
+    assert "unpack it" in problem_of(bz2_file)
     assert f"{tmp_path} is a directory" in check(tmp_path)
     assert f"{empty} is empty" in check(empty)
     assert "cannot be read" in check(tmp_path / ("long" * 1000))

@@ -76,6 +76,17 @@ def test_explanations(model: str, tmp_path: Path) -> None:
     assert verdict.endswith("\t今天错<b>") and shares.startswith("  错 +")
     text = page.read_text("utf-8")
     assert ">错</span>" in text and ">&lt;</span>" in text
+    typed = [
+        "predict",
+        model,
+        "错\udced",
+        "--explain",
+        "--html",
+        str(page),
+    ]  # bytes that are no text
+    done = python_here(tmp_path, "-m", "smallgpt", "sentiment", *typed)
+    assert done.exit_code == 0, done.output
+    assert "\t错?\n" in done.stdout and ">?</span>" in page.read_text("utf-8")
 
 
 def test_what_does_not_fit_is_refused(model: str, trained: Path, tmp_path: Path) -> None:

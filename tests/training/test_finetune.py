@@ -124,6 +124,19 @@ def test_replies_are_every_second_utterance(corpus: Corpus, block_size: int) -> 
     assert (targets == np.where(targets != IGNORED, every, IGNORED)).all()
 
 
+@pytest.mark.parametrize(("share", "nothing"), [(0.9, "validate on"), (0.02, "learn")])
+def test_where_a_part_has_no_reply_no_step_is_taken(
+    tmp_path: Path, share: float, nothing: str
+) -> None:
+    """A loss over no character would be a perfect one."""
+    monologues = "".join(f"独白{n}\n\n" for n in range(50))
+    (tmp_path / "t.txt").write_text(f"{monologues}早\n好\n", "utf-8")
+    changes = {"data_path": str(tmp_path / "t.txt"), "train_percent": share, "loss_on": "replies"}
+    with pytest.raises(UserError, match=f"there is nothing to {nothing}: no reply"):
+        finetune(tmp_path, "", **changes)
+    assert not list((tmp_path / "finetuned").glob("cpt*"))
+
+
 def test_training_on_replies_learns_replies(trained: Path, tmp_path: Path) -> None:
     path = finetune(tmp_path, trained, loss_on="replies", max_steps=60, decay_steps=60, lr=3e-3)
     assert smallgpt.load(path).reply("你在吗") in ("魍，在", "魑魅魍魉！", "很好")

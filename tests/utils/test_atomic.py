@@ -90,6 +90,27 @@ def test_a_living_writer_is_left_alone(tmp_path: Path, how: str) -> None:
     assert not hidden(tmp_path)
 
 
+def test_a_pipe_is_written_to_and_a_link_stays(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with atomic.file(pipe) as work:
+        work.write_text("x")
+    assert os.read(reader, 9) == b"x"
+    os.close(reader)
+    assert pipe.is_fifo()
+    link.symlink_to("folder/file")
+    (tmp_path / "folder").mkdir()
+    for text in ("new", "replaced"):
+        with atomic.file(link) as work:
+            work.write_text(text)
+        assert (tmp_path / "folder" / "file").read_text() == text
+        assert link.is_symlink()
+    with atomic.file(Path(os.devnull)) as work:
+        work.write_text("x")
+    assert not Path(os.devnull).is_file()
+
+
 def test_writers_with_the_same_process_id_do_not_meet(tmp_path: Path) -> None:
     """As the first processes of two containers."""
     with atomic.directory(tmp_path / "x") as one, atomic.file(tmp_path / "x.txt") as two:
