@@ -246,10 +246,10 @@ def _first_line(
     before, header = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
     if not header:
         raise UserError(f"{path} is empty", "give a CSV, TSV or JSONL file with a header")
-    return before, *_header(header, columns)
+    return before, *header_of(header, columns)
 
 
-def _header(line: str, columns: Iterable[str] = ()) -> tuple[str, list[str]]:
+def header_of(line: str, columns: Iterable[str] = ()) -> tuple[str, list[str]]:
     """The delimiter that gives most of the wanted columns, then most columns; and the columns."""
     csv.field_size_limit(LONGEST)
     found = {}

@@ -13,6 +13,7 @@ from smallgpt import runtime
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import checkpoint
 from smallgpt.config import Config, check_shares
+from smallgpt.data.chats.exports import warn_of_exports
 from smallgpt.data.corpus import Corpus, describe, match_tokenizer, open_corpus, split
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import Batch, PackedRows, RowOrder
@@ -62,6 +63,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     here = runtime.start(config, world.local_rank if world.size > 1 else None)
 
     # 2. Data: text -> dialogues -> ids -> packed rows.
+    if world.is_first:
+        warn_of_exports(config.data_paths())
     corpus = world.first_process_first(lambda: open_corpus(config.data_paths(), text_chunks))
     world.agree("the text", corpus.fingerprint, "give every machine the same data_path files")
     base = resume.open_base(config, world, False) if config.base_model and not resumed else None
