@@ -86,7 +86,6 @@ def split(
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
     parts = {output_dir / f"{name}.txt": share for name, share in shares.items() if share}
     _check_output(files, parts)
-    output_dir.mkdir(parents=True, exist_ok=True)
     survey = Survey()
     written = write(survey.collect(files, kind, skip_bad), parts, seed)
     _report(survey)
@@ -115,7 +114,6 @@ def smalltalk(
     try:
         if output:
             _check_output([], [output])
-            output.parent.mkdir(parents=True, exist_ok=True)
             write((text.split("\n") for text in texts), {output: 1.0})
             return
         for number, text in enumerate(texts):

@@ -131,6 +131,7 @@ def write(
         with ExitStack() as stack:
             files = {}
             for path in shares:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 work = stack.enter_context(atomic.file(path))
                 files[path] = stack.enter_context(work.open("w", encoding="utf-8", newline="\n"))
             for dialogue in dialogues:
