@@ -1,7 +1,11 @@
 # `make help` lists the targets.
 PYTHON ?= python3
+# One of PyTorch's own builds, such as cpu, instead of the one that requirements.txt gets (docs/install.md).
+TORCH ?=
+TORCH_BUILDS := https://download.pytorch.org/whl
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 DEMO_TEXT := data/smalltalk.txt
 DEMO_ROOT := checkpoints/demo
 
@@ -48,8 +52,7 @@ FULL_ROOT := checkpoints/sentiment_full
 sentiment-full: $(VENV)/.run ## Train a classifier from scratch: language model, other domains, hotels (70 minutes)
 	@mkdir -p $(FULL_ROOT)
 	@$(BIN)/python -m smallgpt sentiment text config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \
-		--also $(DOMAINS) --also $(HOTELS) --also $(HOTELS) > $(FULL_ROOT)/reviews.part
-	@mv $(FULL_ROOT)/reviews.part $(FULL_ROOT)/reviews.txt
+		--also $(DOMAINS) --also $(HOTELS) --also $(HOTELS) --output $(FULL_ROOT)/reviews.txt
 	@$(BIN)/python train.py config/sentiment_full_language.yaml data_path=[$(FULL_ROOT)/reviews.txt,$(CHATS)] $(FULL_KEYS)
 	@$(BIN)/python sentimentalTrain.py config/sentiment_full_domains.yaml sentimental_data_path=$(DOMAINS) $(FULL_KEYS)
 	@$(BIN)/python -m smallgpt sentiment ablation config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \
@@ -92,23 +95,33 @@ pictures: $(DEMO_ROOT)/.trained $(VENV)/.dev ## Draw the README's pictures from 
 clean: ## Delete the environment, the demo model and its text
 	rm -rf $(VENV) $(DEMO_ROOT) $(DEMO_TEXT)
 
+# On Linux the package index has PyTorch with CUDA's libraries.
+ifeq ($(TORCH),cpu)
+DOWNLOAD := about 0.3 GB to download, with PyTorch for CPUs only
+else ifneq ($(TORCH),)
+DOWNLOAD := with PyTorch's build $(TORCH)
+else ifeq ($(shell uname -s),Linux)
+DOWNLOAD := up to 2.9 GB to download, for NVIDIA GPUs; without one, 0.3 GB are enough: make $(or $(MAKECMDGOALS),demo) TORCH=cpu
+else
+DOWNLOAD := about 0.2 GB to download
+endif
+
 $(VENV)/.run: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; try: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) >&2 || { rm -rf $(VENV); exit 2; }
-	@echo "installing what requirements.txt lists into $(VENV) (once) ..." >&2
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt >&2
+	@echo "installing requirements.txt into $(VENV), once: $(DOWNLOAD)" >&2
+	@$(if $(TORCH),$(PIP) --no-deps --index-url $(TORCH_BUILDS)/$(TORCH) $$(grep '^torch==' requirements.txt) >&2)
+	@$(PIP) -r requirements.txt >&2
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
-	@echo "installing what requirements-dev.txt lists into $(VENV) (once) ..." >&2
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt >&2
+	@echo "installing requirements-dev.txt into $(VENV), once: about 0.1 GB to download" >&2
+	@$(PIP) -r requirements-dev.txt >&2
 	@touch $@
 
 $(DEMO_TEXT): | $(VENV)/.run
-	@mkdir -p $(@D)
-	@$(BIN)/python -m smallgpt data smalltalk --dialogues 60000 --seed 1 > $@.part
-	@mv $@.part $@
+	@$(BIN)/python -m smallgpt data smalltalk --dialogues 60000 --seed 1 --output $@
 
 # A demo that was interrupted goes on where it stopped.
 $(DEMO_ROOT)/.trained: | $(VENV)/.run $(DEMO_TEXT)

@@ -7,6 +7,8 @@ for chunk in bot.stream("昨晚睡得好吗？"):
     print(chunk, end="", flush=True)
 """
 
+from __future__ import annotations
+
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ _MODULES = {
     "Predictor": "smallgpt.sentiment.predictor",
     "UserError": "smallgpt.utils.errors",
 }
+__version__ = "0.1.0"
 __all__ = ["Chatbot", "Predictor", "UserError", "load"]
 
 

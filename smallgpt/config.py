@@ -7,7 +7,8 @@ Pydantic reads the fields below to convert and check values. From the same field
 import dataclasses
 import difflib
 import os
-from collections.abc import Collection, Iterable, Iterator
+import shlex
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any, Literal, get_args
 import yaml
 from typing_extensions import TypeVar
 
+from smallgpt.utils.commands import CONFIGS, config_names, script
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.paths import exists, not_found, without_tilde
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Pooling = Literal["last", "last_mean"]
@@ -33,7 +36,8 @@ _AS_YAML = {"data_path": "[]", "label_map": "{}"}
 
 
 def _key(default: Any, **metadata: Any) -> Any:
-    """A field of a config class: its group, the commands that use it, and limits for pydantic."""
+    """A field of a config class: its group, the commands that use it, limits for pydantic; and
+    `path` where it names a file or folder."""
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -104,7 +108,7 @@ class SamplingConfig:
 class Config(ModelConfig, SamplingConfig):
     """All keys of a run. `train.py` and `chat.py` read the same file format."""
 
-    data_path: str | list[str] = _data("data/train.txt", used_by=_ANY)
+    data_path: str | list[str] = _data("data/train.txt", used_by=_ANY, path=True)
     """A file of dialogues or a list of them: text, JSON, JSONL, CSV, TSV or Parquet; plain, .gz or
     .xz."""
     train_percent: float = _data(0.8, used_by=(*_TRAINING, TEXT), gt=0, lt=1)
@@ -112,7 +116,7 @@ class Config(ModelConfig, SamplingConfig):
     the test."""
     unk_rate: float = _dialogues(0.1, ge=0, le=1)
     """How often one of the rarest characters (1 % of the text) is shown as <unk>."""
-    base_model: str | None = _data(None)
+    base_model: str | None = _data(None, path=True)
     """A model to start from instead of fresh weights: a checkpoint directory, the folder of a run,
     or a GPT-2 in Hugging Face's format. Characters it does not know are added to its vocabulary."""
     loss_on: Literal["all", "replies"] = _dialogues("all")
@@ -185,15 +189,17 @@ class Config(ModelConfig, SamplingConfig):
     grad_clip: float = _optimizer(1.0, ge=0)
     """Largest norm of the gradient; 0 is off."""
 
-    checkpoint_root: str = _output("checkpoints", used_by=_ANY)
+    checkpoint_root: str = _output("checkpoints", used_by=_ANY, path=True)
     """Folder of the run: checkpoints `cpt{step}` and metrics.jsonl."""
     save_freq: int = _output(4000, ge=1)
     """Steps between checkpoints; one is always written at the end."""
     keep_last: int = _output(3, used_by=(TRAIN, TRAIN_FROM_BASE, CLASSIFY), ge=0)
     """Newest checkpoints to keep; the best by validation loss stays too. 0 keeps all."""
-    tensorboard_path: str | None = _output(None)
+    tensorboard_path: str | None = _output(None, path=True)
     """Folder for TensorBoard; auto is `tensorboard` in `checkpoint_root`, empty is none."""
-    resume_from: str | None = _output(None, used_by=(TRAIN, TRAIN_FROM_BASE, CLASSIFY, CHAT))
+    resume_from: str | None = _output(
+        None, used_by=(TRAIN, TRAIN_FROM_BASE, CLASSIFY, CHAT), path=True
+    )
     """A checkpoint directory, `latest` or `best` in `checkpoint_root`, or a legacy `.pth` file,
     whose text is `data_path`. Training goes on from the latest only, or from any into another
     `checkpoint_root`. `auto` is the latest if there is one, else a new run."""
@@ -201,7 +207,7 @@ class Config(ModelConfig, SamplingConfig):
     def data_paths(self) -> list[Path]:
         """The files of `data_path`, in order."""
         paths = [self.data_path] if isinstance(self.data_path, str) else self.data_path
-        return [Path(path).expanduser() for path in paths]
+        return [Path(path) for path in paths]
 
     def tensorboard_folder(self) -> Path | None:
         """Where TensorBoard finds this run."""
@@ -236,7 +242,7 @@ class Config(ModelConfig, SamplingConfig):
 class SentimentConfig(Config):
     """All keys of training a classifier: those of a run, and what is below."""
 
-    sentimental_data_path: str = _reviews("data/ChnSentiCorp_htl_all.csv")
+    sentimental_data_path: str = _reviews("data/ChnSentiCorp_htl_all.csv", path=True)
     """Labelled texts: CSV, TSV or JSONL with a header; plain, .gz or .xz."""
     text_column: str = _reviews("review")
     """Name of the column that holds the text."""
@@ -245,7 +251,7 @@ class SentimentConfig(Config):
     label_map: dict[str, str] | None = _reviews(None)
     """Which class each label stands for, such as {1: 差评, 2: 差评, 4: 好评, 5: 好评} for stars;
     reviews with other labels are left out and counted. Empty: every label is a class."""
-    base_model: str | None = _classifier("checkpoints/pretrained/cpt300M.pth")
+    base_model: str | None = _classifier("checkpoints/pretrained/cpt300M.pth", path=True)
     """What a classifier starts from: a checkpoint directory of train.py or of a classifier, the
     folder of a run, a GPT-2 in Hugging Face's format, or a legacy `.pth` file, whose text is
     `data_path`."""
@@ -371,10 +377,13 @@ def load_config(
 ) -> C:
     """Read a YAML file (None: the defaults), apply `key=value` overrides, and check everything.
 
-    `schema` says what keys there are. A note names those that `command` does not use.
+    `path` may be the name of a config that comes with Small GPT. `schema` says what keys there are.
+    A file for other commands than `command` is refused, and a note names the keys it does not use.
     """
     typed = _parse_overrides(overrides or [])
-    in_file = _read_yaml(Path(path)) if path is not None else {}
+    in_file = _read_yaml(config_file(Path(path))) if path is not None else {}
+    if command:
+        _refuse_other_kind(str(path), in_file, schema, command)
     for keys, alternatives in _REPLACED_BY.items():
         if not alternatives.isdisjoint(typed):
             in_file = {key: value for key, value in in_file.items() if key not in keys}
@@ -383,6 +392,35 @@ def load_config(
     if command:  # for those that are not about a whole run a file holds more than they use
         _note_unused(command, merged if command in (TRAIN, CLASSIFY) else typed, config)
     return config
+
+
+def config_file(named: Path) -> Path:
+    """The YAML file that a user means: one of `CONFIGS` where a bare name is no file here."""
+    name = str(named).removesuffix(".yaml")
+    return CONFIGS / f"{name}.yaml" if name in config_names() and not named.is_file() else named
+
+
+def _refuse_other_kind(
+    file: str, given: Mapping[str, Any], schema: type[Config], asked: str
+) -> None:
+    """Refuse a file whose keys are those of a classifier and not of dialogues, or the reverse."""
+    fields, reviews = Config.__dataclass_fields__, SentimentConfig.__dataclass_fields__
+    users = {key: fields[key].metadata["used_by"] for key in given if key in fields}
+    for_reviews = [key for key in given if key in reviews and key not in fields]
+    for_dialogues = [key for key, used in users.items() if TRAIN in used and CLASSIFY not in used]
+    own, other, command = for_dialogues, for_reviews, CLASSIFY
+    if schema is SentimentConfig:
+        only_chat = all(CHAT in used for used in users.values())
+        own, other, command = for_reviews, for_dialogues, CHAT if only_chat else TRAIN
+    if other and not own:
+        keys = ", ".join(other[:4]) + (" …" if len(other) > 4 else "")
+        right = f"python {script(command)} {shlex.quote(file)}"
+        if (asked, command) == (CHAT, CLASSIFY):
+            root = shlex.quote(str(given.get("checkpoint_root", Config.checkpoint_root)))
+            right = (
+                f'python -m smallgpt sentiment predict {root} "…", as a classifier does not chat'
+            )
+        raise UserError(f"{file} is a config for {command}: it sets {keys}", f"type: {right}")
 
 
 def config_from_dict(
@@ -418,6 +456,8 @@ def _given(key: str, value: Any, where: str, schema: type[Config]) -> Any:
     if key not in known:
         nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         advice = f"did you mean `{nearest[0]}`?" if nearest else f"known keys: {', '.join(known)}"
+        if key in SentimentConfig.__dataclass_fields__:
+            advice = f"leave it out: only {CLASSIFY} uses it"
         raise UserError(f"{where}: unknown key `{key}`", advice)
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and (text == "???" or "${" in text):
@@ -425,8 +465,13 @@ def _given(key: str, value: Any, where: str, schema: type[Config]) -> Any:
     if isinstance(value, dict) and None in (*value, *value.values()):
         advice = "write {label: class, …} with a space behind each colon: {1: 差评, 5: 好评}"
         raise UserError(f"{where}: {key}: a label or its class is missing", advice)
-    empty = known[key].default is None and value in ("", "None", "none", "null")
-    return None if empty else value
+    if known[key].default is None and value in ("", "None", "none", "null"):
+        return None
+    if known[key].metadata.get("path"):
+        if isinstance(value, list):
+            return [without_tilde(path) if isinstance(path, str) else path for path in value]
+        return without_tilde(value) if isinstance(value, str) else value
+    return value
 
 
 @cache
@@ -449,6 +494,8 @@ def _note_unused(command: str, given: Iterable[str], config: Config) -> None:
     given = set(given) - {"ddp", "local_rank", "world_size"}  # old files hold these, used or not
     fields = [field for field in dataclasses.fields(config) if field.name in given]
     unused = [field.name for field in fields if command not in field.metadata["used_by"]]
+    if command in (CLASSIFY, ABLATION) and not str(config.base_model).endswith(".pth"):
+        unused += sorted(given & {"data_path"})  # only the text of a .pth
     if unused and os.environ.get("RANK", "0") == "0":  # torchrun starts several processes
         note(f"{command} does not use {', '.join(unused)}")
 
@@ -476,7 +523,8 @@ def _parse_yaml(text: str | bytes, where: str) -> Any:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(
             f"{where} is not valid YAML: {' '.join(str(error).split())}",
-            "write one `key: value` a line, a list as [a, b], and save the file as UTF-8",
+            "write one `key: value` a line, a list as [a, b], quotes around a name that has [ in "
+            "it, and save the file as UTF-8",
         ) from None
 
 
@@ -484,10 +532,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = _parse_yaml(path.read_bytes(), str(path))
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = "not found" if missing else f"cannot be read: {error.strerror}"
-        known = ", ".join(sorted(str(p) for p in Path("config").glob("*.yaml")))
-        raise UserError(f"{path} {reason}", known and f"shipped configs: {known}") from None
+        known = f"one that comes with Small GPT, by its name: {', '.join(config_names())}"
+        if isinstance(error, FileNotFoundError):
+            raise not_found(path, advice=known) from None
+        if isinstance(error, IsADirectoryError):
+            known = (
+                f"a model is named with resume_from={path} or base_model={path}, behind the config"
+            )
+        raise UserError(f"{path} cannot be read: {error.strerror}", known) from None
     if not isinstance(loaded, dict | None):
         raise UserError(f"{path} is not a mapping", "write one `key: value` a line")
     return {str(key): value for key, value in (loaded or {}).items()}
@@ -502,6 +554,6 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
                 f"command line: {argument!r} is not of the form key=value",
                 "write for example lr=3e-4, without spaces around the =",
             )
-        as_yaml = text[:1] + text[-1:] == _AS_YAML.get(key)
+        as_yaml = text[:1] + text[-1:] == _AS_YAML.get(key) and not exists(Path(text))
         values[key] = _parse_yaml(text, f"command line: {argument!r}") if as_yaml else text
     return values

@@ -17,6 +17,7 @@ from smallgpt.data.packing import PackedRows
 from smallgpt.demo import smalltalk
 from smallgpt.demo.judge import judge_all
 from smallgpt.training.validation import validate
+from smallgpt.utils.words import rounded, size
 
 
 def on_text(path: Path, files: list[Path], device: str = "auto", dtype: str | None = None) -> str:
@@ -91,13 +92,13 @@ def describe_checkpoint(path: Path) -> str:
     characters = [c for c in stored.tokenizer.characters if c.isprintable()]
     lines = [
         f"{path}: {verdict}",
-        *(f"  {name}: {value}" for name, value in manifest.items()),
+        *(f"  {name}: {rounded(value)}" for name, value in manifest.items()),
         f"  parameters: {parameters:,} (and {positions:,} for positions)",
         f"  shape: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "
         f"context {config.block_size}, vocabulary {config.vocab_size:,}",
         f"  characters: {''.join(characters[:40])}{' …' if len(characters) > 40 else ''}",
         *([f"  tells apart: {', '.join(stored.labels)}"] if stored.labels else []),
         f"  trained on: {trained_on}",
-        *(f"  {f.name}: {f.stat().st_size:,} bytes" for f in sorted(path.iterdir())),
+        *(f"  {f.name}: {size(f.stat().st_size)}" for f in sorted(path.iterdir())),
     ]
     return "\n".join(lines)

@@ -2,12 +2,9 @@
 
 import ctypes
 import platform
-import shlex
 import shutil
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -161,15 +158,6 @@ def choose_precision(name: str, device: torch.device, parameters: int) -> Precis
     if name == "auto" and on_cpu and parameters < LARGE:
         return Precision(torch.float32)
     return Precision(choose_dtype(name, device)[0])
-
-
-def python_command() -> str:
-    """What a user types to run this Python: `python` where that is it, else its path."""
-    here, found = Path(sys.executable), shutil.which("python")
-    if found and Path(found).samefile(here) and Path(found).parent == here.parent:
-        return "python"
-    inside = here.is_relative_to(Path.cwd())
-    return shlex.quote(str(here.relative_to(Path.cwd()) if inside else here))
 
 
 def seed_everything(*numbers: int) -> None:

@@ -25,6 +25,7 @@ from smallgpt.config import (
     typed_keys,
 )
 from smallgpt.utils.errors import UserError
+from tests.helpers.commands import refusal
 
 NOT_TEXT = ("???", "None", "none", "null")
 KEYS = sorted(Config.__dataclass_fields__)
@@ -254,12 +255,44 @@ def test_a_key_with_one_letter_missing_suggests_a_key_that_fits(
     assert typed in {suggestion[:i] + suggestion[i + 1 :] for i in range(len(suggestion))}
 
 
+CLASSIFIERS = ("sentimental", "sentiment_full.", "sentiment_full_domains.")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_config_for_another_command_is_refused_by_name(path: Path) -> None:
+    classifies, chats = path.name.startswith(CLASSIFIERS), path.name.startswith("chat")
+    right = CLASSIFY if classifies else CHAT if chats else TRAIN
+    for command, schema in ((TRAIN, Config), (CHAT, Config), (CLASSIFY, SentimentConfig)):
+        if (command == CLASSIFY) == classifies:
+            load_config(path, [], schema, command)
+            continue
+        said = refusal(lambda: load_config(path, ["lr=1"], schema, command))  # noqa: B023
+        assert f"{path} is a config for {right}: it sets " in said
+        judges = classifies and command == CHAT
+        wanted = "smallgpt sentiment predict checkpoints/" if judges else f"python {right} {path}"
+        assert f"\n  -> type: python -m {wanted}" in said if judges else f"type: {wanted}" in said
+
+
+def test_the_text_of_dialogues_is_not_that_of_reviews(capsys: pytest.CaptureFixture[str]) -> None:
+    for base, said in (("checkpoints/demo", "does not use data_path\n"), ("x.pth", "")):
+        typed = ["data_path=my.csv", f"base_model={base}"]
+        load_config(CONFIGS / "sentimental_demo.yaml", typed, SentimentConfig, CLASSIFY)
+        assert capsys.readouterr().err.endswith(said)
+
+
+def test_a_key_of_classifiers_among_those_of_dialogues(tmp_path: Path) -> None:
+    path = write(tmp_path, "n_layer: 2\nfrozen: True")
+    said = refusal(lambda: load_config(path, [], Config, TRAIN))
+    assert "unknown key `frozen`\n  -> leave it out: only sentimentalTrain.py uses it" in said
+    load_config(path, [], SentimentConfig, CLASSIFY)
+
+
 @pytest.mark.parametrize(
     ("command", "values", "unused"),
     [
         (TRAIN, {"lr": 1, "ngram_order": 2, "temperature": 1, "ddp": 0, "world_size": 3}, []),
         (TRAIN, {"n_layer": 3, "base_model": "x", "dropout": 0.1, "lr": 1}, ["n_layer"]),
-        (CLASSIFY, {"n_embd": 24, "top_k": 3, "lr": 1, "local_rank": 1}, ["top_k", "n_embd"]),
+        (CLASSIFY, {"use_mask": 1, "n_embd": 24, "top_k": 3, "lr": 1}, ["top_k", "n_embd"]),
         (CHAT, {"lr": 1, "warmup_steps": 2, "seed": 1, "block_size": 8}, ["block_size"]),
         (ABLATION, {"use_mask": True, "frozen": True, "seed": 1}, ["frozen"]),
         (TEXT, {"text_column": "x", "split_seed": 1, "lr": 1}, ["lr"]),
@@ -322,7 +355,7 @@ def test_unusable_file_stops_with_its_name(
 def test_directory_and_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
     missing = problem_of(tmp_path / "missing.yaml")
-    assert "not found" in missing and "config/demo.yaml" in missing
+    assert "not found" in missing and "by its name: chat300M, chat90M, demo, " in missing
     assert "cannot be read: Is a directory" in problem_of(tmp_path)
     assert "cannot be read" in problem_of(tmp_path / ("long" * 1000))
 
@@ -423,7 +456,7 @@ def test_bad_override_is_blamed_on_the_command_line(tmp_path: Path, argument: st
 
 # No character that is none on a screen.
 PATH = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1).filter(
-    lambda text: text not in NOT_TEXT and "${" not in text
+    lambda text: text not in NOT_TEXT and "${" not in text and text[0] != "~"
 )
 
 
@@ -449,16 +482,43 @@ def test_written_config_is_read_back_unchanged(
     assert load_config(write(folder, config_to_yaml(config))) == config
 
 
-@pytest.mark.parametrize("path", ["0.", "1e3", "yes", "null", "~", "2026-11-23", "a: b", "语料 #1"])
+@pytest.mark.parametrize(
+    "path", ["0.", "1e3", "yes", "null", "a~", "2026-11-23", "a: b", "语料 #1"]
+)
 def test_written_strings_stay_strings(path: str, tmp_path: Path) -> None:
     for data_path in (path, [path, "b.txt"]):
         config = Config(data_path=data_path, resume_from=f"x{path}")
         assert load_config(write(tmp_path, config_to_yaml(config))) == config
 
 
-def test_data_paths_are_a_list_with_the_home_folder_filled_in() -> None:
-    assert Config(data_path="~/a.txt").data_paths() == [Path.home() / "a.txt"]
+def test_data_paths_are_a_list() -> None:
+    assert Config(data_path="a.txt").data_paths() == [Path("a.txt")]
     assert Config(data_path=["a", "b"]).data_paths() == [Path("a"), Path("b")]
+
+
+PATH_KEYS = [k for k, f in SentimentConfig.__dataclass_fields__.items() if "path" in f.metadata]
+
+
+def test_the_home_folder_is_filled_in_wherever_a_path_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for key in PATH_KEYS:
+        home = str(tmp_path / "runs" / "mine")
+        for config in (
+            load_config(None, [f"{key}=~/runs/mine"], SentimentConfig),
+            load_config(write(tmp_path, f"{key}: ~/runs/mine"), [], SentimentConfig),
+        ):
+            assert getattr(config, key) == home
+        given = "runs/~mine" if key != "resume_from" else "latest"
+        assert getattr(load_config(None, [f"{key}={given}"], SentimentConfig), key) == given
+    many = ", ".join(["b.txt"] * 60)  # longer than the name of any file
+    assert len(load_config(None, [f"data_path=[{many}]"]).data_paths()) == 60
+    several = load_config(None, ["data_path=[~/a.txt, b~.txt]"])
+    assert several.data_paths() == [tmp_path / "a.txt", Path("b~.txt")]
+    assert len(PATH_KEYS) == 6
+    assert load_config(None, ["checkpoint_root=~nobody-here/x"]).checkpoint_root[0] == "~"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from smallgpt.checkpoints import checkpoint
 from smallgpt.config import Config
 from smallgpt.demo import smalltalk
 from smallgpt.utils.errors import UserError
+from smallgpt.utils.words import size
 from tests.helpers.models import DIALOGUES, random_model, vocabulary
 
 
@@ -110,8 +111,9 @@ def test_describe(trained: Path, trained_copy: Path) -> None:
     assert said.startswith(f"{trained}: whole, all checksums right\n  step: 120\n")
     assert f"parameters: {total:,} (and 1,024 for positions)" in said
     assert "2 layers, 4 heads, 32 wide, context 32" in said
-    assert "validation_loss: " in said
-    assert f"model.safetensors: {(trained / 'model.safetensors').stat().st_size:,} bytes" in said
+    loss = stored.manifest["validation_loss"]
+    assert f"validation_loss: {loss:.4g}\n" in said and f"{loss:.5g}" not in said
+    assert f"model.safetensors: {size((trained / 'model.safetensors').stat().st_size)}\n" in said
     assert "".join(stored.tokenizer.characters[:20]) in said
 
     state = trained_copy / "training_state.pt"

@@ -26,13 +26,15 @@ import torch
 from torch import Tensor
 
 from smallgpt.checkpoints import huggingface
-from smallgpt.checkpoints.run_folder import MANIFEST_FILE, checkpoints, place
+from smallgpt.checkpoints.run_folder import MANIFEST_FILE, checkpoints, is_name, place
 from smallgpt.config import Config, ModelConfig, SentimentConfig, config_to_yaml, load_config
 from smallgpt.model.gpt import GPT
 from smallgpt.tokenizer.characters import TOKENIZER_FILE, Tokenizer
 from smallgpt.tokenizer.subwords import load_tokenizer
 from smallgpt.utils import atomic, background
+from smallgpt.utils.commands import training_of, with_config
 from smallgpt.utils.errors import UserError
+from smallgpt.utils.paths import not_found
 
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "training_state.pt"
@@ -50,11 +52,14 @@ _PART = 1 << 22
 class DamagedError(UserError):
     """A checkpoint is not what was written; the advice says which other one there is."""
 
-    def __init__(self, path: Path, problem: str) -> None:
+    def __init__(self, path: Path, problem: str, edited: bool = False) -> None:
         others = [other for other in checkpoints(path.parent) if other != path]
         advice = "there is no other checkpoint beside it"
         if others:
             advice = f"another one is {others[-1]}; to go on training from it, delete {path} first"
+        if edited:
+            undo = "if you edited it, undo that: other settings are typed behind the command, "
+            advice = f"{undo}as key=value\n     otherwise {advice}"
         super().__init__(problem, advice)
 
 
@@ -193,8 +198,8 @@ def other_kind(path: Path, labels: list[str] | None) -> UserError:
     if labels is None:
         return UserError(
             f"{path} is a language model, not a classifier",
-            "make one of it: python sentimentalTrain.py config/sentimental_demo.yaml "
-            f"base_model={path}",
+            "make one of it: "
+            f"{with_config('sentimentalTrain.py', 'sentimental_demo')} base_model={path}",
         )
     return UserError(
         f"{path} is a classifier ({', '.join(labels)}), not a model to talk with",
@@ -227,8 +232,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST_FILE
     advice = "give the directory that train.py wrote, such as checkpoints/demo/cpt1200"
     if not path.exists():
-        train = "train one: python train.py config/demo.yaml (make demo writes its text too)"
-        raise UserError(f"checkpoint {path} not found", f"{train}, or {advice}")
+        run = path.parent if is_name(path.name) else path
+        raise not_found(path, "checkpoint ", f"train one: {training_of(run)}\n     or {advice}")
     if not path.is_dir():
         raise UserError(f"{path} is a file, not a checkpoint directory", advice)
     if not file.is_file():
@@ -252,8 +257,10 @@ def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     if checksum != manifest["sha256"].get(name):
-        problem = f"{file} is damaged: its checksum is not the one it was saved with"
-        raise DamagedError(path, problem)
+        text = file.suffix in (".yaml", ".json")
+        damage = "damaged or edited" if text else "damaged"
+        problem = f"{file} is {damage}: its checksum is not the one it was saved with"
+        raise DamagedError(path, problem, edited=text)
 
 
 def sha256(path: Path) -> str:

@@ -27,6 +27,7 @@ from smallgpt.tokenizer.characters import (
     added_token,
 )
 from smallgpt.tokenizer.subwords import SubwordTokenizer
+from smallgpt.utils.commands import with_config
 from smallgpt.utils.errors import UserError
 
 PICKLED_FILE = "pytorch_model.bin"
@@ -52,8 +53,8 @@ def load(directory: Path, classifier: bool | None = False) -> Checkpoint:
     if classifier is False and labels:
         raise UserError(
             f"{directory} is a classifier of another program ({', '.join(labels)})",
-            "it can be a base_model: python sentimentalTrain.py config/sentimental_demo.yaml "
-            f"base_model={directory}",
+            "it can be a base_model: "
+            f"{with_config('sentimentalTrain.py', 'sentimental_demo')} base_model={directory}",
         )
     values = huggingface.read_json(directory / huggingface.CONFIG_FILE)
     config = _config(directory / huggingface.CONFIG_FILE, values)

@@ -22,7 +22,9 @@ from smallgpt.config import Config, config_from_dict
 from smallgpt.model.parameters import parameter_groups
 from smallgpt.tokenizer.characters import UNK, Tokenizer
 from smallgpt.utils import atomic
+from smallgpt.utils.commands import with_config
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.paths import not_found
 
 SUFFIXES = (".pth", ".pt")
 SPARE_IDS = 64
@@ -64,11 +66,9 @@ def load(path: Path, texts: list[Path] | None) -> tuple[Checkpoint, dict[str, An
             its own, or None.
     """
     if not path.exists():
-        raise UserError(
-            f"{path} not found",
-            "put it there, or train a model of your own (make demo, or python train.py "
-            "config/train90M.yaml) and chat with it: resume_from=latest",
-        )
+        train = with_config("train.py", "train90M")
+        own = f"or train a model of your own ({train}) and chat with it: resume_from=latest"
+        raise not_found(path, advice=f"put it there, {own}")
     stored = load_pickle(path, "get the file again", mmap=True)
     state, step = stored.get("state_dict"), stored.get("global_step")
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):

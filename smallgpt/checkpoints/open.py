@@ -11,6 +11,7 @@ from typing import Any
 from smallgpt.checkpoints import checkpoint, huggingface, legacy_pth
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, best, checkpoints, validation_loss
+from smallgpt.utils.commands import training_of
 from smallgpt.utils.errors import UserError, note
 
 SPECIAL_NAMES = ("latest", "auto", "best")
@@ -21,6 +22,7 @@ def open_checkpoint(
     *,
     root: Path | None = None,
     texts: list[Path] | None = None,
+    config: Path | None = None,
     classifier: bool | None = False,
     verify_weights: bool = True,
     key: str = "",
@@ -28,7 +30,7 @@ def open_checkpoint(
     """Open what a user names as a model.
 
     Args:
-        root, texts: see `find_checkpoint`.
+        root, texts, config: see `find_checkpoint`.
         classifier, verify_weights: see `checkpoint.load`.
         key: the config key that names it, for messages.
 
@@ -39,7 +41,7 @@ def open_checkpoint(
         path = Path(named).expanduser()
         if classifier and legacy_pth.is_legacy(path) and path.exists():
             raise checkpoint.other_kind(path, None)
-        path = find_checkpoint(named, root=root, texts=texts)
+        path = find_checkpoint(named, root=root, texts=texts, config=config)
         ours = any((path / name).exists() for name in (MANIFEST_FILE, checkpoint.CONFIG_FILE))
         if ours or not (path / huggingface.CONFIG_FILE).is_file():
             return checkpoint.load(path, verify_weights, classifier)
@@ -53,7 +55,11 @@ def open_checkpoint(
 
 
 def find_checkpoint(
-    named: str | Path, *, root: Path | None = None, texts: list[Path] | None = None
+    named: str | Path,
+    *,
+    root: Path | None = None,
+    texts: list[Path] | None = None,
+    config: Path | None = None,
 ) -> Path:
     """The directory that a user means, without a look at what is in it.
 
@@ -62,6 +68,7 @@ def find_checkpoint(
 
     Args:
         root: where `latest`, `auto` and `best` are looked up.
+        config: the user's file that names `root`, for messages.
         texts: what a `.pth` was trained on, for its vocabulary; None where it is not known.
 
     Raises:
@@ -70,11 +77,10 @@ def find_checkpoint(
     if root is not None and str(named) in SPECIAL_NAMES:
         found = checkpoints(root)
         if not found:
-            config = Path("config") / f"{root.name}.yaml"
-            config = config if config.exists() else Path("config/demo.yaml")
             raise UserError(
                 f"no checkpoint in {root} (resume_from: {named})",
-                f"train one first: python train.py {config}, or give resume_from a directory",
+                f"train one first: {training_of(root, config)}\n"
+                "     or give resume_from a directory",
             )
         return best(found) if str(named) == "best" else found[-1]
     path = Path(named).expanduser()

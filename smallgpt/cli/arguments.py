@@ -4,15 +4,22 @@ import io
 import shlex
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 
+from smallgpt.utils.commands import config_names, script
 from smallgpt.utils.errors import user_errors
+from smallgpt.utils.paths import without_tilde
 
 ConfigFile = Annotated[
-    Path, typer.Argument(help="YAML file of the run, such as config/demo.yaml.", metavar="CONFIG")
+    Path,
+    typer.Argument(
+        help=f"YAML file of the run, or the name of one of these: {', '.join(config_names())}.",
+        metavar="CONFIG",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -34,15 +41,29 @@ soon sleep. The many short products of a reply need more patience (docs/log.md).
 
 
 def command(app: typer.Typer, name: str | None = None) -> Callable[[F], F]:
-    """Make a function a command of `app` that shows a `UserError` without a traceback."""
+    """Make a function a command of `app`: a `UserError` is shown without a traceback, and `~` is
+    the home folder in every path, also behind `--option=`, where the shell leaves it alone."""
     # `run_program` is inside `user_errors` too, but typer has its own way with Ctrl-C.
-    return lambda function: app.command(name)(user_errors()(function))
+    return lambda function: app.command(name)(user_errors()(_at_home(function)))
 
 
-def typed(script: str, config: Path, overrides: list[str]) -> str:
+def _at_home(function: F) -> F:
+    def expanded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [expanded(item) for item in value]
+        return Path(without_tilde(str(value))) if isinstance(value, Path) else value
+
+    @wraps(function)
+    def call(**arguments: Any) -> Any:
+        return function(**{name: expanded(value) for name, value in arguments.items()})
+
+    return cast(F, call)
+
+
+def typed(name: str, config: Path, overrides: list[str]) -> str:
     """What the user typed, for the message that says how to go on: without resume_from."""
     kept = [o for o in overrides if not o.startswith("resume_from=")]
-    return shlex.join([script, str(config), *kept])
+    return f"{script(name)} {shlex.join([str(config), *kept])}"
 
 
 def run_script(command: Callable[..., Any]) -> None:

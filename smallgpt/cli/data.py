@@ -169,17 +169,26 @@ def split(
 def smalltalk(
     dialogues: Annotated[int, typer.Option(min=1, help="How many, all distinct.")] = 60_000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option(help="The text to write, instead of standard output.")
+    ] = None,
+    force: Force = False,
 ) -> None:
-    """Write built-in small talk to standard output, in the train.txt format.
+    """Write built-in small talk as a text for train.py.
 
-    Example: smallgpt data smalltalk --dialogues 60000 --seed 1 > data/smalltalk.txt
+    Example: smallgpt data smalltalk --output data/smalltalk.txt
     """
     from tqdm import tqdm
 
+    from smallgpt.data.prepare import write
     from smallgpt.demo.smalltalk import generate
 
     texts = tqdm(generate(dialogues, seed), total=dialogues, unit="dialogue", delay=1, leave=False)
     try:
+        if output:
+            _check_output([], [output], force)
+            write((text.split("\n") for text in texts), {output: 1.0})
+            return
         for number, text in enumerate(texts):
             sys.stdout.write(("\n" if number else "") + text + "\n")
     except ValueError as error:

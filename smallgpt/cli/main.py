@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from smallgpt import __version__
 from smallgpt.cli.arguments import (
     CHAT_SPINS,
     TRAINING_SPINS,
@@ -22,8 +23,9 @@ from smallgpt.cli.arguments import (
 from smallgpt.cli.configuration import configuration
 from smallgpt.cli.data import data_app
 from smallgpt.cli.sentiment import sentiment_app
-from smallgpt.config import CHAT, TRAIN, Config, Dtype, load_config, typed_keys
+from smallgpt.config import CHAT, TRAIN, Config, Dtype, config_file, load_config, typed_keys
 from smallgpt.utils.errors import UserError
+from smallgpt.utils.paths import exists
 
 if TYPE_CHECKING:
     from smallgpt.checkpoints.checkpoint import Checkpoint
@@ -32,7 +34,7 @@ WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 app = typer.Typer(
     name="smallgpt",
-    help="Small GPT: everything besides train.py and chat.py.",
+    help="Train a small GPT on dialogues, chat with it, and do what belongs to that.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,6 +42,24 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(sentiment_app, name="sentiment")
 command(app, "config")(configuration)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"smallgpt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -52,6 +72,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train a GPT on dialogues.
 
     Example: python train.py config/train90M.yaml data_path=my.txt train_batch=16
+    (`smallgpt train train90M …` does the same.)
 
     Ctrl-C stops after the step in hand and saves; resume_from=latest goes on.
     """
@@ -90,11 +111,13 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Checkpoint
     from smallgpt.checkpoints.checkpoint import CONFIG_FILE
     from smallgpt.checkpoints.open import open_checkpoint
 
+    path = path if exists(path) else config_file(path)
     if path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix not in WEIGHTS_SUFFIXES):
         settings = load_config(path, overrides, command=CHAT)
         named, root = settings.resume_from or "best", Path(settings.checkpoint_root)
         texts = settings.data_paths()
-        return settings, open_checkpoint(named, root=root, texts=texts, verify_weights=False)
+        stored = open_checkpoint(named, root=root, texts=texts, config=path, verify_weights=False)
+        return settings, stored
     if "resume_from" in typed_keys(overrides):
         raise UserError(f"both {path} and resume_from name a checkpoint", "give one of them")
     texts = load_config(None, overrides).data_paths()

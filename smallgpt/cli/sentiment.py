@@ -125,16 +125,25 @@ def text(
             "config's own once more gives its reviews more weight."
         ),
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The text to write, instead of standard output.")
+    ] = None,
 ) -> None:
-    """Write reviews as a text for train.py, one a dialogue, to standard output.
+    """Write reviews as a text for train.py, one a dialogue.
 
     Of the config's file only what is not kept for the test is taken, so that a model may read it
     before it is made a classifier.
 
-    Example: smallgpt sentiment text config/sentimental_demo.yaml > data/reviews.txt
+    Example: smallgpt sentiment text config/sentimental_demo.yaml --output data/reviews.txt
     """
     settings = load_config(config, overrides, SentimentConfig, TEXT)
     from smallgpt.data import reviews
 
-    for review in reviews.texts_outside_test(settings, also or []):
+    texts = reviews.texts_outside_test(settings, also or [])
+    if output:
+        from smallgpt.data.prepare import write
+
+        write((text.split("\n") for text in texts), {output: 1.0})
+        return
+    for review in texts:
         sys.stdout.write(review + "\n\n")

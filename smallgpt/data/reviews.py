@@ -184,7 +184,7 @@ def read_and_split(
     config: SentimentConfig, names: list[str] | None = None
 ) -> tuple[Reviews, Split]:
     """The reviews of a config's file, and their split; `names` as in `read_reviews`."""
-    path = Path(config.sentimental_data_path).expanduser()
+    path = Path(config.sentimental_data_path)
     reviews = read_reviews(path, config.text_column, config.label_column, names, config.label_map)
     return reviews, split_reviews(
         reviews, config.train_percent, config.validation_percent, config.split_seed

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from smallgpt.data.text import decode
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.paths import not_found
 from smallgpt.utils.words import counted
 
 _DELIMITERS = (",", "\t", ";", "|")
@@ -54,9 +55,11 @@ def read_rows(
             broken.
     """
     columns = list(columns)
-    if not path.is_file():
-        problem = "is a directory" if path.is_dir() else "not found"
-        raise UserError(f"{path} {problem}", "give a CSV, TSV or JSONL file with a header")
+    advice = "give a CSV, TSV or JSONL file with a header"
+    if path.is_dir():
+        raise UserError(f"{path} is a directory", advice)
+    if not path.exists():
+        raise not_found(path, advice=advice)
     return (_json_rows if is_jsonl(path) else _table_rows)(path, columns, broken)
 
 

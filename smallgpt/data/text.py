@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from smallgpt.data import encodings
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.paths import not_found
 
 CHUNK_BYTES = 1 << 20  # small enough that the processor's cache holds much of the work
 GZIP_MAGIC, XZ_MAGIC = b"\x1f\x8b", b"\xfd7zXZ\x00"
@@ -168,12 +169,12 @@ def open_decompressed(path: Path) -> Iterator[IO[bytes]]:
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged or cut off: {error}", "get the file again") from None
     except FileNotFoundError:
-        raise UserError(
-            f"{path} not found",
-            "use your own text (UTF-8, one utterance a line, a blank line between dialogues), or "
-            "the public text of 500,000 dialogues linked at github.com/yangjianxin1/GPT2-chitchat, "
-            "or built-in small talk: "
-            f"python -m smallgpt data smalltalk --dialogues 60000 > {path}",
+        raise not_found(
+            path,
+            advice="use your own text (UTF-8, one utterance a line, a blank line between "
+            "dialogues), or the public text of 500,000 dialogues linked at "
+            "github.com/yangjianxin1/GPT2-chitchat, or built-in small talk: "
+            f"python -m smallgpt data smalltalk --output {path}",
         ) from None
     except IsADirectoryError:
         raise UserError(f"{path} is a directory", "name the text file in it") from None

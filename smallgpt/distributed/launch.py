@@ -30,8 +30,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from smallgpt.config import Config
 from smallgpt.distributed.world import World
-from smallgpt.runtime import python_command
 from smallgpt.utils import errors
+from smallgpt.utils.commands import python_command
 from smallgpt.utils.errors import UserError
 
 OWN_KEYS = ("data_path", "checkpoint_root", "tensorboard_path", "local_rank", "world_size")

@@ -19,11 +19,12 @@ from smallgpt.data.reviews import IntArray, Reviews, Split, fingerprint, hashes
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.classifier import Classifier, mean_by_text
 from smallgpt.model.loss import IGNORED
-from smallgpt.runtime import Runtime, python_command
+from smallgpt.runtime import Runtime
 from smallgpt.sentiment.examples import Examples, ReviewBatch
 from smallgpt.tokenizer.characters import Tokenizer
 from smallgpt.training.trainer import Task
 from smallgpt.training.validation import in_evaluation
+from smallgpt.utils.commands import python_command
 
 FloatArray = npt.NDArray[np.float32]
 Part = tuple[ReviewBatch, float, float]

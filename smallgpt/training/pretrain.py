@@ -21,7 +21,7 @@ from smallgpt.distributed import launch
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.gpt import GPT
 from smallgpt.model.loss import CHUNK
-from smallgpt.runtime import Runtime, python_command
+from smallgpt.runtime import Runtime
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
 from smallgpt.training import resume
 from smallgpt.training.trainer import Task, Trainer
@@ -32,6 +32,7 @@ from smallgpt.training.validation import (
     summed_loss,
     validate,
 )
+from smallgpt.utils.commands import python_command, script
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
@@ -195,7 +196,7 @@ class DialogueTask(Task):
 
     def how_to_use(self, path: Path) -> str:
         """The command that chats with it."""
-        return f"chat with it: {python_command()} chat.py {shlex.quote(str(path))}"
+        return f"chat with it: {python_command()} {script('chat.py')} {shlex.quote(str(path))}"
 
     def weakness(self, best: Mapping[str, float], was_better_before: bool) -> str:
         """Perplexity above the size of the vocabulary: worse than drawing characters blindly."""

@@ -105,6 +105,11 @@ def _find(config: Config, restarted: bool, classifier: bool) -> Resumed | None:
             f"{root} already holds the checkpoints of a run (up to {in_root[-1].name})",
             "go on with resume_from=latest, choose another checkpoint_root, or delete that folder",
         )
+    if named in ("latest", "best") and not in_root:
+        raise UserError(
+            f"{root} holds no checkpoint to go on from (resume_from: {named})",
+            "leave resume_from out to begin a new run, or set it to auto, which does both",
+        )
     texts = config.data_paths()
     found = Resumed(*open_for_training(named, root=root, texts=texts, classifier=classifier))
     path = found.stored.path

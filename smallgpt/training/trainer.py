@@ -132,6 +132,8 @@ class Trainer:
         After Ctrl-C or SIGTERM it saves the state, says how to go on (`command` is what the user
         typed behind `python` or `torchrun`), and raises SystemExit: 130 or 143.
         """
+        if self.world.is_first:
+            self._check_disk()
         metrics = Metrics(self.config, self.completed, self.last_step, self.world.is_first)
         self.seconds = self.seconds or metrics.seconds
         try:
@@ -334,6 +336,16 @@ class Trainer:
         """Whether there is no step left to take."""
         return self.completed >= self.last_step or self.is_out_of_patience
 
+    def _check_disk(self) -> None:
+        """Refuse to begin where not even one checkpoint has room; say it where not all have."""
+        size = sum(4 * p.numel() for p in self.model.parameters())
+        for optimizer in self.optimizers:
+            numbers = 2 if isinstance(optimizer, torch.optim.AdamW) else 1  # Muon has one moment
+            learnt = (p for group in optimizer.param_groups for p in group["params"])
+            size += sum(4 * numbers * p.numel() for p in learnt if p.requires_grad)
+        saves = math.ceil((self.last_step - self.completed) / self.config.save_freq)
+        run_folder.check_room(self.root, size, saves, self.config.keep_last)
+
     def _save(self, figures: Mapping[str, float]) -> Path:
         step, config, task = self.completed, self.config, self.task
         weights, state = self.model.state_dict(), self.state()
@@ -365,7 +377,11 @@ class Trainer:
             optimizers = self._optimizer_states(state)
             if len(optimizers) != len(self.optimizers):
                 used = "adamw" if len(optimizers) == 1 else "muon"
-                raise ValueError(f"it was trained with optimizer: {used}")
+                raise UserError(
+                    f"optimizer: {self.config.optimizer}, but the run was trained with {used}",
+                    f"set optimizer={used} to go on, or begin a new run in another checkpoint_root "
+                    "(its base_model may be this checkpoint)",
+                )
             for optimizer, saved in zip(self.optimizers, optimizers, strict=True):
                 optimizer.load_state_dict(saved)
             if state["scaler"] and self.scaler.is_enabled():

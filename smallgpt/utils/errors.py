@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -60,6 +61,12 @@ def user_errors() -> Iterator[None]:
             time.sleep(SECONDS_FOR_FIRST_PROCESS)
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_BAD_INPUT) from None
+    except ModuleNotFoundError as error:
+        missing = (error.name or "smallgpt").partition(".")[0]
+        if missing == "smallgpt":
+            raise
+        note(f"error: {_how_to_install(missing)}")
+        raise SystemExit(EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:
         note("interrupted")
         raise SystemExit(EXIT_INTERRUPTED) from None
@@ -67,11 +74,24 @@ def user_errors() -> Iterator[None]:
         _close_output()  # its reader went away (`… | head`)
         raise SystemExit(EXIT_BROKEN_PIPE) from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            name = str(error.filename)
+            note(f"error: {name[:60]} … is too long for a path\n  -> is one missing before it?")
+            raise SystemExit(EXIT_BAD_INPUT) from None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _close_output()
         note(f"error: the output cannot be written: {error.strerror}\n  -> make room on the disk")
         raise SystemExit(EXIT_BAD_INPUT) from None
+
+
+def _how_to_install(package: str) -> str:
+    """One line: a newcomer's first message, where the environment was not made or not activated."""
+    for python in (Path(".venv", "bin", "python"), Path(".venv", "Scripts", "python.exe")):
+        if python.exists() and not Path(sys.prefix).samefile(".venv"):
+            return f"{sys.executable} has no {package}: use {python}, or activate .venv"
+    install = f"{sys.executable} -m pip install -r requirements.txt"
+    return f"{sys.executable} has no {package}: run make demo, or {install}"
 
 
 def _close_output() -> None:

@@ -132,10 +132,10 @@ def test_the_same_mistake_has_the_same_message(
     (damaged / "tokenizer.json").write_text("{}")
     file = models / "here" / "cpt4" / "model.safetensors"
     mistakes = {
-        missing: f"checkpoint {missing} not found\n  -> train one: python train.py",
+        missing: f"checkpoint {missing} not found\n  -> train one: make demo, or python train.py",
         file: f"{file} is a file, not a checkpoint directory\n  -> give the directory",
         empty: f"{empty} is not a checkpoint: it has no manifest.json\n  -> give the directory",
-        damaged: f"{damaged / 'tokenizer.json'} is damaged: its checksum is not",
+        damaged: f"{damaged / 'tokenizer.json'} is damaged or edited: its checksum is not",
         tmp_path / "no.pth": f"{tmp_path / 'no.pth'} not found\n  -> put it there",
     }
     if entry not in WANT_A_CLASSIFIER:
@@ -160,7 +160,7 @@ def test_latest_and_best_are_names_only_with_a_root(models: Path) -> None:
     for word in ("latest", "best"):
         message = refusal(lambda: find_checkpoint(word, root=models / "none"))  # noqa: B023
         assert f"no checkpoint in {models / 'none'}" in message
-        assert "train one first: python train.py" in message
+        assert "train one first: make demo, or python train.py" in message
     assert find_checkpoint("some/where", root=models / "run") == Path("some/where")
     assert find_checkpoint("~/x") == Path.home() / "x"
 

@@ -190,14 +190,26 @@ def test_settings_of_the_chat(trained: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_chat_with_nothing_trained_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     chat = REPOSITORY / "config" / "chat90M.yaml"
-    for arguments in ([DEMO], [chat, "resume_from=latest"]):
+    own = tmp_path / "own.yaml"
+    own.write_text("checkpoint_root: runs/mine\n")
+    for arguments, training in (
+        ([DEMO], "make demo, or python train.py config/demo.yaml"),
+        (["demo"], "make demo, or python train.py config/demo.yaml"),
+        ([chat, "resume_from=latest"], "python train.py config/train90M.yaml"),
+        ([own], f"python train.py {own}"),
+    ):
         said = refused_command("chat", *arguments)
-        assert said.startswith("error: no checkpoint in checkpoints/")
-        assert "train one first: python train.py" in said
+        assert said.startswith(
+            ("error: no checkpoint in checkpoints/", "error: no checkpoint in r")
+        )
+        assert f"\n  -> train one first: {training}\n" in said
     said = refused_command("chat", chat)
     assert said.startswith("error: checkpoints/pretrained/cpt90M.pth not found")
+    assert "-> fetch it: python -m smallgpt download pretrained-90M\n" in said
     assert "put it there" in said and "python train.py" in said
-    assert "train one: python train.py" in refused_command("chat", "checkpoints/demo/cpt900")
+    assert "train one: make demo, or python train.py" in refused_command(
+        "chat", "checkpoints/demo/cpt900"
+    )
     assert "config/lost.yaml not found" in refused_command("chat", "config/lost.yaml")
 
 
@@ -210,7 +222,9 @@ def test_damaged_files(trained_copy: Path, name: str) -> None:
     (trained_copy / name).write_bytes(content[:-3] + b"#\n\n")
     for command in ("chat", "inspect"):  # chat has shown its prompt when it looks at the weights
         said = refused_command(command, trained_copy, typed="晚安\n").removeprefix(">>> ")
-        assert said.startswith(f"error: {trained_copy / name} is damaged: its checksum")
+        damage = "damaged" if name == "model.safetensors" else "damaged or edited"
+        assert said.startswith(f"error: {trained_copy / name} is {damage}: its checksum")
+        assert ("if you edited it, undo that" in said) == (damage != "damaged")
         assert "there is no other checkpoint beside it" in said
     assert "is damaged" in refused_command(
         "evaluate", trained_copy, "--smalltalk", "--dialogues", "1"
@@ -268,6 +282,12 @@ def test_evaluate(trained: Path, trained_run: Path) -> None:
     assert again.stdout.splitlines() == lines[1:]
 
 
+@pytest.mark.parametrize("command", ["chat", "train", "inspect", "sentiment predict"])
+def test_a_sentence_where_a_path_belongs(command: str) -> None:
+    said = refused_command(*command.split(), "房间很干净，服务也很好，下次还会来。" * 10)
+    assert "房间很干净" in said and len(said) < 1000
+
+
 def test_what_contradicts_or_does_not_exist_is_refused(trained: Path, tmp_path: Path) -> None:
     assert "give one of them" in refused_command("chat", trained, "resume_from=latest")
     assert "give --data TEXT or --smalltalk" in refused_command("evaluate", trained)
@@ -279,7 +299,7 @@ def test_what_contradicts_or_does_not_exist_is_refused(trained: Path, tmp_path: 
     )
 
 
-def test_smalltalk_is_the_same_bytes_anywhere(run: Run) -> None:
+def test_smalltalk_is_the_same_bytes_anywhere(run: Run, tmp_path: Path) -> None:
     command = ("data", "smalltalk", "--dialogues", "5", "--seed")
     here = smallgpt(*command, "1")
     environment = {"PYTHONIOENCODING": "gbk", "PYTHONHASHSEED": "5"}
@@ -288,6 +308,10 @@ def test_smalltalk_is_the_same_bytes_anywhere(run: Run) -> None:
     assert (here.exit_code, here.stdout_bytes) == (0, done.stdout)
     assert len(done.stdout.decode().split("\n\n")) == 5
     assert smallgpt(*command, "2").stdout_bytes != here.stdout_bytes
+    made = tmp_path / "new folder" / "talk.txt"
+    written = smallgpt(*command, "1", "--output", made)
+    assert (written.exit_code, written.stdout) == (0, "")
+    assert made.read_bytes() == here.stdout_bytes
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -56,11 +56,15 @@ def test_demo_model_passes_its_examination(clone: Path) -> None:
     assert float(share[1]) >= 90
 
 
-def test_package_installs(clone: Path) -> None:
-    done = shell(
-        ".venv/bin/python -m pip install -q --no-deps . && cd / && "
-        f"{clone}/.venv/bin/smallgpt data smalltalk --dialogues 2",
-        clone,
-    )
+def test_package_installs(clone: Path, tmp_path: Path) -> None:
+    installed = shell(".venv/bin/python -m pip install -q --no-deps .", clone)
+    assert installed.returncode == 0, installed.stderr
+    smallgpt = clone / ".venv" / "bin" / "smallgpt"
+    done = shell(f"{smallgpt} data smalltalk --dialogues 2", tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split("\n\n")) == 2
+    # The configs are in the package, and the advice names commands that are there.
+    assert "-m smallgpt data smalltalk --output" in shell(f"{smallgpt} train demo", tmp_path).stderr
+    assert "-m smallgpt train demo" in shell(f"{smallgpt} chat demo", tmp_path).stderr
+    wrong = shell(f"{smallgpt} sentiment train demo", tmp_path).stderr
+    assert "type: python -m smallgpt train demo" in wrong

@@ -17,6 +17,7 @@ from smallgpt.data.corpus import open_corpus
 from smallgpt.data.packing import RowOrder
 from smallgpt.distributed import launch
 from smallgpt.training.pretrain import pack_corpus
+from smallgpt.utils import commands
 from tests.helpers.commands import refusal
 from tests.helpers.processes import (
     finished,
@@ -249,7 +250,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_how_to_go_on_is_told_as_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert launch.launcher() == runtime.python_command()
+    assert launch.launcher() == commands.python_command()
     where = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
     group = {"LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "1", "GROUP_RANK": "1"}
     for name, value in ({"TORCHELASTIC_RUN_ID": "none"} | group | where).items():

@@ -15,8 +15,9 @@ import pytest
 
 from smallgpt.config import load_config
 from smallgpt.hub import download
-from smallgpt.hub.download import Asset, fetch, named
+from smallgpt.hub.download import fetch, named
 from smallgpt.utils import atomic
+from smallgpt.utils.published import Asset
 from tests.helpers.commands import python_here, refusal
 from tests.helpers.processes import REPOSITORY
 

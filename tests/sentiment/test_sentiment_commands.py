@@ -253,6 +253,9 @@ def test_text_for_the_language_model_has_no_review_of_the_test(
     done = smallgpt("sentiment", "text", yaml, *given)
     assert done.exit_code == 0, done.output
     texts = done.stdout.removesuffix("\n\n").split("\n\n")
+    written = tmp_path / "reviews.txt"
+    assert smallgpt("sentiment", "text", yaml, *given, "--output", written).stdout == ""
+    assert written.read_text("utf-8") == done.stdout.removesuffix("\n")
     own = read_reviews(Path(chosen.sentimental_data_path), "review", "label")
     split = split_reviews(own, 0.8, 0.1, 0)
     with other.open(encoding="utf-8", newline="") as file:

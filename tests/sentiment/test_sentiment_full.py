@@ -37,13 +37,9 @@ def full_path(folder: Path) -> tuple[str, str]:
         if words[0] != ".venv/bin/python":
             subprocess.run(line, shell=True, cwd=folder, check=True)
             continue
-        target = folder / words.pop() if ">" in words else None
-        done = python_here(folder, *(word for word in words[1:] if word != ">"))
+        done = python_here(folder, *words[1:])
         assert done.exit_code == 0, done.output
-        if target:
-            target.write_text(done.stdout, "utf-8")
-        else:
-            out += done.stdout
+        out += done.stdout
         err += done.stderr
     return out, err
 

@@ -245,12 +245,63 @@ def test_what_a_finished_run_can_be_resumed_as(
         train(settings)
     with pytest.raises(UserError, match="holds cpt8, which would mix"):
         train(settings, resume_from=str(tmp_path / "run" / "cpt4"))
-    with pytest.raises(UserError, match=r"does not fit this model: .* optimizer: adamw"):
+    with pytest.raises(
+        UserError, match=r"optimizer: muon, but .* with adamw\n  -> set optimizer=adamw"
+    ):
         train(settings, resume_from="latest", max_steps=9, optimizer="muon")
     second = str(tmp_path / "second")
     elsewhere = train(settings, resume_from=str(tmp_path / "run" / "cpt4"), checkpoint_root=second)
     assert same_weights(elsewhere, path)
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+
+
+def test_the_disk_is_looked_at_before_the_first_step(
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = train(settings, checkpoint_root=str(tmp_path / "first"))
+    size = sum(file.stat().st_size for file in path.iterdir())
+    free = 0
+
+    def disk(folder: Path) -> Any:
+        assert Path(folder).is_dir()
+        return shutil._ntuple_diskusage(10**12, 10**12 - free, free)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk)
+    capsys.readouterr()
+    with pytest.raises(UserError, match=r"checkpoint_root: the disk of .* but a checkpoint takes"):
+        train(settings)
+    assert list((tmp_path / "run").glob("cpt*")) == []
+    free = 2 * size
+    train(settings, save_freq=1)  # 8 steps, and all are kept
+    assert "make room, or set keep_last=1" in capsys.readouterr().err
+    free = size  # as the estimate leaves out the texts, one still has room
+    train(settings, checkpoint_root=str(tmp_path / "single"))
+    assert "make room" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("saves", "keep_last", "free", "warned"),
+    [
+        *((1, 3, 10, False), (4, 3, 40, False), (4, 3, 39, True), (5, 3, 50, False)),
+        *((5, 3, 49, True), (9, 0, 90, False), (9, 0, 89, True), (0, 1, 10, False)),
+    ],
+)
+def test_how_many_checkpoints_must_have_room(
+    saves: int,
+    keep_last: int,
+    free: int,
+    warned: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    usage = shutil._ntuple_diskusage(100, 100 - free, free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    run_folder.check_room(tmp_path, 10, saves, keep_last)
+    assert bool(capsys.readouterr().err) == warned
 
 
 @pytest.mark.parametrize(
@@ -510,8 +561,8 @@ def test_interrupted_run_saves_says_how_to_go_on_and_goes_on(
     assert isinstance(result.exception, SystemExit)
     assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt3"]
     assert "stopped at step 3" in result.stderr
-    assert "python train.py run.yaml lr=0.02 resume_from=latest" in result.stderr
-    assert f"python chat.py {tmp_path / 'run' / 'cpt3'}" in result.stderr
+    assert f"{REPOSITORY / 'train.py'} run.yaml lr=0.02 resume_from=latest" in result.stderr
+    assert f"chat.py {tmp_path / 'run' / 'cpt3'}" in result.stderr
     resumed = train(settings, lr=0.02, resume_from="latest")
     straight = train(settings, lr=0.02, checkpoint_root=str(tmp_path / "straight"))
     assert same_weights(straight, resumed)

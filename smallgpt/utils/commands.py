@@ -1,0 +1,55 @@
+"""What a user types to start our programs, for messages that say what to do next."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+SCRIPTS = {"train.py": "train", "chat.py": "chat", "sentimentalTrain.py": "sentiment train"}
+"""The scripts of a clone, and the same as commands of `smallgpt`."""
+_PACKAGE = Path(__file__).parents[1]
+_CLONE = _PACKAGE.parent
+CONFIGS = next(filter(Path.is_dir, (_PACKAGE / "configs", _CLONE / "config")), Path("config"))
+"""The configs that come with Small GPT: in the installed package, or in the clone."""
+
+
+def config_names() -> list[str]:
+    """By these names a command finds the files in `CONFIGS`."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def python_command() -> str:
+    """What a user types to run this Python: `python` where that is it, else its path."""
+    here, found = Path(sys.executable), shutil.which("python")
+    if found and Path(found).samefile(here) and Path(found).parent == here.parent:
+        return "python"
+    inside = here.is_relative_to(Path.cwd())
+    return shlex.quote(str(here.relative_to(Path.cwd()) if inside else here))
+
+
+def script(name: str) -> str:
+    """What a user types behind `python` for one of `SCRIPTS`, which `pip install` leaves out."""
+    if Path(sys.argv[0]).name == name:
+        return shlex.quote(sys.argv[0])
+    return name if (_CLONE / name).exists() else f"-m smallgpt {SCRIPTS[name]}"
+
+
+def with_config(name: str, config: str) -> str:
+    """The command that runs one of `SCRIPTS` with a config of `CONFIGS`."""
+    in_clone = (_CLONE / name).exists()
+    return f"python {script(name)} {f'config/{config}.yaml' if in_clone else config}"
+
+
+def training_of(root: Path, config: Path | None = None) -> str:
+    """The command that trains what belongs into the folder of a run.
+
+    A config of `CONFIGS` has a folder of its name; `config` is one of the user's own.
+    """
+    name = root.name if root.parent.name == "checkpoints" else ""
+    if name not in config_names():
+        if config:
+            return f"python {script('train.py')} {shlex.quote(str(config))}"
+        name = "demo"
+    make = "make demo, or " if name == "demo" and (_CLONE / "Makefile").exists() else ""
+    classifies = name.startswith("sentimental")
+    return make + with_config("sentimentalTrain.py" if classifies else "train.py", name)

@@ -1,0 +1,63 @@
+"""A Python that cannot run the commands says so in one line."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from smallgpt.utils.errors import user_errors
+from tests.helpers.processes import REPOSITORY, Run
+
+PROGRAMS = ["train.py", "chat.py", "sentimentalTrain.py", "smallgpt/__main__.py"]
+DEMO = REPOSITORY / "config" / "demo.yaml"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_an_old_python(run: Run, program: str) -> None:
+    pretend = "import runpy, sys; sys.version_info = (3, 8, 18, 'final', 0); sys.argv[1:] = []"
+    path = str(REPOSITORY / program)
+    done = run("-c", f"{pretend}; runpy.run_path({path!r}, run_name='__main__')")
+    said = done.stderr.decode()
+    assert (done.returncode, done.stdout, said.count("\n")) == (2, b"", 1)
+    assert said.startswith("error: Small GPT needs Python 3.11 or newer, and ")
+    assert " is Python 3.8: type the name of a newer one" in said
+
+
+@pytest.mark.parametrize("file", [*PROGRAMS, "smallgpt/__init__.py", "smallgpt/cli/__init__.py"])
+def test_an_old_python_understands_what_comes_before(file: str) -> None:
+    ast.parse((REPOSITORY / file).read_text("utf-8"), feature_version=(3, 8))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_packages(run: Run, program: str) -> None:
+    done = run("-S", REPOSITORY / program, DEMO)
+    said = done.stderr.decode()
+    assert (done.returncode, done.stdout, said.count("\n")) == (2, b"", 1)
+    assert " has no typer: " in said and "pip install -r requirements.txt" in said
+
+
+def test_a_package_that_is_needed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @user_errors()
+    def program(missing: str) -> None:
+        import_module(missing)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit) as ended:
+        program("torch")
+    assert ended.value.code == 2
+    assert " has no torch: run make demo, or " in capsys.readouterr().err
+    python = Path(".venv", "bin", "python")
+    python.parent.mkdir(parents=True)
+    python.touch()
+    with pytest.raises(SystemExit):
+        program("torch")
+    assert capsys.readouterr().err.endswith(f" has no torch: use {python}, or activate .venv\n")
+    with pytest.raises(ModuleNotFoundError):  # of our own: a fault to be shown as it is
+        program("smallgpt.nothing")

@@ -1,0 +1,59 @@
+"""What `make` installs before the demo, with stand-ins for Python and pip."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import REPOSITORY
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32" or not shutil.which("make"), reason="needs make"
+)
+# As `python3 -m venv DIRECTORY` and as the Python of that environment; it logs what pip is told.
+PYTHON = """#!/bin/sh
+case "$1 $2" in
+    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip") echo "$*" >> pip.log ;;
+esac
+"""
+
+
+def install(folder: Path, *arguments: str) -> tuple[list[str], str]:
+    """What pip was told, and what the user read."""
+    python = folder / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(REPOSITORY / name, folder)
+    done = subprocess.run(
+        ["make", f"PYTHON={python}", ".venv/.run", *arguments],
+        cwd=folder,
+        env={k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "TORCH"))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == ""
+    return (folder / "pip.log").read_text().splitlines(), done.stderr
+
+
+def test_the_requirements_file_alone_by_default(tmp_path: Path) -> None:
+    told, said = install(tmp_path)
+    assert [line.endswith(" -r requirements.txt") for line in told] == [True]
+    assert "index-url" not in told[0]
+    assert "GB to download" in said
+    assert ("TORCH=cpu" in said) == (sys.platform == "linux")
+
+
+def test_pytorchs_cpu_build_comes_before_the_rest(tmp_path: Path) -> None:
+    told, said = install(tmp_path, "TORCH=cpu")
+    wanted = "--no-deps --index-url https://download.pytorch.org/whl/cpu torch=="
+    assert [wanted in line for line in told] == [True, False]
+    assert told[1].endswith(" -r requirements.txt")
+    assert "0.3 GB" in said
