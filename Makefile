@@ -101,7 +101,7 @@ DOWNLOAD := about 0.3 GB to download, with PyTorch for CPUs only
 else ifneq ($(TORCH),)
 DOWNLOAD := with PyTorch's build $(TORCH)
 else ifeq ($(shell uname -s),Linux)
-DOWNLOAD := up to 2.9 GB to download, for NVIDIA GPUs; without one, 0.3 GB are enough: make TORCH=cpu $(or $(MAKECMDGOALS),demo)
+DOWNLOAD := up to 2.9 GB to download, for NVIDIA GPUs; without one, 0.3 GB are enough: make $(or $(MAKECMDGOALS),demo) TORCH=cpu
 else
 DOWNLOAD := about 0.2 GB to download
 endif

@@ -196,7 +196,7 @@ class Config(ModelConfig, SamplingConfig):
     keep_last: int = _output(3, used_by=(TRAIN, TRAIN_FROM_BASE, CLASSIFY), ge=0)
     """Newest checkpoints to keep; the best by validation loss stays too. 0 keeps all."""
     tensorboard_path: str | None = _output(None, path=True)
-    """Folder for TensorBoard; empty for none."""
+    """Folder for TensorBoard; auto is `tensorboard` in `checkpoint_root`, empty is none."""
     resume_from: str | None = _output(
         None, used_by=(TRAIN, TRAIN_FROM_BASE, CLASSIFY, CHAT), path=True
     )
@@ -208,6 +208,13 @@ class Config(ModelConfig, SamplingConfig):
         """The files of `data_path`, in order."""
         paths = [self.data_path] if isinstance(self.data_path, str) else self.data_path
         return [Path(path) for path in paths]
+
+    def tensorboard_folder(self) -> Path | None:
+        """Where TensorBoard finds this run."""
+        path = self.tensorboard_path
+        if path == "auto":
+            return Path(self.checkpoint_root, "tensorboard")
+        return Path(path) if path else None
 
     def last_step(self, steps_per_epoch: float) -> int:
         """The step at which training ends at the latest, see `max_minutes` and `patience`;

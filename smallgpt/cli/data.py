@@ -187,7 +187,6 @@ def smalltalk(
     try:
         if output:
             _check_output([], [output], force)
-            output.parent.mkdir(parents=True, exist_ok=True)
             write((text.split("\n") for text in texts), {output: 1.0})
             return
         for number, text in enumerate(texts):

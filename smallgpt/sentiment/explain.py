@@ -152,8 +152,7 @@ def explain_texts(predictor: Predictor, texts: Iterable[str], page: Path | None)
     if page is not None:
         try:
             with atomic.file(page) as work:
-                text = _PAGE + "".join(paragraphs) + "</body></html>\n"
-                work.write_text(text, "utf-8", errors="replace")
+                work.write_text(_PAGE + "".join(paragraphs) + "</body></html>\n", "utf-8")
         except OSError as error:
             raise UserError(f"{page} cannot be written: {error.strerror}") from None
         note(f"written: {page}")

@@ -111,8 +111,7 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
     try:
         with (
             atomic.file(target) as work,
-            # Half of a surrogate pair, which no encoding has, becomes an escape.
-            work.open("w", encoding=encoding, errors="backslashreplace", newline="") as file,
+            work.open("w", encoding=encoding, newline="") as file,
         ):
             separator = "\t" if target.suffix.lower() == ".tsv" else ","
             table = csv.DictWriter(file, names, delimiter=separator)
@@ -131,7 +130,11 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}") from None
     _tell_guesses(guesses)
-    written = "UTF-8, marked for Excel" if encoding == FOR_EXCEL else encoding.upper()
+    written = (
+        "UTF-8 with the byte order mark that Excel needs"
+        if encoding == FOR_EXCEL
+        else encoding.upper()
+    )
     note(f"{pairs.n - empty:,} judged, {empty:,} without a text; written: {target} ({written})")
 
 

@@ -108,10 +108,8 @@ def write(
     """
     names, probabilities = reviews.names, verdicts.probabilities()
     try:
-        # As judging.py writes tables: Excel reads it.
-        with (root / VERDICTS_FILE).open(
-            "w", encoding="utf-8-sig", errors="backslashreplace", newline=""
-        ) as file:
+        # As Excel reads it, see judging.py.
+        with (root / VERDICTS_FILE).open("w", encoding="utf-8-sig", newline="") as file:
             table = csv.writer(file)
             table.writerow(["label", "verdict", "reference", *(f"p_{n}" for n in names), "review"])
             for text, label, row, other in zip(

@@ -58,9 +58,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", place], check=True)
 
 
-@pytest.mark.parametrize("left", [60_000, 4096])
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        (4096, "4.1 kB free, but a checkpoint takes 93 kB\n  -> make room"),
+        # Enough for the weights and the state, but not for the small files.
+        (100_000, "cpt8 cannot be written: No space left on device\n  -> make room"),
+    ],
+)
 def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(
-    small_disk: Path, straight: Path, left: int
+    small_disk: Path, straight: Path, left: int, said: str
 ) -> None:
     folder = write_run(small_disk)
     filler = small_disk / "filler"
@@ -69,8 +76,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(
     filler.write_bytes(bytes(max(0, room.f_bavail * room.f_bsize - left)))
     full = forked(folder, "run.yaml", "resume_from=auto")
     assert full.returncode == 2
-    assert "cpt8 cannot be written: No space left on device" in full.stderr
-    assert "cpt4 is intact" in full.stderr
+    assert said in full.stderr
     assert "Traceback" not in full.stderr
     assert [p.name for p in run_folder.checkpoints(folder / "run")] == ["cpt4"]
     assert not list((folder / "run").glob(".writing-*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import pexpect
 import pytest
 import torch
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smallgpt import runtime
 from smallgpt.checkpoints import checkpoint, run_folder
@@ -339,7 +341,33 @@ def test_metrics_say_what_happened(
         assert all(reply for _, reply in line["replies"])
     saved = [line["checkpoint"] for line in lines if "checkpoint" in line]
     assert saved == [f"cpt{step}" for step in range(save_freq, 8, save_freq)] + ["cpt8"]
-    assert list(board.glob("events.out.tfevents.*"))
+    events = EventAccumulator(str(board))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {tag.partition("/")[0] for tag in tags} == {"loss", "validation", "optimizer", "speed"}
+    for tag, key, source in (
+        ("train", "loss", steps),
+        ("validation", "validation_loss", evaluations),
+    ):
+        drawn = [(event.step, event.value) for event in events.Scalars(f"loss/{tag}")]
+        assert drawn == [(line["step"], pytest.approx(line[key])) for line in source]
+
+
+def test_tensorboard_is_in_the_folder_of_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    train(settings, max_steps=1, tensorboard_path="auto")
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_run_goes_on_where_tensorboard_cannot_write(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("add_scalar", "add_text"):
+        monkeypatch.setattr(f"torch.utils.tensorboard.SummaryWriter.{name}", full)
+    assert train(settings, tensorboard_path="auto").name == "cpt8"
+    assert capsys.readouterr().err.count("cannot be written: No space left on device") == 1
 
 
 def test_metrics_behind_the_resumed_step_are_dropped(
@@ -535,7 +563,7 @@ def test_interrupted_run_saves_says_how_to_go_on_and_goes_on(
     assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt3"]
     assert "stopped at step 3" in result.stderr
     assert f"{REPOSITORY / 'train.py'} run.yaml lr=0.02 resume_from=latest" in result.stderr
-    assert f"python chat.py {tmp_path / 'run' / 'cpt3'}" in result.stderr
+    assert f"chat.py {tmp_path / 'run' / 'cpt3'}" in result.stderr
     resumed = train(settings, lr=0.02, resume_from="latest")
     straight = train(settings, lr=0.02, checkpoint_root=str(tmp_path / "straight"))
     assert same_weights(straight, resumed)
