@@ -21,7 +21,7 @@ from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError
 
 _OF_A_NUMBER = re.compile(r"((?<=\d)[\W_]+(?=\d)|[-.\u2010-\u2015](?=\d)|(?<=\d)[%‰])")
-_RAISED = re.compile("[²³¹¼-¾⁰-₉⅐-⅟]")
+_DIGIT, _RAISED = re.compile(r"\d"), re.compile("[²³¹¼-¾⁰-₉⅐-⅟]")
 MOST_REASONS = 20  # that are listed; with a part of the data in each they would fill pages
 
 
@@ -117,7 +117,7 @@ def essence(dialogue: list[str]) -> str:
     def letters(utterance: str) -> str:
         told_apart = _RAISED.sub(r"^\g<0>", utterance)  # which NFKC makes plain digits
         folded = unicodedata.normalize("NFKC", told_apart).casefold()
-        parts = _OF_A_NUMBER.split(folded)
+        parts = _OF_A_NUMBER.split(folded) if _DIGIT.search(folded) else [folded]  # quicker
         parts[::2] = ["".join(c for c in p if category(c)[0] not in "PZC") for p in parts[::2]]
         return "".join(parts)
 
