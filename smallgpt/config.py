@@ -138,6 +138,13 @@ class Config(ModelConfig, SamplingConfig):
     """Stop after this many steps (of the whole run, also when resumed)."""
     max_epoch: int | None = _length(None, ge=1)
     """Stop after this many passes over the data. With neither limit, `decay_steps` is the end."""
+    min_steps: int | None = _length(None, ge=1)
+    """Take at least this many steps, where `max_epoch` would end sooner. A typed `max_steps` or
+    `max_epoch` switches it off."""
+    max_minutes: float | None = _length(None, gt=0)
+    """Choose the number of steps so that training takes about this long: the first steps are
+    measured, and `max_steps` is the most. Resuming keeps the number. A typed `max_steps` or
+    `max_epoch` switches it off."""
     train_batch: int = _length(32, ge=1)
     """Rows of `block_size` (or reviews) a step, over all processes."""
     accumulate: int = _length(1, ge=1)
@@ -147,6 +154,9 @@ class Config(ModelConfig, SamplingConfig):
     """Rows in a validation batch."""
     eval_freq: int = _length(500, ge=0)
     """Steps between validations; 0 validates only at the end."""
+    patience: int = _length(0, ge=0)
+    """Stop after this many validations without a better one; 0 never. With it, train.py also saves
+    whenever a validation is the best so far."""
     eval_steps: int = _length(1000, used_by=(TRAIN, TRAIN_FROM_BASE), ge=1)
     """Validation batches at most."""
 
@@ -158,8 +168,12 @@ class Config(ModelConfig, SamplingConfig):
     """Learning rate at the end; at most `lr`."""
     warmup_steps: int = _optimizer(1000, ge=0)
     """Steps in which the learning rate rises to `lr`; at most `decay_steps`."""
+    warmup: float | None = _optimizer(None, gt=0, le=1)
+    """The same as a share of the run, used instead of `warmup_steps` unless empty."""
     decay_steps: int = _optimizer(100_000, ge=1)
     """Step at which the cosine reaches `min_lr`."""
+    decay: float | None = _optimizer(None, gt=0, le=1)
+    """The same as a share of the run, used instead of `decay_steps` unless empty."""
     weight_decay: float = _optimizer(0.1, ge=0)
     """For matrices; vectors (biases, norms) never decay."""
     beta1: float = _optimizer(0.9, ge=0, lt=1)
@@ -176,7 +190,7 @@ class Config(ModelConfig, SamplingConfig):
     keep_last: int = _output(3, used_by=(TRAIN, TRAIN_FROM_BASE, CLASSIFY), ge=0)
     """Newest checkpoints to keep; the best by validation loss stays too. 0 keeps all."""
     tensorboard_path: str | None = _output(None)
-    """Folder for TensorBoard; empty for none."""
+    """Folder for TensorBoard; auto is `tensorboard` in `checkpoint_root`, empty is none."""
     resume_from: str | None = _output(None, used_by=(TRAIN, TRAIN_FROM_BASE, CLASSIFY, CHAT))
     """A checkpoint directory, `latest` or `best` in `checkpoint_root`, or a legacy `.pth` file,
     whose text is `data_path`. Training goes on from the latest only, or from any into another
@@ -187,9 +201,19 @@ class Config(ModelConfig, SamplingConfig):
         paths = [self.data_path] if isinstance(self.data_path, str) else self.data_path
         return [Path(path).expanduser() for path in paths]
 
+    def tensorboard_folder(self) -> Path | None:
+        """Where TensorBoard finds this run."""
+        path = self.tensorboard_path
+        if path == "auto":
+            return Path(self.checkpoint_root, "tensorboard")
+        return Path(path) if path else None
+
     def last_step(self, steps_per_epoch: float) -> int:
-        """The step at which training ends; `steps_per_epoch` is rows / `train_batch`."""
-        of_epochs = self.max_epoch and max(1, round(self.max_epoch * steps_per_epoch))
+        """The step at which training ends at the latest, see `max_minutes` and `patience`;
+        `steps_per_epoch` is rows / `train_batch`."""
+        of_epochs = self.max_epoch and max(
+            self.min_steps or 1, round(self.max_epoch * steps_per_epoch)
+        )
         return min(filter(None, (self.max_steps, of_epochs)), default=self.decay_steps)
 
     def _conflicts(self) -> Iterator[tuple[bool, str, str]]:
@@ -200,7 +224,10 @@ class Config(ModelConfig, SamplingConfig):
         yield self.n_embd % self.n_head > 0, "n_embd", heads
         yield self.min_lr > self.lr, "min_lr", f"must not exceed lr ({self.lr})"
         steps = f"must not exceed decay_steps ({self.decay_steps})"
-        yield self.warmup_steps > self.decay_steps, "warmup_steps", steps
+        in_steps = self.warmup is None and self.decay is None
+        yield in_steps and self.warmup_steps > self.decay_steps, "warmup_steps", steps
+        share = f"must not exceed decay ({self.decay})"
+        yield (self.warmup or 0) > (self.decay or 1), "warmup", share
 
 
 @dataclass(frozen=True)
@@ -236,8 +263,6 @@ class SentimentConfig(Config):
     reference_weight: float = _classifier(0.0, ge=0, le=1)
     """How much of the loss is taken against the probabilities of the TF-IDF baseline instead of the
     labels; each review is judged by a baseline that did not learn from it."""
-    patience: int = _classifier(0, ge=0)
-    """Stop after this many validations without a better one; 0 never."""
 
     def _conflicts(self) -> Iterator[tuple[bool, str, str]]:
         yield from super()._conflicts()
@@ -320,6 +345,13 @@ def typed_keys(overrides: Iterable[str]) -> frozenset[str]:
     return frozenset(argument.partition("=")[0] for argument in overrides)
 
 
+_REPLACED_BY: dict[tuple[str, ...], frozenset[str]] = {
+    ("max_steps", "max_epoch", "min_steps", "max_minutes"): frozenset({"max_steps", "max_epoch"}),
+    ("warmup",): frozenset({"warmup_steps"}),
+    ("decay",): frozenset({"decay_steps"}),
+}
+"""Keys of a file that do not count where one of these is typed, which says the same."""
+
 C = TypeVar("C", bound=Config, default=Config)
 
 
@@ -334,7 +366,11 @@ def load_config(
     `schema` says what keys there are. A note names those that `command` does not use.
     """
     typed = _parse_overrides(overrides or [])
-    merged = (_read_yaml(Path(path)) if path is not None else {}) | typed
+    in_file = _read_yaml(Path(path)) if path is not None else {}
+    for keys, alternatives in _REPLACED_BY.items():
+        if not alternatives.isdisjoint(typed):
+            in_file = {key: value for key, value in in_file.items() if key not in keys}
+    merged = in_file | typed
     config = config_from_dict(merged, str(path), schema, typed)
     if command:  # for those that are not about a whole run a file holds more than they use
         _note_unused(command, merged if command in (TRAIN, CLASSIFY) else typed, config)

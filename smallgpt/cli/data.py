@@ -1,18 +1,21 @@
 """The commands around texts: `smallgpt data …`. They import what they need when they run."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from smallgpt.cli.arguments import command
-from smallgpt.utils.errors import UserError
+from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
 if TYPE_CHECKING:
+    from smallgpt.data.chats.dialogues import Chats
     from smallgpt.data.prepare import Survey
+
+_SHOWN, _SHOWN_WIDTH = 8, 60  # utterances of the first dialogue, and characters of each
 
 data_app = typer.Typer(no_args_is_help=True, help="Make, convert and inspect dialogue texts.")
 
@@ -50,18 +53,58 @@ def convert(
         bool, typer.Option("--keep-duplicates", help="Keep what occurs twice.")
     ] = False,
     picture: Picture = None,
+    me: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a chat export: whose messages are the replies. May be repeated."),
+    ] = None,
+    gap: Annotated[
+        str | None,
+        typer.Option(help="With --me: a longer silence ends a dialogue; 1h unless given."),
+    ] = None,
+    redact: Annotated[
+        bool,
+        typer.Option("--redact", help="Put placeholders for phone numbers, addresses, names …"),
+    ] = False,
     force: Force = False,
 ) -> None:
     """Make a text for train.py of dialogues in other formats, without duplicates, and report.
 
     Example: smallgpt data convert sharegpt.jsonl LCCC.json --output data/train.txt
+
+    Chat exports of WeChat, QQ, WhatsApp, Telegram: smallgpt data convert chat.txt --me 张三
+    --redact --output data/train.txt. In a group, each of your messages answers what the others
+    said since your last one.
     """
+    from smallgpt.data.chats.dialogues import Chats, gap_in_seconds, refuse_without_me
+    from smallgpt.data.dialogue_formats import read_dialogues
     from smallgpt.data.prepare import Survey, write
+    from smallgpt.data.redact import Redactor
 
     _check_output(files, [output, *([picture] if picture else [])], force)
+    if me and (kind or columns):
+        raise UserError("--me does not go with --format or --columns", "leave these out")
+    if gap and not me:
+        raise UserError("--gap is for chat exports", "add --me NAME")
+    chats = Chats(me, gap_in_seconds(gap or "1h")) if me else None
+    if not (chats or kind or columns):
+        refuse_without_me(files)
     survey = Survey()
-    write(survey.collect(files, kind, skip_bad, keep_duplicates, columns), {output: 1.0})
+    read = chats.dialogues if chats else read_dialogues
+    redactor = Redactor(redact, chats.names if chats else set())
+    dialogues = redactor.apply(
+        survey.collect(files, kind, skip_bad, keep_duplicates, columns, read)
+    )
+    first: list[str] = []
+    write(_with_first(dialogues, first, chats), {output: 1.0})
+    if chats:
+        typer.echo("\n".join(chats.lines()))
     _report(survey, picture)
+    if chats:
+        typer.echo("the first dialogue, < others, > you:")
+        for number, utterance in enumerate(first[:_SHOWN]):
+            typer.echo(f"  {'<>'[number % 2]} {utterance[:_SHOWN_WIDTH]}")
+    if line := redactor.line():
+        note(line)
     typer.echo(f"written: {output}")
 
 
@@ -75,9 +118,12 @@ def stats(
     force: Force = False,
 ) -> None:
     """Count dialogues, turns, characters, duplicates and lengths."""
+    from smallgpt.data.chats.exports import warn_of_exports
     from smallgpt.data.prepare import Survey
 
     _check_output(files, [picture] if picture else [], force)
+    if not (kind or columns):
+        warn_of_exports(files)
     survey = Survey()
     for _ in survey.collect(files, kind, skip_bad, columns=columns):
         pass
@@ -102,6 +148,7 @@ def split(
 
     Example: smallgpt data split data/train.txt --output-dir data/parts
     """
+    from smallgpt.data.chats.exports import warn_of_exports
     from smallgpt.data.prepare import Survey, write
 
     if validation + test >= 1:
@@ -109,6 +156,8 @@ def split(
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
     parts = {output_dir / f"{name}.txt": share for name, share in shares.items() if share}
     _check_output(files, parts, force)
+    if not (kind or columns):
+        warn_of_exports(files)
     survey = Survey()
     written = write(survey.collect(files, kind, skip_bad, columns=columns), parts, seed)
     _report(survey)
@@ -135,6 +184,17 @@ def smalltalk(
             sys.stdout.write(("\n" if number else "") + text + "\n")
     except ValueError as error:
         raise UserError(f"--dialogues {dialogues}: {error}", "ask for fewer") from None
+
+
+def _with_first(
+    dialogues: Iterable[list[str]], first: list[str], chats: "Chats | None"
+) -> Iterator[list[str]]:
+    """The same dialogues; `first` becomes the first one. Where chats give none, it is said why."""
+    for dialogue in dialogues:
+        first.extend([] if first else dialogue)
+        yield dialogue
+    if chats and not first:
+        raise UserError("no dialogue came out of it", "\n     ".join(chats.lines()))
 
 
 def _check_output(files: list[Path], outputs: Iterable[Path], force: bool) -> None:

@@ -69,7 +69,7 @@ def chat(config: ConfigFile, overrides: Overrides = None) -> None:
     """Chat with a trained model.
 
     CONFIG is a YAML file or a model: a checkpoint directory, the folder of a run, a GPT-2
-    directory or a .pth file. From a YAML file the model is `resume_from`, by default the latest
+    directory or a .pth file. From a YAML file the model is `resume_from`, by default the best
     checkpoint in `checkpoint_root`.
 
     Example: python chat.py config/demo.yaml temperature=0.8
@@ -92,7 +92,7 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Checkpoint
 
     if path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix not in WEIGHTS_SUFFIXES):
         settings = load_config(path, overrides, command=CHAT)
-        named, root = settings.resume_from or "latest", Path(settings.checkpoint_root)
+        named, root = settings.resume_from or "best", Path(settings.checkpoint_root)
         texts = settings.data_paths()
         return settings, open_checkpoint(named, root=root, texts=texts, verify_weights=False)
     if "resume_from" in typed_keys(overrides):

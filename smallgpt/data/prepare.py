@@ -11,15 +11,18 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from unicodedata import category
 
 from smallgpt.data.dialogue_formats import Columns, read_dialogues
+from smallgpt.data.tables import Broken
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError
 
+ReadDialogues = Callable[[Path, str | None, Broken | None, Columns | None], Iterable[list[str]]]
+"""Streams the dialogues of a file, as `read_dialogues`."""
 _OF_A_NUMBER = re.compile(r"((?<=\d)[\W_]+(?=\d)|[-.\u2010-\u2015](?=\d)|(?<=\d)[%‰])")
 _DIGIT, _RAISED = re.compile(r"\d"), re.compile("[²³¹¼-¾⁰-₉⅐-⅟]")
 MOST_REASONS = 20  # that are listed; with a part of the data in each they would fill pages
@@ -44,15 +47,15 @@ class Survey:
         skip_bad: bool = False,
         keep_duplicates: bool = False,
         columns: Columns | None = None,
+        read: ReadDialogues = read_dialogues,
     ) -> Iterator[list[str]]:
         """Stream the dialogues of several files, and count them.
 
-        `kind`, `columns` and broken records are as for `read_dialogues`; with `skip_bad` these are
-        left out.
+        `kind`, `columns` and broken records are as for `read`; with `skip_bad` these are left out.
         """
         rejected = self._reject if skip_bad else None
         for file in files:
-            for dialogue in read_dialogues(file, kind, rejected, columns):
+            for dialogue in read(file, kind, rejected, columns):
                 if keep_duplicates or not self._is_duplicate(dialogue):
                     characters = sum(map(len, dialogue))
                     self.dialogues += 1

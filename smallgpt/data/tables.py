@@ -151,7 +151,7 @@ def _table_rows(path: Path, columns: list[str], broken: Broken | None) -> Iterat
     before, header = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
     if not header:
         raise UserError(f"{path} is empty", "give a CSV, TSV or JSONL file with a header")
-    delimiter, names = _header(header, columns)
+    delimiter, names = header_of(header, columns)
     _check_columns(str(path), names, columns)
     names = _distinct(path, names)
     quoted = _is_quoted(path, delimiter, len(names))
@@ -224,7 +224,7 @@ def _holds_rows(cells: list[str], delimiter: str) -> bool:
     return bool(inside) and all(line.count(delimiter) == len(cells) - 1 for line in inside)
 
 
-def _header(line: str, columns: Iterable[str] = ()) -> tuple[str, list[str]]:
+def header_of(line: str, columns: Iterable[str] = ()) -> tuple[str, list[str]]:
     """The delimiter that gives most of the wanted columns, then most columns; and the columns."""
     csv.field_size_limit(LONGEST)
     found = {}

@@ -5,7 +5,6 @@
 
 import dataclasses
 import hashlib
-import shlex
 import time
 from collections.abc import Set
 from contextlib import ExitStack
@@ -23,7 +22,6 @@ from smallgpt.data.reviews import read_and_split
 from smallgpt.distributed import launch
 from smallgpt.distributed.world import World
 from smallgpt.model.classifier import Classifier
-from smallgpt.runtime import python_command
 from smallgpt.sentiment import baseline, report
 from smallgpt.sentiment.task import ReviewTask, judge
 from smallgpt.tokenizer.characters import SEP, Tokenizer
@@ -180,5 +178,4 @@ def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
     print(f"baseline ({baseline.NAME}), on the same reviews:")
     print(report.describe(result["reference"]))
     note(f"written: {root / report.REPORT_FILE} and {report.PICTURE_FILE}")
-    predict = f"{python_command()} -m smallgpt sentiment predict {shlex.quote(str(path))}"
-    note(f'use it: {predict} "房间很干净"')
+    note(task.how_to_use(path))

@@ -1,6 +1,7 @@
 """What a classifier learns from, and its verdict on reviews it does not learn from."""
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from smallgpt.data.reviews import IntArray, Reviews, Split
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.classifier import Classifier, mean_by_text
 from smallgpt.model.loss import IGNORED
-from smallgpt.runtime import Runtime
+from smallgpt.runtime import Runtime, python_command
 from smallgpt.sentiment.examples import Examples, ReviewBatch
 from smallgpt.tokenizer.characters import Tokenizer
 from smallgpt.training.trainer import Task
@@ -99,6 +100,11 @@ class ReviewTask(Task):
         return Examples(
             some.texts, some.labels, self.tokenizer, config.block_size, config.use_mask, most_rows
         )
+
+    def how_to_use(self, path: Path) -> str:
+        """The command that judges a review."""
+        predict = f"{python_command()} -m smallgpt sentiment predict {shlex.quote(str(path))}"
+        return f'use it: {predict} "房间很干净"'
 
     def keep_states(self) -> None:
         """Compute the states of frozen blocks once, in the folder of the run. Only now that the

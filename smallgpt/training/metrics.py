@@ -16,6 +16,18 @@ from smallgpt.utils.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 _SMOOTHING = 0.1
+_TAGS = {
+    "loss": "loss/train",
+    "validation_loss": "loss/validation",
+    "perplexity": "validation/perplexity",
+    "bits_per_character": "validation/bits_per_character",
+    "validation_accuracy": "validation/accuracy",
+    "lr": "optimizer/learning_rate",
+    "grad_norm": "optimizer/gradient_norm",
+    "tokens_per_second": "speed/tokens_per_second",
+    "seconds": "speed/seconds",
+}
+"""Where TensorBoard shows a figure: what belongs together has one prefix."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +59,10 @@ class Metrics:
         self._warned = False
         if writes:
             try:
-                if config.tensorboard_path:
+                if folder := config.tensorboard_folder():
                     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-                    self._board = SummaryWriter(config.tensorboard_path, purge_step=completed + 1)
+                    self._board = SummaryWriter(folder, purge_step=completed + 1)
                 self.seconds = _keep_until(path, completed, config.save_freq)
                 self._file = path.open("a", encoding="utf-8")
             except OSError as error:
@@ -89,9 +101,9 @@ class Metrics:
         self, step: int, line: str, figures: dict[str, float], replies: list[tuple[str, str]]
     ) -> None:
         """Record a validation, with the line that tells it and sample replies to prompts."""
-        self._say(f"step {step}: {line}")
+        self.say(f"step {step}: {line}")
         for prompt, reply in replies:
-            self._say(f"    {prompt}  ->  {reply}")
+            self.say(f"    {prompt}  ->  {reply}")
         self.record(step, figures, **({"replies": replies} if replies else {}))
         if self._board is not None and replies:
             text = "\n\n".join(f"{prompt} -> {reply}" for prompt, reply in replies)
@@ -108,11 +120,16 @@ class Metrics:
             self._file.flush()
             if self._board is not None:
                 for name, value in figures.items():
-                    self._board.add_scalar(name, value, step)
+                    self._board.add_scalar(_TAGS[name], value, step)
         except OSError as error:  # a full disk: the next checkpoint will say so, the run goes on
             if not self._warned:
-                self._say(f"the metrics cannot be written: {error.strerror}")
+                self.say(f"the metrics cannot be written: {error.strerror}")
             self._warned = True
+
+    def set_last_step(self, step: int) -> None:
+        """Where training will end, once that is chosen."""
+        self._bar.total = step
+        self._bar.refresh()
 
     def close(self) -> None:
         """Finish the bar and the files."""
@@ -122,7 +139,7 @@ class Metrics:
             with suppress(OSError):
                 file.close()
 
-    def _say(self, message: str) -> None:
+    def say(self, message: str) -> None:
         """A line above the progress bar."""
         if self._file is not None:
             self._bar.write(message, file=sys.stderr)

@@ -1,6 +1,4 @@
-"""AdamW or Muon with two kinds of parameters, and the learning-rate schedule."""
-
-import math
+"""AdamW or Muon, with two kinds of parameters."""
 
 import torch
 from torch import nn
@@ -10,7 +8,7 @@ from smallgpt.model.parameters import parameter_groups
 
 
 def make_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
-    """The optimizers that together train all parameters, at the rate of `learning_rate`.
+    """The optimizers that together train all parameters, at the rate of a `Schedule`.
 
     adamw: AdamW (arXiv:1711.05101), fused, for everything.
     muon: Muon (kellerjordan.github.io/posts/muon) for the matrices of the layers, its updates
@@ -39,13 +37,3 @@ def apply_settings(optimizers: list[torch.optim.Optimizer], config: Config) -> N
             group["weight_decay"] = 0.0 if vectors else config.weight_decay
             if "betas" in group:
                 group["betas"] = (config.beta1, config.beta2)
-
-
-def learning_rate(step: int, config: Config) -> float:
-    """The rate of step `step` (from 0): linear warm-up, cosine to `min_lr` at `decay_steps`."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if step >= config.decay_steps:
-        return config.min_lr
-    progress = (step - config.warmup_steps) / (config.decay_steps - config.warmup_steps)
-    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,7 +1,7 @@
 """Dialogues -> GPT. `_train` reads top to bottom: config, data, model, loop."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from smallgpt import runtime
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import checkpoint
 from smallgpt.config import Config, check_shares
+from smallgpt.data.chats.exports import warn_of_exports
 from smallgpt.data.corpus import Corpus, describe, match_tokenizer, open_corpus, split
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import Batch, PackedRows, RowOrder
@@ -62,6 +63,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     here = runtime.start(config, world.local_rank if world.size > 1 else None)
 
     # 2. Data: text -> dialogues -> ids -> packed rows.
+    if world.is_first:
+        warn_of_exports(config.data_paths())
     corpus = world.first_process_first(lambda: open_corpus(config.data_paths(), text_chunks))
     world.agree("the text", corpus.fingerprint, "give every machine the same data_path files")
     base = resume.open_base(config, world, False) if config.base_model and not resumed else None
@@ -94,17 +97,17 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     trainer = Trainer(config, here, task, world)
     if resumed and not trainer.load_state(resumed.state, resumed.stored.manifest):
         note("the checkpoint knows no place in this text: its rows begin from the start")
-    _describe_run(config, here, task)
+    _describe_run(config, here, task, trainer.last_step)
 
     # 4. Loop: step, and once in a while validate and save.
     if resumed and trainer.is_finished:
         path = resumed.stored.path
         note(f"nothing to do: {path} is at step {trainer.completed} of {trainer.last_step}")
-        note("to train on, raise max_steps (or max_epoch)")
+        note(f"to train on, raise {'patience' if trainer.is_out_of_patience else 'max_steps'}")
         return path
     path = trainer.train(command)
     note(f"done: the model is in {path}")
-    note(f"chat with it: {python_command()} chat.py {shlex.quote(str(path))}")
+    note(task.how_to_use(trainer.best_checkpoint(path)))
     return path
 
 
@@ -160,6 +163,7 @@ class DialogueTask(Task):
         self.config, self.runtime, self.world = config, here, world
         self.model, self.tokenizer = model, tokenizer
         self.rows, self.validation_rows = rows, validation_rows
+        self.keeps_every_best = config.patience > 0
         self.order = RowOrder(len(rows), config.seed)
         self.steps_per_epoch = len(rows) / config.train_batch
         self._text = [rows.corpus.fingerprint, config.train_percent, config.block_size, config.seed]
@@ -188,6 +192,20 @@ class DialogueTask(Task):
         config, rows, world = self.config, self.validation_rows, self.world
         size, most, seed = config.test_batch, config.eval_steps, config.seed
         return validate(self.model, rows, self.runtime, size, most, seed, stopped, world)
+
+    def how_to_use(self, path: Path) -> str:
+        """The command that chats with it."""
+        return f"chat with it: {python_command()} chat.py {shlex.quote(str(path))}"
+
+    def weakness(self, best: Mapping[str, float], was_better_before: bool) -> str:
+        """Perplexity above the size of the vocabulary: worse than drawing characters blindly."""
+        perplexity, size = best.get("perplexity", 0.0), self.config.vocab_size
+        if perplexity <= size:
+            return ""
+        advice = "train longer (max_steps or max_epoch), or raise lr"
+        if was_better_before:
+            advice = "more dialogues are needed, or a base_model trained on text more like them"
+        return f"validation perplexity {perplexity:,.0f}, blind guessing has {size:,}: {advice}"
 
     def sample_replies(self) -> list[tuple[str, str]]:
         """Replies to the first utterances of some dialogues kept for validation."""
@@ -225,7 +243,7 @@ def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
     return replace(config, vocab_size=config.vocab_size or needed)
 
 
-def _describe_run(config: Config, here: Runtime, task: DialogueTask) -> None:
+def _describe_run(config: Config, here: Runtime, task: DialogueTask, last_step: int) -> None:
     model, rows, processes = task.model, task.rows, task.world.size
     describe(rows.corpus)
     if rows.id_map is not None:
@@ -239,6 +257,8 @@ def _describe_run(config: Config, here: Runtime, task: DialogueTask) -> None:
     total, positions = model.parameter_count() / 1e6, model.wpe.weight.numel() / 1e6
     note(f"model: {total:.2f} M parameters, {positions:.2f} M for positions")
     note(f"device: {here}" + (f"; {processes} processes" if processes > 1 else ""))
+    passes = last_step / task.steps_per_epoch
+    note(f"length: {counted(last_step, 'step')}, {passes:,.1f} passes over the text")
     memory = _expected_memory(config, here, model, processes) / 2**30
     note(f"memory: about {memory:.1f} GiB for training" + (" each" if processes > 1 else ""))
 

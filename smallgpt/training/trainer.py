@@ -24,8 +24,10 @@ from smallgpt.runtime import Runtime, compiled, seed_everything
 from smallgpt.tokenizer.characters import Tokenizer
 from smallgpt.training.interruption import StopRequest, stop_on_signals
 from smallgpt.training.metrics import Metrics, StepResult
-from smallgpt.training.optimizer import apply_settings, learning_rate, make_optimizers
+from smallgpt.training.optimizer import apply_settings, make_optimizers
+from smallgpt.training.schedule import Schedule, StepTimer
 from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.words import counted
 
 
 class Measured(Protocol):
@@ -65,6 +67,17 @@ class Task(ABC):
     def validate(self, stopped: Callable[[], bool]) -> Measured | None:
         """How good the model is on what it does not learn from; None where `stopped()` is true."""
 
+    @abstractmethod
+    def how_to_use(self, path: Path) -> str:
+        """The command that uses a checkpoint of this task, for people to copy."""
+
+    def weakness(self, best: Mapping[str, float], was_better_before: bool) -> str:
+        """What the best validation says against the model, and what to change; empty if nothing.
+
+        `was_better_before` tells that training on made it worse.
+        """
+        return ""
+
     def sample_replies(self) -> list[tuple[str, str]]:
         """Prompts and what the model replies, for people to read."""
         return []
@@ -95,7 +108,9 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, config)
         scaled = runtime.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=scaled)
-        self.last_step = config.last_step(task.steps_per_epoch)
+        self.schedule = Schedule(config, config.last_step(task.steps_per_epoch))
+        self._timer = StepTimer() if config.max_minutes else None
+        """Until the number of steps for `max_minutes` is chosen."""
         self.completed = 0
         """Steps taken."""
         self.seconds = 0.0
@@ -103,6 +118,11 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         """The validations so far."""
         self._ready = world.size == 1 and self.network is self.model
+
+    @property
+    def last_step(self) -> int:
+        """Where training ends, unless it runs out of patience before."""
+        return self.schedule.last_step
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -128,8 +148,30 @@ class Trainer:
         if stop.requested():
             note(f"stopped at step {self.completed}, saved in {path}")
             note(f"go on with: {launch.launcher()} {command} resume_from=latest")
+            note(f"or use what is there: {self.task.how_to_use(path)}")
             raise SystemExit(128 + stop.number)
+        self._tell_the_end(path)
         return path
+
+    def _tell_the_end(self, path: Path) -> None:
+        """Why training ended early, and in one line each what speaks against the model."""
+        best = self.best_checkpoint(path)
+        if self.completed < self.last_step:
+            patience = counted(self.config.patience, "validation")
+            note(f"stopped at step {self.completed}: {patience} without a better one (patience)")
+        if best != path:
+            note(f"the best by validation is {best.name}")
+        if 2 * self.schedule.warmup_steps > self.completed:
+            rising = f"the learning rate was still rising for {self.schedule.warmup_steps:,}"
+            advice = "lower warmup_steps (or set warmup: 0.1), or train longer (max_steps)"
+            note(f"warning: {rising} of {counted(self.completed, 'step')}: {advice}")
+        scores = self.best or {}
+        if weakness := self.task.weakness(scores, scores.get("step") != self.completed):
+            note(f"warning: {weakness}")
+
+    def best_checkpoint(self, path: Path) -> Path:
+        """The best by validation of the checkpoints that are kept; `path` is the newest."""
+        return run_folder.best(run_folder.checkpoints(self.root)) if self.world.is_first else path
 
     def _loop(self, metrics: Metrics, stop: StopRequest) -> Path:
         config, task = self.config, self.task
@@ -140,9 +182,11 @@ class Trainer:
             self.seconds += seconds
             step = self.completed
             metrics.step(step, result, seconds, self.seconds)
+            if self._timer:
+                self._choose_last_step(seconds, metrics)
 
             # Once in a while: validate. A checkpoint has the scores of its step.
-            last = step == self.last_step
+            last = step >= self.last_step
             save = last or step % config.save_freq == 0
             figures: dict[str, float] = {}
             if last or (config.eval_freq and (save or step % config.eval_freq == 0)):
@@ -151,7 +195,7 @@ class Trainer:
                     figures = measured.as_dict()
                     best = self._remember(figures)
                     save |= best and task.keeps_every_best
-                    last |= self._has_run_out_of_patience()
+                    last |= self.is_out_of_patience
                     line = f"{measured}{' (best)' if best else ''}"
                     replies = task.sample_replies() if self.world.is_first else []
                     metrics.validation(step, line, figures, replies)
@@ -165,6 +209,22 @@ class Trainer:
                     self.world.max(0)  # nobody leaves before it is saved
                     return run_folder.place(self.root, step)
 
+    def _choose_last_step(self, seconds: float, metrics: Metrics) -> None:
+        """Once enough steps are measured: how many fit into `max_minutes`, in all processes."""
+        timer, minutes = self._timer, self.config.max_minutes
+        assert timer and minutes
+        timer.add(seconds)
+        if self.world.max(not timer.is_done):
+            return
+        self._timer = None
+        left = timer.steps_in(60 * minutes - self.seconds)
+        fitting, most = self.completed + self.world.share(left), self.last_step
+        self.schedule = Schedule(self.config, min(fitting, most))
+        speed = f"max_minutes: {minutes:g}: a step takes {timer.seconds / timer.steps:.2f} s"
+        chosen = f"training ends at step {self.last_step:,}"
+        metrics.say(f"{speed}, so {chosen}{f' instead of {most:,}' if fitting < most else ''}")
+        metrics.set_last_step(self.last_step)
+
     # -- a step -------------------------------------------------------------------------------
 
     def step(self) -> StepResult:
@@ -177,7 +237,7 @@ class Trainer:
         if not self._ready:
             self._get_ready()
         seed_everything(self.config.seed, 3, self.completed, world.rank)
-        lr = learning_rate(self.completed, self.config)
+        lr = self.schedule.learning_rate(self.completed)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -262,15 +322,17 @@ class Trainer:
         scored = [entry for entry in self.history if not math.isnan(entry["validation_loss"])]
         return min(scored or self.history, key=lambda entry: entry["validation_loss"], default=None)
 
-    def _has_run_out_of_patience(self) -> bool:
-        patience, best = getattr(self.config, "patience", 0), self.best
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether the last `patience` validations brought none that is better."""
+        patience, best = self.config.patience, self.best
         since = [entry for entry in self.history if best and entry["step"] > best["step"]]
         return 0 < patience <= len(since)
 
     @property
     def is_finished(self) -> bool:
         """Whether there is no step left to take."""
-        return self.completed >= self.last_step or self._has_run_out_of_patience()
+        return self.completed >= self.last_step or self.is_out_of_patience
 
     def _save(self, figures: Mapping[str, float]) -> Path:
         step, config, task = self.completed, self.config, self.task
@@ -288,6 +350,8 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "completed": self.completed,
+            "next_lr": self.schedule.learning_rate(self.completed),
+            "chosen": None if self._timer else [self.config.max_minutes, self.last_step],
             **self.task.state(self.completed),
         }
 
@@ -310,6 +374,7 @@ class Trainer:
             same_data = self.task.load_state(state, self.completed)
             self.seconds = float(manifest.get("seconds", 0.0))
             self.history = list(manifest.get("history", []))
+            self._load_schedule(state)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise UserError(
                 f"the training state does not fit this model: {error}",
@@ -317,6 +382,20 @@ class Trainer:
             ) from None
         apply_settings(self.optimizers, self.config)
         return same_data
+
+    def _load_schedule(self, state: dict[str, Any]) -> None:
+        """Keep the number of steps chosen for `max_minutes`, and say where the rate has changed."""
+        minutes, last_step = state.get("chosen") or (None, 0)
+        if self._timer and minutes == self.config.max_minutes:
+            self._timer = None
+            self.schedule = Schedule(self.config, min(int(last_step), self.last_step))
+        saved, now = state.get("next_lr"), self.schedule.learning_rate(self.completed)
+        if (
+            saved is not None
+            and not self.is_finished
+            and not math.isclose(saved, now, rel_tol=0.01)
+        ):
+            note(f"the learning rate goes on at {now:.3g}, where the saved run had {saved:.3g}")
 
     def _optimizer_states(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """A legacy .pth has the state of AdamW alone, by the names of the parameters."""

@@ -1,4 +1,4 @@
-"""Every command of the READMEs runs, as written but on a tiny model."""
+"""Every command of the READMEs and of the pages for users runs, as written but on a tiny model."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from tests.helpers.processes import REPOSITORY, finished, torchrun_command
 from tests.helpers.reviews import classifier_config, write_reviews
 
 README, CHINESE = REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md"
+PAGES = ("install", "training", "data", "chat", "sentiment", "checkpoints", "distributed")
+USERS_TEXTS = (README, *(REPOSITORY / "docs" / f"{name}.md" for name in PAGES))
 COMMAND = re.compile(r"^    ((?:python|torchrun|make|pip|git|printf) .*)$", re.MULTILINE)
 IN_TEXT = re.compile(r"`((?:make|pip) [^`]+)`")
 TINY = shlex.split(
@@ -66,26 +68,34 @@ ELSEWHERE = {
 }
 
 
-def commands(readme: Path) -> list[str]:
-    """The commands, without comments; each once, in order."""
-    text = readme.read_text("utf-8")
-    found = [line.split("  #")[0].strip() for line in COMMAND.findall(text)]
-    return list(dict.fromkeys(found + [c for c in IN_TEXT.findall(text) if c != "make help"]))
+def commands(*texts: Path) -> list[str]:
+    """The commands in some texts, without comments; each once, in order."""
+    found: list[str] = []
+    for text in (path.read_text("utf-8") for path in texts):
+        found += [line.split("  #")[0].strip() for line in COMMAND.findall(text)]
+        found += [c for c in IN_TEXT.findall(text) if c != "make help"]
+    return list(dict.fromkeys(found))
 
 
-RUN_HERE = [command for command in commands(README) if command not in ELSEWHERE]
+ALL = commands(*USERS_TEXTS)
+RUN_HERE = [command for command in ALL if command not in ELSEWHERE]
 
 
 def test_the_readmes_agree_with_each_other_and_with_the_files() -> None:
     assert commands(README) == commands(CHINESE)
     texts = [file.read_text("utf-8") for file in (README, CHINESE)]
-    links = [re.findall(r"\]\((docs/[^)]+|smallgpt/[^)]+)\)", text) for text in texts]
-    assert links[0] == links[1]
-    assert not [link for link in links[0] if not (REPOSITORY / link).exists()]
+    assert max(len(text.splitlines()) for text in texts) <= 170
+    links = [re.findall(r"\]\(((?:docs/)?\w+\.md)\)", text) for text in texts]
+    assert [x for x in links[0] if "README" not in x] == [x for x in links[1] if "README" not in x]
+    assert {f"docs/{name}.md" for name in PAGES} <= set(links[0])
+    for page in (*USERS_TEXTS, CHINESE):
+        for link in re.findall(r"\]\(([\w./]+)\)", page.read_text("utf-8")):
+            assert (page.parent / link).exists(), (page, link)
     configs = {f"config/{path.name}" for path in (REPOSITORY / "config").glob("*.yaml")}
-    assert set(re.findall(r"config/\w+\.yaml", texts[0])) == configs
+    named = "".join(page.read_text("utf-8") for page in USERS_TEXTS)
+    assert set(re.findall(r"config/\w+\.yaml", named)) == configs
     for command, (file, text) in ELSEWHERE.items():
-        assert command in commands(README)
+        assert command in ALL
         assert text in (REPOSITORY / file).read_text("utf-8"), (command, file)
 
 

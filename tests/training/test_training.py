@@ -7,14 +7,17 @@ import math
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 import torch
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from smallgpt import runtime
 from smallgpt.checkpoints import checkpoint, run_folder
@@ -26,7 +29,7 @@ from smallgpt.model.gpt import GPT
 from smallgpt.training import pretrain, resume
 from smallgpt.training.interruption import stop_on_signals
 from smallgpt.training.metrics import StepResult
-from smallgpt.training.optimizer import learning_rate, make_optimizers
+from smallgpt.training.optimizer import make_optimizers
 from smallgpt.training.pretrain import DialogueTask
 from smallgpt.training.trainer import Trainer
 from smallgpt.training.validation import validate
@@ -100,16 +103,6 @@ def rows_of(run: Trainer) -> PackedRows:
 
 
 # -- one step ---------------------------------------------------------------------------------
-
-
-def test_learning_rate_warms_up_then_falls_as_a_cosine() -> None:
-    plan = Config(lr=1.0, min_lr=0.1, warmup_steps=10, decay_steps=110)
-    assert learning_rate(0, plan) == pytest.approx(0.1)
-    assert learning_rate(9, plan) == pytest.approx(1.0)
-    assert learning_rate(60, plan) == pytest.approx(0.55)  # half-way down
-    assert learning_rate(110, plan) == learning_rate(10_000, plan) == 0.1
-    falling = [learning_rate(step, plan) for step in range(10, 111)]
-    assert falling == sorted(falling, reverse=True)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -296,7 +289,21 @@ def test_metrics_say_what_happened(
         assert all(reply for _, reply in line["replies"])
     saved = [line["checkpoint"] for line in lines if "checkpoint" in line]
     assert saved == [f"cpt{step}" for step in range(save_freq, 8, save_freq)] + ["cpt8"]
-    assert list(board.glob("events.out.tfevents.*"))
+    events = EventAccumulator(str(board))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {tag.partition("/")[0] for tag in tags} == {"loss", "validation", "optimizer", "speed"}
+    for tag, key, source in (
+        ("train", "loss", steps),
+        ("validation", "validation_loss", evaluations),
+    ):
+        drawn = [(event.step, event.value) for event in events.Scalars(f"loss/{tag}")]
+        assert drawn == [(line["step"], pytest.approx(line[key])) for line in source]
+
+
+def test_tensorboard_is_in_the_folder_of_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    train(settings, max_steps=1, tensorboard_path="auto")
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
 
 
 def test_metrics_behind_the_resumed_step_are_dropped(
@@ -476,7 +483,9 @@ def test_metrics_of_a_run_killed_before_its_first_checkpoint_are_dropped(
     assert not (tmp_path / "run" / "metrics.jsonl.old").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_interrupted_run_saves_says_how_to_go_on_and_goes_on(
     settings: dict[str, Any], tmp_path: Path, before_step: Any, number: int, code: int
 ) -> None:
@@ -489,6 +498,36 @@ def test_interrupted_run_saves_says_how_to_go_on_and_goes_on(
     assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt3"]
     assert "stopped at step 3" in result.stderr
     assert "python train.py run.yaml lr=0.02 resume_from=latest" in result.stderr
+    assert f"python chat.py {tmp_path / 'run' / 'cpt3'}" in result.stderr
     resumed = train(settings, lr=0.02, resume_from="latest")
     straight = train(settings, lr=0.02, checkpoint_root=str(tmp_path / "straight"))
     assert same_weights(straight, resumed)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"  # Python 3.12 on pty.fork
+)
+def test_a_closed_terminal_saves(settings: dict[str, Any], tmp_path: Path) -> None:
+    lines = [f"{key}: {value}\n" for key, value in (settings | {"max_steps": 10**6}).items()]
+    (tmp_path / "run.yaml").write_text("".join(lines), encoding="utf-8")
+    command = [str(REPOSITORY / "train.py"), "run.yaml", "save_freq=1000000", "decay_steps=1000000"]
+    run = pexpect.spawn(sys.executable, command, cwd=tmp_path, encoding="utf-8", timeout=60)
+    run.expect_exact("loss ")
+    os.close(
+        run.child_fd
+    )  # the window is closed: SIGHUP, and writing to it is an error from now on
+    assert run.pid
+    os.waitpid(run.pid, 0)
+    (saved,) = run_folder.checkpoints(tmp_path / "run")
+    assert checkpoint.load(saved).training_state()["completed"] > 0
+
+
+def test_sighup_stays_ignored_under_nohup() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, previous)
