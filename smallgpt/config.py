@@ -28,6 +28,8 @@ TRAIN_FROM_BASE = "train.py with base_model"
 ABLATION, TEXT = "smallgpt sentiment ablation", "smallgpt sentiment text"
 _TRAINING = (TRAIN, TRAIN_FROM_BASE, CLASSIFY, ABLATION)
 _ANY = (*_TRAINING, CHAT)
+_AS_YAML = {"data_path": "[]", "label_map": "{}"}
+"""Keys whose value on the command line is YAML where it stands in these."""
 
 
 def _key(default: Any, **metadata: Any) -> Any:
@@ -240,6 +242,9 @@ class SentimentConfig(Config):
     """Name of the column that holds the text."""
     label_column: str = _reviews("label")
     """Any number of classes; their names are kept in the checkpoint."""
+    label_map: dict[str, str] | None = _reviews(None)
+    """Which class each label stands for, such as {1: 差评, 2: 差评, 4: 好评, 5: 好评} for stars;
+    reviews with other labels are left out and counted. Empty: every label is a class."""
     base_model: str | None = _classifier("checkpoints/pretrained/cpt300M.pth")
     """What a classifier starts from: a checkpoint directory of train.py or of a classifier, the
     folder of a run, a GPT-2 in Hugging Face's format, or a legacy `.pth` file, whose text is
@@ -267,6 +272,8 @@ class SentimentConfig(Config):
     def _conflicts(self) -> Iterator[tuple[bool, str, str]]:
         yield from super()._conflicts()
         yield not self.base_model, "base_model", "must name a model"
+        classes = set((self.label_map or {}).values())
+        yield len(classes) == 1, "label_map", "must name at least two classes"
         learns = "needs frozen: False, as a frozen language model does not learn"
         yield self.frozen and self.lm_weight > 0, "lm_weight", learns
         once = "needs frozen: False, as the states of the frozen blocks are computed once"
@@ -328,6 +335,7 @@ def allowed_values(known: dict[str, Any]) -> str:
         "number": "a finite number",
         "string": "text",
         "array": "a list of them",
+        "object": "a mapping {label: text, …}",
         "null": "empty",
     }
     words = {
@@ -414,6 +422,9 @@ def _given(key: str, value: Any, where: str, schema: type[Config]) -> Any:
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and (text == "???" or "${" in text):
             raise UserError(f"{where}: {key}: {text} must be replaced by a value")
+    if isinstance(value, dict) and None in (*value, *value.values()):
+        advice = "write {label: class, …} with a space behind each colon: {1: 差评, 5: 好评}"
+        raise UserError(f"{where}: {key}: a label or its class is missing", advice)
     empty = known[key].default is None and value in ("", "None", "none", "null")
     return None if empty else value
 
@@ -491,6 +502,6 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
                 f"command line: {argument!r} is not of the form key=value",
                 "write for example lr=3e-4, without spaces around the =",
             )
-        listed = key == "data_path" and text.startswith("[") and text.endswith("]")
-        values[key] = _parse_yaml(text, f"command line: {argument!r}") if listed else text
+        as_yaml = text[:1] + text[-1:] == _AS_YAML.get(key)
+        values[key] = _parse_yaml(text, f"command line: {argument!r}") if as_yaml else text
     return values

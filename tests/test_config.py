@@ -373,6 +373,36 @@ def test_override_keeps_any_text(text: str) -> None:
     assert (config.data_path, config.resume_from) == (text, text)
 
 
+STARS = {"1": "差评", "5.0": "好评"}
+
+
+@pytest.mark.parametrize("text", ["{1: 差评, 5.0: 好评}", '{"1": 差评, "5.0": "好评"}'])
+def test_a_map_of_labels_is_the_same_in_a_file_and_typed(tmp_path: Path, text: str) -> None:
+    typed = load_config(None, [f"label_map={text}"], SentimentConfig)
+    file = load_config(write(tmp_path, f"label_map: {text}"), [], SentimentConfig)
+    assert typed.label_map == file.label_map == STARS
+    assert load_config(write(tmp_path, config_to_yaml(typed)), [], SentimentConfig) == typed
+    assert load_config(None, ["label_map="], SentimentConfig).label_map is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{1:差评,5:好评}", "space behind each colon"),
+        ("{1：差评，5：好评}", "space behind each colon"),
+        ("{1: 差评, 5: }", "a label or its class is missing"),
+        ("{1: 差评, 5: 差评}", "at least two classes"),
+        ("{1: 差评, 1: 好评}", "duplicate key 1"),
+        ("{1: [差评], 5: 好评}", "must be a mapping {label: text, …}"),
+        ("好评", "must be a mapping {label: text, …}"),
+    ],
+)
+def test_a_wrong_map_of_labels(text: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(None, [f"label_map={text}"], SentimentConfig)
+    assert said in str(error.value) and str(error.value).startswith("command line: ")
+
+
 def test_override_wins_over_the_file_and_the_last_one_over_the_first(tmp_path: Path) -> None:
     path = write(tmp_path, "seed: 1\nresume_from: latest")
     config = load_config(path, ["seed=2", "bias=False", "seed=3", "resume_from="])

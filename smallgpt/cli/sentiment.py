@@ -52,7 +52,10 @@ def predict(
     ] = None,
     target: Annotated[
         Path | None,
-        typer.Option("--output", help="Where to write it with the verdicts; all columns stay."),
+        typer.Option(
+            "--output",
+            help="Where to write it with the verdicts: .csv (for Excel too), .tsv or .jsonl.",
+        ),
     ] = None,
     text_column: Annotated[
         str | None, typer.Option(help="Column of the text; by default as in training.")
@@ -67,25 +70,24 @@ def predict(
 ) -> None:
     """Judge reviews: label, probability and text, one a line.
 
-    Example: smallgpt sentiment predict checkpoints/sentimental_demo/cpt400 "房间很干净"
+    Example: smallgpt sentiment predict checkpoints/sentimental_demo "房间很干净"
     """
     if (source is None) != (target is None):
         raise UserError("--input and --output go together", "give both, or texts")
     if source is not None and (texts or explain or page):
         raise UserError("--input takes no further texts and no --explain", "do one of them")
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
-    from smallgpt import runtime
-    from smallgpt.sentiment import predictor
+    from smallgpt.sentiment import judging, predictor
     from smallgpt.sentiment.explain import explain_texts
 
-    loaded = predictor.load(path, runtime.choose_device(device))
-    given = texts or predictor.lines_of(sys.stdin)
+    loaded = predictor.load(path, device)
+    given = list(map(judging.argument, texts)) if texts else judging.lines_of(sys.stdin)
     if source is not None and target is not None:
-        predictor.judge_file(loaded, source, target, text_column or loaded.config.text_column)
+        judging.judge_file(loaded, source, target, text_column or loaded.config.text_column)
     elif explain or page:
         explain_texts(loaded, given, page)
     else:
-        predictor.judge_texts(loaded, given)
+        judging.judge_texts(loaded, given)
 
 
 @command(sentiment_app)

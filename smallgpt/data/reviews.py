@@ -5,10 +5,11 @@ A review is one example, however long; identical reviews are always in the same 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,36 +56,84 @@ class Split:
 
 
 def read_reviews(
-    path: Path, text_column: str, label_column: str, names: list[str] | None = None
+    path: Path,
+    text_column: str,
+    label_column: str,
+    names: list[str] | None = None,
+    label_map: Mapping[str, str] | None = None,
 ) -> Reviews:
-    """Read a whole file, whose labels are `names`: by default all in it, numbers by their value.
+    """Read a whole file.
 
-    Rows without a text or a label are dropped, and counted in a line. `1.0` is the label `1`. A
-    UserError says that the file or a column is missing, undecodable or broken, that a label is not
-    among the names, or that there are fewer than two.
+    Rows without a text or a label are dropped, and counted in a line. `1.0` is the label `1`.
+
+    Args:
+        names: the classes; by default all that are found, numbers by their value.
+        label_map: the class of each label; rows with other labels are dropped, and counted too. By
+            default every label is a class.
+
+    Raises:
+        UserError: the file or a column is missing, undecodable or broken, a class is not among the
+            names, there are fewer than two, or no row has a label of `label_map`.
     """
     texts, found = [], []
-    empty = Counter[str]()
+    empty, seen = Counter[str](), Counter[str]()
+    class_of = _class_of(label_map or {})
     for row in read_rows(path, (text_column, label_column)):
         text, label = row.cells[text_column], _label(row.cells[label_column])
         if not text.strip(BLANK) or text.strip().lower() == "nan":
             empty["text"] += 1
-        elif label.lower() in _MISSING:
+            continue
+        if label.lower() in _MISSING and label not in class_of:
             empty["label"] += 1
-        elif names is not None and label not in names:
+            continue
+        seen[label] += 1
+        name = class_of.get(label) if class_of else label
+        if name is None:
+            continue
+        if names is not None and name not in names:
             raise UserError(
-                f"{path}, {row.unit} {row.number:,}: the label {label!r} is unknown",
+                f"{path}, {row.unit} {row.number:,}: the label {name!r} is unknown",
                 f"the labels are: {', '.join(names)}",
             )
-        else:
-            texts.append(text)
-            found.append(label)
+        texts.append(text)
+        found.append(name)
     for column, count in empty.items():
         note(f"{path}: {counted(count, 'row')} without a {column} dropped")
+    if class_of:
+        _tell_what_is_mapped(path, label_column, class_of, seen)
     if names is None:
         names = _names(path, label_column, found)
     number = {name: n for n, name in enumerate(names)}
     return Reviews(texts, np.array([number[label] for label in found], np.int64), names)
+
+
+def _class_of(label_map: Mapping[str, str]) -> dict[str, str]:
+    """`label_map` with labels and classes as they are read from a table."""
+    class_of: dict[str, str] = {}
+    for written, name in label_map.items():
+        if class_of.setdefault(_label(written), _label(name)) != _label(name):
+            raise UserError(
+                f"label_map: the label {_label(written)!r} has two classes", "keep one of them"
+            )
+    return class_of
+
+
+def _tell_what_is_mapped(
+    path: Path, label_column: str, class_of: dict[str, str], seen: Counter[str]
+) -> None:
+    """Count the rows that `label_map` leaves out; refuse a label in it that no row has."""
+    there = ", ".join(f"{label} ({count:,})" for label, count in seen.most_common(20))
+    for label in class_of:
+        if label not in seen:
+            raise UserError(
+                f"label_map: no row of {path} has the label {label!r}",
+                f"the labels in column {label_column!r} are: {there or 'none'}",
+            )
+    left_out = {label: count for label, count in seen.items() if label not in class_of}
+    if left_out:
+        rows = counted(sum(left_out.values()), "row")
+        labels = ", ".join(sorted(left_out)[:20])
+        note(f"{path}: {rows} left out, as label_map does not name their labels ({labels})")
 
 
 def _label(cell: str) -> str:
@@ -136,10 +185,23 @@ def read_and_split(
 ) -> tuple[Reviews, Split]:
     """The reviews of a config's file, and their split; `names` as in `read_reviews`."""
     path = Path(config.sentimental_data_path).expanduser()
-    reviews = read_reviews(path, config.text_column, config.label_column, names)
+    reviews = read_reviews(path, config.text_column, config.label_column, names, config.label_map)
     return reviews, split_reviews(
         reviews, config.train_percent, config.validation_percent, config.split_seed
     )
+
+
+def fingerprint(reviews: Reviews, split: Split) -> str:
+    """A hash of the reviews, their labels and which part each is in."""
+    parts = [part.tolist() for part in vars(split).values()]
+    everything = (reviews.texts, reviews.labels.tolist(), reviews.names, parts)
+    return hashlib.sha256(repr(everything).encode()).hexdigest()
+
+
+def hashes(texts: Iterable[str]) -> IntArray:
+    """A number for each text, the same for the same text, (N,)."""
+    digests = (hashlib.blake2b(repr(text).encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), np.int64)
 
 
 def texts_outside_test(config: SentimentConfig, also: list[Path]) -> Iterator[str]:

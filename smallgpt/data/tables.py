@@ -2,10 +2,10 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -29,10 +29,11 @@ Broken = Callable[[int, str], object]
 
 class Row(NamedTuple):
     """number: line in the file where it begins, or record of a JSON list, as `unit` says; cells: by
-    column, all of them text."""
+    column, all of them text; values: the same as JSON has them."""
 
     number: int
     cells: dict[str, str]
+    values: dict[str, Any]
     unit: str = "line"
 
 
@@ -57,6 +58,17 @@ def read_rows(
         problem = "is a directory" if path.is_dir() else "not found"
         raise UserError(f"{path} {problem}", "give a CSV, TSV or JSONL file with a header")
     return (_json_rows if is_jsonl(path) else _table_rows)(path, columns, broken)
+
+
+def columns_of(path: Path, columns: Iterable[str]) -> list[str]:
+    """All columns of such a file, in order, also where it has no rows; `columns` are among them.
+
+    The objects of a JSON file may have different ones: it is read to its end.
+    """
+    if is_jsonl(path):
+        rows = _json_rows(path, list(columns), None, quiet=True)
+        return list(dict.fromkeys(column for row in rows for column in row.cells))
+    return distinct(_first_line(path, _read_lines(path, quiet=True), columns)[2])
 
 
 def is_jsonl(path: Path) -> bool:
@@ -95,9 +107,9 @@ def _read_lines(path: Path, quiet: bool = False) -> Iterator[str]:
         yield rest
 
 
-def json_lines(path: Path, broken: Broken) -> Iterator[tuple[int, Any]]:
+def json_lines(path: Path, broken: Broken, quiet: bool = False) -> Iterator[tuple[int, Any]]:
     """Stream the JSON values of a file that holds one a line, with the numbers of the lines."""
-    for number, line in enumerate(_read_lines(path), start=1):
+    for number, line in enumerate(_read_lines(path, quiet), start=1):
         if not line.strip():
             continue
         try:
@@ -116,7 +128,9 @@ def _well_formed(value: Any, source: str, start: int = 0, end: int = sys.maxsize
     return json.loads(text.decode("utf-16-le", "replace"))
 
 
-def _json_rows(path: Path, columns: list[str], broken: Broken | None) -> Iterator[Row]:
+def _json_rows(
+    path: Path, columns: list[str], broken: Broken | None, quiet: bool = False
+) -> Iterator[Row]:
     beginning = next(filter(str.strip, decode(path, quiet=True)), "")
     is_list = beginning.lstrip().startswith("[")
     unit = "record" if is_list else "line"
@@ -126,13 +140,14 @@ def _json_rows(path: Path, columns: list[str], broken: Broken | None) -> Iterato
         raise UserError(f"{path}, {unit} {number:,}: {reason}", advice)
 
     broken = broken or refuse
-    for number, values in json_items(path) if is_list else json_lines(path, broken):
+    records = json_items(path, quiet) if is_list else json_lines(path, broken, quiet)
+    for number, values in records:
         if not isinstance(values, dict):
             broken(number, "not an object")
             continue
         cells = {key: _cell(value) for key, value in values.items()}
         _check_columns(f"{path}, {unit} {number:,}", cells, columns)
-        yield Row(number, cells, unit)
+        yield Row(number, cells, values, unit)
 
 
 def _cell(value: Any) -> str:
@@ -148,12 +163,11 @@ def _table_rows(path: Path, columns: list[str], broken: Broken | None) -> Iterat
 
     broken = broken or refuse
     lines = _read_lines(path)
-    before, header = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
-    if not header:
-        raise UserError(f"{path} is empty", "give a CSV, TSV or JSONL file with a header")
-    delimiter, names = header_of(header, columns)
-    _check_columns(str(path), names, columns)
-    names = _distinct(path, names)
+    before, delimiter, given = _first_line(path, lines, columns)
+    _check_columns(str(path), given, columns)
+    names = distinct(given)
+    for new in set(names) - set(given):
+        note(f"{path}: another column {new.rpartition('.')[0]!r} is read as {new!r}")
     quoted = _is_quoted(path, delimiter, len(names))
     if not quoted:
         note(f"{path}: quotation marks are read as characters of the texts")
@@ -179,7 +193,8 @@ def _table_rows(path: Path, columns: list[str], broken: Broken | None) -> Iterat
                     "lines that follow, which look like rows: is a quotation mark missing?"
                 )
             cells += [""] * (len(names) - len(cells))
-            yield Row(number, dict(zip(names, cells, strict=False)))
+            row = dict(zip(names, cells, strict=False))
+            yield Row(number, row, row)
 
 
 def _is_quoted(path: Path, delimiter: str, columns: int) -> bool:
@@ -224,6 +239,16 @@ def _holds_rows(cells: list[str], delimiter: str) -> bool:
     return bool(inside) and all(line.count(delimiter) == len(cells) - 1 for line in inside)
 
 
+def _first_line(
+    path: Path, lines: Iterator[str], columns: Iterable[str]
+) -> tuple[int, str, list[str]]:
+    """How many blank lines are before the header, the delimiter, and the columns."""
+    before, header = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
+    if not header:
+        raise UserError(f"{path} is empty", "give a CSV, TSV or JSONL file with a header")
+    return before, *header_of(header, columns)
+
+
 def header_of(line: str, columns: Iterable[str] = ()) -> tuple[str, list[str]]:
     """The delimiter that gives most of the wanted columns, then most columns; and the columns."""
     csv.field_size_limit(LONGEST)
@@ -235,14 +260,12 @@ def header_of(line: str, columns: Iterable[str] = ()) -> tuple[str, list[str]]:
     return best, found[best]
 
 
-def _distinct(path: Path, names: list[str]) -> list[str]:
+def distinct(names: Iterable[str]) -> list[str]:
     """Names of columns, of which equal ones are numbered: none must hide another."""
-    seen, result = Counter[str](), list[str]()
+    result: list[str] = []
     for name in names:
-        seen[name] += 1
-        result.append(name if seen[name] == 1 else f"{name}.{seen[name]}")
-        if name and seen[name] > 1:
-            note(f"{path}: another column {name!r} is read as {result[-1]!r}")
+        numbered = (f"{name}.{number}" for number in itertools.count(2))
+        result.append(next(n for n in itertools.chain([name], numbered) if n not in result))
     return result
 
 
@@ -256,10 +279,10 @@ def _check_columns(where: str, names: Iterable[str], columns: Iterable[str]) -> 
             )
 
 
-def json_items(path: Path) -> Iterator[tuple[int, Any]]:
+def json_items(path: Path, quiet: bool = False) -> Iterator[tuple[int, Any]]:
     """Stream the items of a JSON list, numbered from 1, as far as it is whole."""
     rest, number = "", 0
-    for text in decode(path):
+    for text in decode(path, quiet=quiet):
         rest, at = rest + text, 0
         while before := (_NEXT_ITEM if number else _FIRST_ITEM).match(rest, at):
             try:

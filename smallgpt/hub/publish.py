@@ -27,8 +27,12 @@ _FIGURES = {
 
 _CLASSIFY = """\
 from transformers import pipeline
-judge = pipeline("text-classification", "PATH", top_k=None)
+judge = pipeline("text-classification", "PATH", top_k=None, truncation=True)
 judge(["房间很干净"])"""
+_TRUNCATES = """
+Of a text of more than {} characters transformers reads the beginning only. Small GPT reads all of
+it, in pieces whose logits it averages: `smallgpt.load("PATH").predict([…])`.
+"""
 _REPLY = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("PATH")
@@ -75,11 +79,15 @@ def card(stored: Checkpoint, licence: str) -> str:
     Every figure is read from the checkpoint.
     """
     config = stored.config
-    own = huggingface.is_own(config)
+    own, remark = huggingface.is_own(config), ""
     if stored.labels:
         kind = f"A classifier of Chinese texts ({', '.join(stored.labels)})"
         task, tag = "text-classification", "sentiment-analysis"
         call, example = 'predict(["房间很干净"])', _CLASSIFY
+        if not own:
+            remark = _TRUNCATES.format(config.block_size - 2)
+        if isinstance(config, SentimentConfig) and not config.use_mask:
+            example = example.replace("truncation=True", 'truncation=True, padding="max_length"')
     else:
         kind = "A language model of Chinese dialogues"
         task, tag = "text-generation", "conversational"
@@ -119,7 +127,7 @@ a context of {config.block_size} ids and a vocabulary of {config.vocab_size:,}; 
 ```python
 {example}
 ```
-"""
+{remark}"""
 
 
 def _facts(stored: Checkpoint) -> dict[str, str]:
@@ -150,9 +158,11 @@ def _facts(stored: Checkpoint) -> dict[str, str]:
         test, baseline = report["test"], report["reference"]["accuracy"]
         low, high = test["accuracy_95"]
         if Path(report["model"]).name == stored.path.name:
+            always = report.get("commonest", {}).get("accuracy")
             figures |= {
                 "test accuracy": f"{test['accuracy']:.4f} (95 %: {low:.4f} to {high:.4f})",
                 "test macro F1": f"{test['macro_f1']:.4f}",
                 "the baseline's test accuracy": f"{baseline:.4f}",
+                **({"always the commonest label": f"{always:.4f}"} if always else {}),
             }
     return facts | (figures or {"evaluation": "this checkpoint was not evaluated"})

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from smallgpt.config import SentimentConfig
-from smallgpt.sentiment import recipe, report
+from smallgpt.checkpoints.run_folder import MANIFEST_FILE
+from smallgpt.config import ABLATION, SentimentConfig
+from smallgpt.data.reviews import fingerprint, read_and_split
+from smallgpt.sentiment import pictures, recipe, report
+from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
 
 CELLS = {
@@ -28,7 +32,11 @@ _COLUMNS = {  # title: key in report.json, factor, digits
     "calibration error": ("calibration_error", 1, 4),
     "training, s": ("training_seconds", 1, 0),
 }
-TABLE_FILE, PICTURE_FILE = "ablation.md", "ablation.png"
+TABLE_FILE, PICTURE_FILE, SETTINGS_FILE = "ablation.md", "ablation.png", "ablation.json"
+_CHANGES_NOTHING = (
+    *("sentimental_data_path", "checkpoint_root", "tensorboard_path", "save_freq"),
+    *("device", "compile", "ddp", "ddp_timeout", "accumulate", "test_batch"),
+)
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -48,7 +56,8 @@ def run(
     plot into `checkpoint_root`, and return the table's path.
 
     Raises:
-        UserError: an unknown cell, or one that the config does not allow.
+        UserError: an unknown cell, one that the config does not allow, or runs in `checkpoint_root`
+            that were made with other settings or reviews.
     """
     root = Path(config.checkpoint_root)
     names = chosen_cells or list(CELLS)
@@ -60,6 +69,7 @@ def run(
             "lm_weight: the frozen and unmasked cells cannot have it",
             "set it to 0, or compare --cell mask alone with the baseline",
         )
+    _keep_to_settings(root / SETTINGS_FILE, config)
     cells = []
     for name in names:
         folder = root / name.replace(", ", "_").replace(" ", "_")
@@ -77,7 +87,7 @@ def run(
     cells.append(_read("baseline", folders[:1], "reference", "reference"))
     path, text = root / TABLE_FILE, table(cells, seeds)
     path.write_text(text, "utf-8")
-    with report.picture(root / PICTURE_FILE, width=8) as (axes,):
+    with pictures.picture(root / PICTURE_FILE, width=8) as (axes,):
         for number, cell in enumerate(cells):
             accuracy = cell.figures[:, 0]
             axes.plot(accuracy, [number] * len(accuracy), "o", alpha=0.5)
@@ -89,6 +99,36 @@ def run(
     print(text, end="")
     note(f"written: {path} and {PICTURE_FILE}")
     return path
+
+
+def _keep_to_settings(file: Path, config: SentimentConfig) -> None:
+    """Refuse to mix runs of other settings or reviews with those that are there."""
+    used = (field.name for field in fields(config) if ABLATION in field.metadata["used_by"])
+    settings = {key: getattr(config, key) for key in used if key not in _CHANGES_NOTHING}
+    settings["reviews"] = fingerprint(*read_and_split(config))
+    begun = any(file.parent.glob(f"*/seed*/*/{MANIFEST_FILE}"))
+    try:
+        if not begun or not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic.file(file) as work:
+                work.write_text(json.dumps(settings, ensure_ascii=False, indent=1), "utf-8")
+        earlier = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be used: {error}", "choose another checkpoint_root"
+        ) from None
+    changed = [key for key in settings if earlier.get(key, settings[key]) != settings[key]]
+    if changed:
+        now = "; ".join(
+            "the reviews have changed"
+            if key == "reviews"
+            else f"{key} was {earlier[key]}, now {settings[key]}"
+            for key in changed
+        )
+        raise UserError(
+            f"the runs in {file.parent} were made with other settings: {now}",
+            "go on with the same, choose another checkpoint_root, or delete that folder",
+        )
 
 
 def _read(name: str, folders: list[Path], part: str, column: str) -> Cell:
@@ -104,7 +144,7 @@ def _read(name: str, folders: list[Path], part: str, column: str) -> Cell:
                 f"{file} is damaged: {error}", f"delete {folder}; it is done again"
             ) from None
         figures.append([test[key] for key, _, _ in _COLUMNS.values()])
-        with (folder / report.VERDICTS_FILE).open(encoding="utf-8", newline="") as verdicts:
+        with (folder / report.VERDICTS_FILE).open(encoding="utf-8-sig", newline="") as verdicts:
             right.append([row["label"] == row[column] for row in csv.DictReader(verdicts)])
     factors = [factor for _, factor, _ in _COLUMNS.values()]
     return Cell(name, np.array(figures, np.float64) * factors, np.mean(right, axis=0))

@@ -25,13 +25,18 @@ from smallgpt.utils.errors import UserError, note
 
 POINTS = 32
 """Places between baseline and text where the gradient is taken."""
+_MOST_SHOWN = 9
+"""Labels besides the verdict."""
 _GREEN, _RED = (46, 160, 67), (218, 54, 51)
 _PAGE = """\
 <!doctype html>
-<html lang="zh"><head><meta charset="utf-8"><title>Small GPT</title>\
-<style>body{max-width:50em;margin:2em auto;font:18px/1.8 sans-serif}\
-p{white-space:pre-wrap}</style></head><body>
-<p>Green speaks for the verdict, red against it (integrated gradients).</p>
+<html lang="en"><head><meta charset="utf-8"><title>Why these verdicts?</title>
+<meta name="viewport" content="width=device-width">
+<style>body{max-width:50em;margin:2em auto;padding:0 1.5em;font:18px/1.8 sans-serif;\
+color:#000;background:#fff}.text{white-space:pre-wrap}</style></head><body>
+<h1>Why these verdicts?</h1>
+<p>Green characters speak for the verdict, red ones against it, the more the stronger the colour
+(integrated gradients).</p>
 """
 
 
@@ -61,14 +66,19 @@ class Explanation:
         )
 
     def to_html(self) -> str:
-        """The verdict and the text with such colours, as a paragraph."""
+        """Verdict, probabilities of all labels, and the text with such colours."""
         spans = "".join(
             f'<span style="background: rgb({red},{green},{blue})" title="{share:+.4f}">'
             f"{html.escape(character)}</span>"
             for character, share, (red, green, blue) in self._coloured()
         )
-        label, probability = html.escape(self.prediction.label), self.prediction.probability
-        return f"<p><b>{label}</b> {probability:.4f}<br>{spans}</p>\n"
+        ranked = sorted(self.prediction.probabilities.items(), key=lambda pair: -pair[1])
+        (label, first), *others = ((html.escape(name), f"{100 * p:.1f} %") for name, p in ranked)
+        rest = "".join(f", {name} {probability}" for name, probability in others[:_MOST_SHOWN])
+        return (
+            f"<h2>Verdict: {label}</h2>\n<p><b>{label} {first}</b>{rest}</p>\n"
+            f'<p class="text" lang="zh">{spans}</p>\n'
+        )
 
     def _coloured(self) -> Iterable[tuple[str, float, list[int]]]:
         """Each character, its share and its colour (red, green, blue), the paler the weaker."""
@@ -142,8 +152,7 @@ def explain_texts(predictor: Predictor, texts: Iterable[str], page: Path | None)
     if page is not None:
         try:
             with atomic.file(page) as work:
-                html_text = _PAGE + "".join(paragraphs) + "</body></html>\n"
-                work.write_text(html_text, "utf-8", errors="replace")
+                work.write_text(_PAGE + "".join(paragraphs) + "</body></html>\n", "utf-8")
         except OSError as error:
             raise UserError(f"{page} cannot be written: {error.strerror}") from None
         note(f"written: {page}")

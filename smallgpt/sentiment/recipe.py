@@ -4,8 +4,9 @@
 """
 
 import dataclasses
-import hashlib
+import itertools
 import time
+from collections import Counter
 from collections.abc import Set
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,17 +19,29 @@ from smallgpt import runtime
 from smallgpt.checkpoints import checkpoint, huggingface, run_folder
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.config import SentimentConfig
-from smallgpt.data.reviews import read_and_split
+from smallgpt.data.reviews import fingerprint, hashes, read_and_split
 from smallgpt.distributed import launch
 from smallgpt.distributed.world import World
 from smallgpt.model.classifier import Classifier
 from smallgpt.sentiment import baseline, report
 from smallgpt.sentiment.task import ReviewTask, judge
-from smallgpt.tokenizer.characters import SEP, Tokenizer
+from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
 from smallgpt.training import resume
+from smallgpt.training.resume import Resumed
 from smallgpt.training.trainer import Trainer
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
+
+_SPLIT_KEYS = (
+    "text_column",
+    "label_column",
+    "label_map",
+    "train_percent",
+    "validation_percent",
+    "split_seed",
+)
+MOST_UNKNOWN = 0.1
+"""Share of the text that a base need not know."""
 
 
 def run(
@@ -60,8 +73,10 @@ def _prepare(config: SentimentConfig, typed: Set[str], world: World) -> tuple[Re
     # 1. Reviews: read, and split by label.
     resumed = resume.find(config, world, classifier=True)
     reviews, split = read_and_split(config, resumed.stored.labels if resumed else None)
-    read = hashlib.sha256(repr((reviews.texts, reviews.labels.tolist())).encode()).hexdigest()
+    read = fingerprint(reviews, split)
     world.agree("the reviews", read, "give every machine the same sentimental_data_path file")
+    if resumed:
+        _refuse_other_reviews(resumed, config, read)
 
     # 2. Model: the base's body with a fresh head, or what a run goes on from.
     here = runtime.start(config, world.local_rank if world.size > 1 else None)
@@ -90,11 +105,45 @@ def _prepare(config: SentimentConfig, typed: Set[str], world: World) -> tuple[Re
         soft_labels = world.share(asked)
     task = ReviewTask(config, here, model, tokenizer, reviews, split, soft_labels, world)
     _describe_run(task, source)
+    if world.is_first and not resumed:
+        _tell_what_base_has_learnt(source, reviews.part(split.test).texts)
     trainer = Trainer(config, here, task, world)
     if resumed:
         note(f"going on from {resumed.stored.path}")
         trainer.load_state(resumed.state, resumed.stored.manifest)
     return task, trainer
+
+
+def _refuse_other_reviews(resumed: Resumed, config: SentimentConfig, read: str) -> None:
+    """The test must not hold reviews that the run has learnt from."""
+    path, was = resumed.stored.path, resumed.stored.config
+    changed = [
+        f"{key} was {getattr(was, key)!r}, now {getattr(config, key)!r}"
+        for key in _SPLIT_KEYS
+        if getattr(was, key) != getattr(config, key)
+    ]
+    known = resumed.state.get("reviews")  # earlier versions did not keep it
+    if known != read and (known or changed):
+        what = "; ".join(changed) or f"{config.sentimental_data_path} has changed"
+        raise UserError(
+            f"{path} was trained on other reviews, or split differently: {what}",
+            "the test would hold reviews that it has learnt from: go on with the same, or train "
+            "anew in another checkpoint_root",
+        )
+
+
+def _tell_what_base_has_learnt(base: Checkpoint, test: list[str]) -> None:
+    """A base that is a classifier may have learnt from the reviews it is to be tested on."""
+    if base.labels is None or not (base.path / checkpoint.STATE_FILE).exists():
+        return
+    learnt = base.training_state().get("learnt")
+    known = 0 if learnt is None else int(np.isin(hashes(test), learnt.numpy()).sum())
+    if known:
+        note(
+            f"warning: base_model has learnt from {known:,} of the {counted(len(test), 'review')} "
+            "to test it: the figures will be too good; use the table and the split it was "
+            "trained with, or another base_model"
+        )
 
 
 def restore(
@@ -131,10 +180,29 @@ def _describe_run(task: ReviewTask, source: Checkpoint) -> None:
     cut = counted(int((task.examples.counts > 1).sum()), "long review")
     note(f"rows: {config.block_size} positions at most; {cut} to train on cut into several rows")
     note(f"base: {source.path}, {config.n_layer} layers, {config.n_embd} wide")
+    _tell_unknown_characters(reviews.texts, task.tokenizer)
     learning = sum(p.numel() for p in task.model.parameters() if p.requires_grad) / 1e6
     note(f"learning: {learning:.2f} M parameters{' (the rest is frozen)' if config.frozen else ''}")
     processes = task.world.size
     note(f"device: {task.runtime}" + (f"; {processes} processes" if processes > 1 else ""))
+
+
+def _tell_unknown_characters(texts: list[str], tokenizer: Tokenizer) -> None:
+    count = Counter(itertools.chain.from_iterable(texts))
+    unknown = [character for character in count if UNK in tokenizer.encode(character)]
+    if not unknown:
+        return
+    share = sum(count[character] for character in unknown) / count.total()
+    examples = "".join(c for c, _ in count.most_common() if c in set(unknown))[:10]
+    note(
+        f"      it does not know {counted(len(unknown), 'character')} of the reviews "
+        f"({100 * share:.1f} % of their text, such as {examples}): they are all read as <unk>"
+    )
+    if share > MOST_UNKNOWN:
+        note(
+            "      a base_model that has read such text does better: `smallgpt sentiment text` "
+            "writes the reviews as text for train.py"
+        )
 
 
 def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
@@ -151,6 +219,8 @@ def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
     expected = baseline.probabilities(reviews, learnt, split.test)
     baseline_seconds = time.perf_counter() - began
     labels, root = reviews.labels[split.test], Path(config.checkpoint_root)
+    commonest = int(np.bincount(reviews.labels[learnt]).argmax())
+    always = float((labels == commonest).mean())
     result: dict[str, Any] = {
         "model": str(path),
         "config": dataclasses.asdict(config),
@@ -171,11 +241,20 @@ def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
             **report.score(expected, labels, reviews.names),
             "training_seconds": round(baseline_seconds, 3),
         },
+        "commonest": {"label": reviews.names[commonest], "accuracy": always},
     }
     report.write(root, result, verdicts, expected, reviews.part(split.test))
     print(f"{path}, step {result['best']['step']}, on reviews kept for the test:")
     print(report.describe(result["test"]))
     print(f"baseline ({baseline.NAME}), on the same reviews:")
     print(report.describe(result["reference"]))
-    note(f"written: {root / report.REPORT_FILE} and {report.PICTURE_FILE}")
+    print(f"always saying {reviews.names[commonest]}, the commonest: accuracy {100 * always:.2f} %")
+    if result["test"]["accuracy"] <= always:
+        step, last = result["best"]["step"], trainer.completed
+        longer = f"more than {counted(last, 'step')} (max_epoch), " if step == last else ""
+        note(
+            f"warning: it is no better than always saying {reviews.names[commonest]}; try {longer}"
+            "more reviews, or a base_model that has read such texts"
+        )
+    note(f"written: {root / report.REPORT_FILE}, {report.PICTURE_FILE} and {report.VERDICTS_FILE}")
     note(task.how_to_use(path))

@@ -4,7 +4,9 @@ import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smallgpt.config import SentimentConfig
-from smallgpt.data.reviews import IntArray, Reviews, Split
+from smallgpt.data.reviews import IntArray, Reviews, Split, fingerprint, hashes
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.classifier import Classifier, mean_by_text
 from smallgpt.model.loss import IGNORED
@@ -101,10 +103,23 @@ class ReviewTask(Task):
             some.texts, some.labels, self.tokenizer, config.block_size, config.use_mask, most_rows
         )
 
+    def state(self, completed: int) -> dict[str, Any]:
+        """What it learns from: whoever goes on must have the same, and whoever begins with this
+        model is told of it (see recipe)."""
+        return self._learnt
+
+    @cached_property
+    def _learnt(self) -> dict[str, Any]:
+        learnt = np.concatenate([self.split.train, self.split.validation])
+        return {
+            "reviews": fingerprint(self.reviews, self.split),
+            "learnt": torch.from_numpy(hashes(self.reviews.part(learnt).texts).copy()),
+        }
+
     def how_to_use(self, path: Path) -> str:
-        """The command that judges a review."""
-        predict = f"{python_command()} -m smallgpt sentiment predict {shlex.quote(str(path))}"
-        return f'use it: {predict} "房间很干净"'
+        """The command that judges a review with the best checkpoint of the run."""
+        run = shlex.quote(str(path.parent))
+        return f'use it: {python_command()} -m smallgpt sentiment predict {run} "房间很干净"'
 
     def keep_states(self) -> None:
         """Compute the states of frozen blocks once, in the folder of the run. Only now that the

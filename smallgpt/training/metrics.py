@@ -3,7 +3,8 @@
 import json
 import math
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,21 +108,28 @@ class Metrics:
         self.record(step, figures, **({"replies": replies} if replies else {}))
         if self._board is not None and replies:
             text = "\n\n".join(f"{prompt} -> {reply}" for prompt, reply in replies)
-            self._board.add_text("replies", text, step)
+            with self._run_goes_on():
+                self._board.add_text("replies", text, step)
 
     def record(self, step: int, figures: dict[str, float], **more: Any) -> None:
         """Write a line: figures, which TensorBoard draws too, and whatever else there is to say."""
         if self._file is None:
             return
         finite = {name: x if math.isfinite(x) else None for name, x in figures.items()}
-        try:
+        with self._run_goes_on():
             line = json.dumps({"step": step, **finite, **more}, ensure_ascii=False)
             self._file.write(line + "\n")
             self._file.flush()
             if self._board is not None:
                 for name, value in figures.items():
                     self._board.add_scalar(_TAGS[name], value, step)
-        except OSError as error:  # a full disk: the next checkpoint will say so, the run goes on
+
+    @contextmanager
+    def _run_goes_on(self) -> Iterator[None]:
+        """Say once what cannot be written, as on a full disk: the next checkpoint will fail too."""
+        try:
+            yield
+        except OSError as error:
             if not self._warned:
                 self.say(f"the metrics cannot be written: {error.strerror}")
             self._warned = True

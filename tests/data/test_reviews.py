@@ -27,8 +27,10 @@ def write(path: Path, rows: list[tuple[str, str]] = ROWS, delimiter: str = ",") 
     return path
 
 
-def read(path: Path, names: list[str] | None = None) -> Reviews:
-    return read_reviews(path, "review", "label", names)
+def read(
+    path: Path, names: list[str] | None = None, label_map: dict[str, str] | None = None
+) -> Reviews:
+    return read_reviews(path, "review", "label", names, label_map)
 
 
 def pairs(reviews: Reviews) -> list[tuple[str, str]]:
@@ -152,6 +154,38 @@ def test_gaps_are_dropped_and_counted(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_huge_review(tmp_path: Path) -> None:
     reviews = read(write(tmp_path / "a.csv", [*ROWS, ("1", "好" * 1_000_000)]))
     assert len(reviews.texts[-1]) == 1_000_000
+
+
+STARS = [("1", "差"), ("2.0", "吵"), ("3", "还行"), ("4", "好"), ("5", "很好"), ("x", "？")]
+
+
+def test_stars_become_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However a star is written, in the file or in the map."""
+    path = write(tmp_path / "a.csv", STARS)
+    classes = {"1.0": "差评", "2": "差评", " 4": "好评", "5": "好评"}
+    reviews = read(path, label_map=classes)
+    assert pairs(reviews) == [("差评", "差"), ("差评", "吵"), ("好评", "好"), ("好评", "很好")]
+    assert "2 rows left out, as label_map does not name their labels (3, x)" in (
+        capsys.readouterr().err
+    )
+    assert read(path, ["差评", "好评"], classes).names == ["差评", "好评"]
+    assert read(path, label_map={"1": "0", "5": "1.0"}).names == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("label_map", "expected"),
+    [
+        (
+            {"1": "a", "6": "b"},
+            "has the label '6'\n  -> the labels in column 'label' are: 1 (1), 2",
+        ),
+        ({"1": "a", "1.0": "b"}, "the label '1' has two classes"),
+        ({"1": "a", "5": "a"}, "1 different label"),
+    ],
+)
+def test_a_map_that_does_not_fit(tmp_path: Path, label_map: dict[str, str], expected: str) -> None:
+    path = write(tmp_path / "a.csv", STARS)
+    assert expected in refusal(lambda: read(path, label_map=label_map))
 
 
 def test_labels_are_ordered_as_numbers_or_words(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from smallgpt.cli.main import app
 from smallgpt.utils.errors import UserError
 
 
-def smallgpt(*arguments: str | Path, typed: str = "") -> Result:
+def smallgpt(*arguments: str | Path, typed: str | bytes = "") -> Result:
     """The `smallgpt` command, in this process."""
-    return CliRunner().invoke(app, [str(a) for a in arguments], input=typed.encode())
+    given = typed.encode() if isinstance(typed, str) else typed
+    return CliRunner().invoke(app, [str(a) for a in arguments], input=given)
 
 
 def python_here(folder: Path, *arguments: str | Path, typed: str = "") -> Result:

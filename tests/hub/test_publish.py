@@ -67,7 +67,15 @@ def test_a_classifier(classified: Path, tmp_path: Path) -> None:
     assert card.data.pipeline_tag == "text-classification"
     report = json.loads((classified.parent / "report.json").read_text("utf-8"))
     assert f"| test accuracy | {report['test']['accuracy']:.4f}" in card.content
-    assert code_of(card, tmp_path / "ready")["judge"](texts)
+    judge = code_of(card, tmp_path / "ready")["judge"]
+    for text, theirs, ours in zip(texts, judge(texts), ready.predict(texts), strict=True):
+        scores = {entry["label"]: entry["score"] for entry in theirs}
+        assert scores == pytest.approx(ours.probabilities, abs=1e-4), text
+    # Of a longer text transformers reads the beginning, and the card says so.
+    most = ready.config.block_size - 2
+    assert f"more than {most} characters transformers reads the beginning only" in card.content
+    long = "今天好" * most
+    assert judge([long]) == judge([long[:most]])
 
 
 def test_a_model_of_our_own(tmp_path: Path) -> None:

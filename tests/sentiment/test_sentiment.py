@@ -41,7 +41,7 @@ def test_it_learns_and_reports(classified: Path) -> None:
     assert result["best"]["step"] == min(losses, key=losses.__getitem__)
     assert classified.name == f"cpt{result['best']['step']}"
     assert (folder / "run" / "report.png").read_bytes().startswith(b"\x89PNG")
-    with (folder / "run" / "test.csv").open(encoding="utf-8", newline="") as file:
+    with (folder / "run" / "test.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     right = [row["label"] == row["verdict"] for row in rows]
     assert np.mean(right) == result["test"]["accuracy"]
@@ -162,6 +162,80 @@ def test_on_resume_the_shape_is_the_checkpoints(trained: Path, tmp_path: Path) -
     again = dataclasses.replace(more, max_steps=8)
     said = refusal(lambda: recipe.run(again, typed=frozenset({"n_layer"})))
     assert "n_layer is 3, but the checkpoint's is 2" in said
+
+
+STARS = {"0": "差评", "1": "好评"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "reviews.csv has changed"),
+        ({"split_seed": 1}, "split_seed was 0, now 1"),
+        ({"train_percent": 0.7}, "train_percent was 0.8, now 0.7"),
+        ({"validation_percent": 0.2}, "validation_percent was 0.1, now 0.2"),
+        ({"label_map": dict(zip("01", ["好评", "差评"], strict=True))}, "label_map was"),
+    ],
+)
+def test_no_run_goes_on_with_other_reviews_in_the_test(
+    trained: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    plan = classifier_config(tmp_path, trained, max_steps=2, label_map=STARS)
+    recipe.run(plan)
+    again = dataclasses.replace(plan, resume_from="latest", max_steps=3, **changes)
+    if not changes:
+        write_reviews(tmp_path / "reviews.csv", 122)
+    problem = refusal(lambda: recipe.run(again))
+    assert "trained on other reviews, or split differently" in problem and said in problem
+    assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt2"]
+    # Back to what it was, under another name, it goes on.
+    (tmp_path / "reviews.csv").unlink()
+    same = write_reviews(tmp_path / "same.csv")
+    back = dataclasses.replace(plan, sentimental_data_path=str(same), resume_from="latest")
+    recipe.run(dataclasses.replace(back, max_steps=3))
+
+
+def test_a_base_that_has_learnt_from_the_test_is_said(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = classifier_config(tmp_path, trained, max_steps=1)
+    base = str(recipe.run(plan))
+    following = dataclasses.replace(plan, base_model=base, checkpoint_root=str(tmp_path / "same"))
+    recipe.run(following)
+    assert "base_model has learnt from" not in capsys.readouterr().err
+    recipe.run(
+        dataclasses.replace(following, split_seed=1, checkpoint_root=str(tmp_path / "other"))
+    )
+    assert "base_model has learnt from" in capsys.readouterr().err
+
+
+def test_stars_and_characters_that_the_base_does_not_know(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{n},{n % 5 + 1},龘龖驫{'好错'[n % 5 < 2]}{n}" for n in range(100)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["id,label,review", *rows]), "utf-8")
+    stars = {"1": "差评", "2": "差评", "4": "好评", "5": "好评"}
+    path = recipe.run(classifier_config(tmp_path, trained, max_steps=1, label_map=stars))
+    said = capsys.readouterr().err
+    assert "20 rows left out" in said and "(好评: 40, 差评: 40)" in said
+    assert "does not know" in said and "such as 龘龖驫" in said
+    assert smallgpt.load(path).names == ["好评", "差评"]
+    assert smallgpt.load(path).config.label_map == stars
+
+
+def test_a_classifier_that_learnt_nothing_is_told_apart(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{n},{int(n % 10 == 0)},好{n}" for n in range(100)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["id,label,review", *rows]), "utf-8")
+    recipe.run(classifier_config(tmp_path, trained, max_steps=1, lr=1e-9, min_lr=0.0))
+    said, commonest = capsys.readouterr(), report(tmp_path)["commonest"]
+    assert commonest["label"] == "0" and commonest["accuracy"] > 0.8
+    assert f"always saying 0, the commonest: accuracy {100 * commonest['accuracy']:.2f} %" in (
+        said.out
+    )
+    better = report(tmp_path)["test"]["accuracy"] > commonest["accuracy"]
+    assert ("no better than always saying 0" in said.err) != better
 
 
 def test_patience_ends_the_run(trained: Path, tmp_path: Path) -> None:
@@ -286,6 +360,25 @@ def test_ablation_goes_on_where_it_was_stopped(
     tests = [json.loads(run.read_text("utf-8"))["test"] for run in runs]
     accuracy = [100 * test["accuracy"] for test in tests]
     assert f"| mask | {np.mean(accuracy):.2f} ± {np.std(accuracy, ddof=1):.2f} |" in table
+
+
+def test_an_ablation_keeps_to_its_settings_and_reviews(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = classifier_config(tmp_path, trained, max_steps=1)
+    wrong = dataclasses.replace(chosen, base_model=str(tmp_path / "none"))
+    assert "not found" in refusal(lambda: ablation.run(wrong, 1, "X", ["mask"]))
+    table = ablation.run(chosen, 1, "X", ["mask"])  # nothing was done with the wrong ones
+    before = table.read_text("utf-8")
+    other = dataclasses.replace(chosen, lr=1e-4, max_steps=2, device="auto")
+    said = refusal(lambda: ablation.run(other, 1, "X", ["mask"]))
+    assert "max_steps was 1, now 2; lr was 0.005, now 0.0001" in said and "device" not in said
+    write_reviews(tmp_path / "reviews.csv", 130)
+    assert "the reviews have changed" in refusal(lambda: ablation.run(chosen, 2, "X", ["mask"]))
+    assert table.read_text("utf-8") == before
+    write_reviews(tmp_path / "reviews.csv")
+    ablation.run(chosen, 2, "X", ["mask"])
+    assert "2 seeds each" in table.read_text("utf-8")
 
 
 def test_one_cell_may_have_the_language_model_loss(trained: Path, tmp_path: Path) -> None:

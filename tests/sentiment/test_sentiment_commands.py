@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from smallgpt.config import SentimentConfig, load_config
 from smallgpt.data.reviews import read_reviews, split_reviews
-from smallgpt.sentiment import recipe
-from tests.helpers.commands import python_here, refused_command, smallgpt
+from smallgpt.sentiment import judging, recipe
+from tests.helpers.commands import python_here, refusal, refused_command, smallgpt
 from tests.helpers.processes import REPOSITORY
 from tests.helpers.reviews import classifier_config, write_reviews
+
+DEMO = "checkpoints/sentimental_demo"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,9 @@ def test_a_file_keeps_its_columns(model: str, tmp_path: Path, ending: str) -> No
     assert "1,100 judged, 1 without a text" in done.stderr
     with source.open(encoding="utf-8", newline="") as file:
         before = list(csv.DictReader(file))
-    with target.open(encoding="utf-8", newline="") as file:
+    excel = "utf-8" if ending == "jsonl" else "utf-8-sig"
+    assert target.read_bytes().startswith(b"\xef\xbb\xbf") == (excel == "utf-8-sig")
+    with target.open(encoding=excel, newline="") as file:
         if ending == "jsonl":
             after = [json.loads(line) for line in file]
         else:
@@ -51,10 +57,114 @@ def test_a_file_keeps_its_columns(model: str, tmp_path: Path, ending: str) -> No
     assert len(after) == 1101
     for old, new in zip(before, after, strict=True):
         assert {**new, **old} == new
-    assert (after[-1]["verdict"], after[-1]["probability"]) == ("", "")
+    nothing = None if ending == "jsonl" else ""
+    assert (after[-1]["verdict"], after[-1]["probability"]) == (nothing, nothing)
     right = [row["verdict"] == row["label"] for row in after[:-1]]
     assert sum(right) > 1000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.csv", target.name]
+
+
+def judged(model: str, source: Path, target: Path) -> str:
+    """Judge a file, and return what was said."""
+    done = smallgpt("sentiment", "predict", model, "--input", source, "--output", target)
+    assert done.exit_code == 0, done.output
+    return done.stderr
+
+
+def table(path: Path, encoding: str = "utf-8-sig") -> list[list[str]]:
+    with path.open(encoding=encoding, newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16"])
+def test_the_output_is_in_the_encoding_of_the_input(
+    model: str, tmp_path: Path, encoding: str
+) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("备注,review\n甲,今天好好\n", encoding)
+    said, name = judged(model, source, target), encoding.upper()
+    assert said.count(f"not UTF-8, read as {name}") == 1 and f"({name})" in said
+    header, row = table(target, encoding)
+    assert header == ["备注", "review", "verdict", "probability"]
+    assert row[:3] == ["甲", "今天好好", "0"]
+    assert target.read_bytes()[:2] == source.read_bytes()[:2]
+
+
+def test_columns_of_one_name_all_stay(model: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("review,note,note,verdict\n错错错,1,2,人工\n", "utf-8")
+    assert "in 'verdict.2'" in judged(model, source, target)
+    header, row = table(target)
+    assert header == ["review", "note", "note.2", "verdict", "verdict.2", "probability"]
+    assert row[:5] == ["错错错", "1", "2", "人工", "1"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_lines_with_different_keys(model: str, tmp_path: Path, ending: str) -> None:
+    """And half of a surrogate pair, which no encoding has."""
+    source, target = tmp_path / "in.jsonl", tmp_path / f"out.{ending}"
+    lines = ['{"review": "好\\ud83d", "n": 1}', "", '{"review": "错", "hotel": {"name": "甲"}}']
+    source.write_text("\n".join(lines), "utf-8")
+    judged(model, source, target)
+    if ending == "csv":
+        header, first, second = table(target)
+        assert header == ["review", "n", "hotel", "verdict", "probability"]
+        assert first[:3] == ["好\ufffd", "1", ""]
+        assert second[:4] == ["错", "", '{"name": "甲"}', "1"]
+        return
+    first, second = map(json.loads, target.read_text("utf-8").splitlines())
+    assert (first["review"], first["n"]) == ("好\ufffd", 1) and "hotel" not in first
+    assert second["hotel"] == {"name": "甲"} and 0.5 <= second["probability"] <= 1
+
+
+@pytest.mark.parametrize("content", ["id,review\n", "id,review", "id,review\n\n"])
+def test_a_header_alone_stays(model: str, tmp_path: Path, content: str) -> None:
+    (tmp_path / "in.csv").write_text(content, "utf-8")
+    judged(model, tmp_path / "in.csv", tmp_path / "out.csv")
+    assert table(tmp_path / "out.csv") == [["id", "review", "verdict", "probability"]]
+
+
+@pytest.mark.parametrize("name", ["o.xlsx", "o.csv.gz", "o.jsonl.xz", "o.json"])
+def test_outputs_that_would_not_be_what_their_name_says(
+    model: str, tmp_path: Path, name: str
+) -> None:
+    source = write_reviews(tmp_path / "in.csv", 5)
+    given = ("sentiment", "predict", model, "--input", source, "--output", tmp_path / name)
+    assert "cannot be written\n  -> name a .csv" in refused_command(*given)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.csv"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("今天好好\n\n错错错\n".encode("gb18030"), "not UTF-8, read as GB18030"),
+        ("\ufeff今天好好\r\n错错错".encode(), ""),
+        ("今天好好\r错错错\r".encode(), ""),
+    ],
+)
+def test_standard_input_of_other_systems(model: str, typed: bytes, said: str) -> None:
+    done = smallgpt("sentiment", "predict", model, typed=typed)
+    assert [line.split("\t")[2] for line in done.stdout.splitlines()] == ["今天好好", "错错错"]
+    assert said in done.stderr
+
+
+def test_bytes_that_are_no_text(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gbk, neither = (os.fsdecode(data) for data in ("错".encode("gbk"), b"\xff\xff"))
+    assert smallgpt("sentiment", "predict", model, gbk).stdout.endswith("\t错\n")
+    assert "an argument: neither" in refused_command("sentiment", "predict", model, neither)
+    done = smallgpt("sentiment", "predict", model, typed=b"\xe5\xa5\xbd\n\xff\xff\n")
+    assert done.exit_code == 2 and "line 2: neither UTF-8 nor GB18030" in done.stderr
+    done = smallgpt("sentiment", "predict", model, typed="今天好好".encode() + b"\xe9\n")
+    assert done.exit_code == 2 and "line 1: not UTF-8, as the rest is" in done.stderr
+    monkeypatch.setattr("sys.stdin", None)
+    assert "is closed" in refusal(lambda: list(judging.lines_of(sys.stdin)))
+
+
+def test_texts_that_the_model_cannot_read(model: str, tmp_path: Path) -> None:
+    said = "mostly of characters that the model has never seen: 1 text;"
+    assert said in smallgpt("sentiment", "predict", model, "龘龖驫", "今天").stderr
+    (tmp_path / "in.csv").write_text("review\n龘龖驫\n今天\n", "utf-8")
+    assert said in judged(model, tmp_path / "in.csv", tmp_path / "out.csv")
 
 
 def test_a_broken_file_leaves_no_half_of_an_output(model: str, tmp_path: Path) -> None:
@@ -76,17 +186,13 @@ def test_explanations(model: str, tmp_path: Path) -> None:
     assert verdict.endswith("\t今天错<b>") and shares.startswith("  错 +")
     text = page.read_text("utf-8")
     assert ">错</span>" in text and ">&lt;</span>" in text
-    typed = [
-        "predict",
-        model,
-        "错\udced",
-        "--explain",
-        "--html",
-        str(page),
-    ]  # bytes that are no text
-    done = python_here(tmp_path, "-m", "smallgpt", "sentiment", *typed)
+    label, probability, _ = verdict.split("\t")
+    assert f"<b>{label} {100 * float(probability):.1f} %</b>" in text
+    assert '<html lang="en">' in text and "padding:0 1.5em" in text
+    # A character that is cut off.
+    done = smallgpt("sentiment", "predict", model, "错\udced", "--explain", "--html", page)
     assert done.exit_code == 0, done.output
-    assert "\t错?\n" in done.stdout and ">?</span>" in page.read_text("utf-8")
+    assert "\t错\ufffd\n" in done.stdout and ">\ufffd</span>" in page.read_text("utf-8")
 
 
 def test_what_does_not_fit_is_refused(model: str, trained: Path, tmp_path: Path) -> None:
@@ -114,8 +220,13 @@ def test_the_script_and_a_misspelt_key(trained: Path, tmp_path: Path) -> None:
     changes += ["max_steps=4", "eval_freq=2"]
     done = python_here(tmp_path, script, config, *changes)
     assert done.exit_code == 0, done.stderr
-    assert done.stdout.count("accuracy ") == 2  # ours and the baseline's
-    assert "sentiment predict checkpoints/sentimental_demo/cpt" in done.stderr
+    assert done.stdout.count("accuracy ") == 3  # ours, the baseline's, the commonest label's
+    # The folder of the run is suggested, and its best model is what is taken.
+    assert 'sentiment predict checkpoints/sentimental_demo "房间很干净"' in done.stderr
+    used = python_here(tmp_path, "-m", "smallgpt", "sentiment", "predict", DEMO, "好")
+    assert used.stdout.endswith("\t好\n"), used.output
+    best = json.loads((tmp_path / DEMO / "report.json").read_text("utf-8"))["model"]
+    assert f"taking {Path(best).name}, the best by validation" in used.stderr
     refused = python_here(tmp_path, script, config, *changes, "use_maks=False")
     assert refused.exit_code == 2 and "did you mean `use_mask`?" in refused.stderr
 

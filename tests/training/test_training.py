@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -304,6 +305,18 @@ def test_metrics_say_what_happened(
 def test_tensorboard_is_in_the_folder_of_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
     train(settings, max_steps=1, tensorboard_path="auto")
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_run_goes_on_where_tensorboard_cannot_write(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("add_scalar", "add_text"):
+        monkeypatch.setattr(f"torch.utils.tensorboard.SummaryWriter.{name}", full)
+    assert train(settings, tensorboard_path="auto").name == "cpt8"
+    assert capsys.readouterr().err.count("cannot be written: No space left on device") == 1
 
 
 def test_metrics_behind_the_resumed_step_are_dropped(
