@@ -181,7 +181,7 @@ def encode_plainly(path: Path) -> tuple[list[str], list[list[int]]]:
     id_of = {character: i for i, character in enumerate(characters, FIRST_CHARACTER)}
     id_of["\n"] = SEP
 
-    text = re.sub(rf"\A[{BLANK}]*\n", "", text.rstrip(BLANK))
+    text = re.sub(rf"\n[{BLANK}]*\Z", "", re.sub(rf"\A[{BLANK}]*\n", "", text)).rstrip()
     text = re.sub(rf"\n[{BLANK}]*\n", "\n\n", text)
     dialogues = []
     for dialogue in text.split("\n\n"):

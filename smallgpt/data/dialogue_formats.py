@@ -5,7 +5,8 @@
     kdconv     {"messages": [{"message": …}, …]}
     lccc       ["你 好", "嗯 嗯"]: spaces between characters
     alpaca     {"instruction": …, "input": …, "output": …}
-    table      columns such as prompt and response; CSV, TSV, or objects with such keys
+    table      columns such as prompt and response; CSV, TSV (with a known header under any name),
+               or objects with such keys
     text       our own: one utterance a line, a blank line between dialogues
 
 The first three are one: messages, under any of `LISTS` or alone, whose keys are any of `ROLES` and
@@ -153,11 +154,17 @@ def recognise(path: Path, kind: str | None = None, columns: Columns | None = Non
         data = file.read(_BEGINNING)
     if data.startswith(PARQUET_MAGIC):
         return "parquet"
-    container = _container(path, data.decode(encoding_of(path), "replace"), kind)
+    text = data.decode(encoding_of(path), "replace")
+    container = _container(path, text, kind)
     if container == "text" and columns:
         return "table"
     if container == "text" and kind:
         raise UserError(f"{path} does not look like {kind}", "give another --format, or none")
+    if container == "text" and _has_columns(text, 5):
+        note(
+            f"{path}: read as a text, though its lines look like rows: to read prompts and replies "
+            "from columns, put a header above them, such as prompt and response with a tab between"
+        )
     return container
 
 
@@ -186,7 +193,14 @@ def _container(path: Path, text: str, kind: str | None) -> str:
         return "lines"
     elif is_jsonl(path):
         return "lines" if is_lines(path) or not isinstance(_json(text), dict) else "one"
-    return "table" if is_table(path) else "text"
+    has_header = _has_columns(text, 2) and known_columns(line.split("\t"))
+    return "table" if is_table(path) or has_header else "text"
+
+
+def _has_columns(text: str, lines: int) -> bool:
+    """Whether there are so many first lines, with tabs, the same number in each."""
+    tabs = [line.count("\t") for line in text.split("\n", lines)[:lines]]
+    return len(tabs) == lines and tabs[0] > 0 and len(set(tabs)) == 1
 
 
 def _json(text: str, whole: bool = False) -> Any:
@@ -309,33 +323,47 @@ def _messages(record: Any) -> list[str]:
 
 def _turns(messages: list[Any]) -> list[str]:
     """What two speakers say in turn, from messages with roles; without, each message is a turn."""
-    said: list[str] = []
-    speakers: list[str | int] = []
+    said, speakers = list[str](), set[str | int | None]()
     last: str | int | None = None
     for message in messages:
-        if isinstance(message, str):
-            said.append(message)
+        speaker, texts = _speech(message)
+        if not texts:
             continue
-        role = _first(message, ROLES)
-        name = _text(message, role) if role else ""
-        if name.lower() in _SILENT:
-            continue
-        if name.lower() in _NO_SPEAKERS:
-            raise _BadRecordError(f"role {name!r} is not a speaker")
-        speaker = _SPEAKERS.get(name.lower(), name)
-        if speaker == name and role and _first(message, _TIMES):
-            raise _BadRecordError("messages with names and times: an export of a chat", _EXPORT)
-        if speaker not in speakers:
-            speakers.append(speaker)
-        if len(speakers) > 2:
-            raise _BadRecordError(f"more than two speakers: {name!r} is the third")
-        text = _text(message, _first(message, CONTENTS) or CONTENTS[0])
-        if role and speaker == last:
-            said[-1] = f"{as_utterance(said[-1])} {text}"
+        if speaker is not None and speaker == last:
+            said[-1] = f"{as_utterance(said[-1])} {texts[0]}"
         else:
-            said.append(text)
+            said += texts
         last = speaker
+        speakers.add(speaker)
+        if len(speakers - {None}) > 2:
+            raise _BadRecordError("more than two speakers")
     return said
+
+
+def _speech(message: Any) -> tuple[str | int | None, list[str]]:
+    """Who speaks in a message, None where nobody is named, and what they say.
+
+    That is nothing where it is the system, and two utterances in Firefly's {"human": …,
+    "assistant": …}.
+    """
+    if isinstance(message, str):
+        return None, [message]
+    if not isinstance(message, dict):
+        raise _BadRecordError("a message that is no object")
+    role, content = _first(message, ROLES), _first(message, CONTENTS)
+    name = _text(message, role) if role else ""
+    if name.lower() in _SILENT:
+        return None, []
+    if name.lower() in _NO_SPEAKERS:
+        raise _BadRecordError(f"role {name!r} is not a speaker")
+    speaker = _SPEAKERS.get(name.lower(), name) if role else None
+    if isinstance(speaker, str) and _first(message, _TIMES):
+        raise _BadRecordError("messages with names and times: an export of a chat", _EXPORT)
+    if content:
+        return speaker, [_text(message, content)]
+    if columns := known_columns(message):
+        return None, [_text(message, key) for key in columns]
+    raise _BadRecordError(f"no text under {CONTENTS[0]!r}; its keys are: {_listed(message)}")
 
 
 def _sentences(record: Any) -> list[str]:

@@ -83,8 +83,8 @@ def read_text(path: Path) -> Iterator[tuple[str, str]]:
             clean = _MANY_NEWLINES.sub("\n\n", clean)
         started = True
         yield body, clean
-    if tail:
-        yield tail, ""
+    if tail:  # of its first line, what is no white space belongs to the last utterance
+        yield tail, tail.partition("\n")[0].rstrip() if started else ""
 
 
 def decode(path: Path, translate: bool = True, quiet: bool = False) -> Iterator[str]:

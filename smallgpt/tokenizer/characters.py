@@ -13,7 +13,6 @@ puts around each text. On disk this is a Hugging Face `tokenizer.json` that give
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ FIRST_CHARACTER = 3
 START, EXTRACT = "<start>", "<extract>"
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Every message is one utterance, whoever speaks; see `as_utterance` for the same rule.
 CHAT_TEMPLATE = (
@@ -41,12 +39,6 @@ CHAT_TEMPLATE = (
 def as_utterance(text: str) -> str:
     """One line: newlines become spaces, white space around is dropped (as in the chat template)."""
     return text.replace("\r\n", "\n").replace("\n", " ").replace("\r", " ").strip()
-
-
-def as_unicode(text: str) -> str:
-    """Text that can be encoded: half of a surrogate pair (of an emoji cut in two, or of bytes that
-    are no UTF-8) becomes U+FFFD, one for one."""
-    return _SURROGATE.sub("\ufffd", text)
 
 
 class Tokenizer:

@@ -7,6 +7,7 @@ the text.
 
 import itertools
 import json
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,11 +24,11 @@ from smallgpt.tokenizer.characters import (
     TOKENIZER_FILE,
     UNK,
     Tokenizer,
-    as_unicode,
     is_text,
 )
 from smallgpt.utils.errors import UserError
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a pair is no character to the backend
 _CONTINUES = "##"  # before a subword that does not begin a word
 
 
@@ -68,7 +69,9 @@ class SubwordTokenizer(Tokenizer):
         for number, line in enumerate(text.split("\n")):
             if number:
                 result.append((SEP, "\n"))
-            encoding = self._backend.encode(as_unicode(line), add_special_tokens=False)
+            encoding = self._backend.encode(
+                _SURROGATE.sub("\ufffd", line), add_special_tokens=False
+            )
             begins = [begin for begin, _ in encoding.offsets]
             cuts = [0, *begins[1:], len(line)]
             parts = [line[begin:end] for begin, end in itertools.pairwise(cuts)]

@@ -352,14 +352,6 @@ def test_the_longest_run_of_whole_last_messages_is_kept(
         assert left_out == len(turns[-1]) - room
 
 
-def test_half_of_a_surrogate_pair_is_a_character_no_vocabulary_has() -> None:
-    backend = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({"<unk>": 0, "\n": 1, "<pad>": 2, "a": 3}, unk_token="<unk>")
-    )
-    for tokenizer in (vocabulary(), SubwordTokenizer(json.loads(backend.to_str()))):
-        assert UNK in tokenizer.encode("\ud83d")
-
-
 def test_what_is_left_out_is_counted_in_characters_not_in_subwords() -> None:
     words = ["<unk>", "\n", "<pad>", "hello", "world", "!"]
     backend = tokenizers.Tokenizer(

@@ -77,6 +77,8 @@ def test_texts_come_back_and_control_tokens_cannot_be_typed(tmp_path: Path, kind
         )
         assert "".join(part for _, part in tokenizer.spans(text)) == text
         assert ids.count(SEP) == text.count("\n")
+    broken = "今\ud83d天"  # half a surrogate pair
+    assert "".join(part for _, part in tokenizer.spans(broken)) == broken
     for typed in ("[SEP]", "[PAD]", "<|endoftext|>", "<pad>", "<unk>"):
         assert not {SEP, PAD} & set(tokenizer.encode(typed))
     if "words" in kind:

@@ -109,6 +109,9 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my.txt").write_text(DIALOGUES, encoding="utf-8")
     pairs = [part.splitlines() for part in DIALOGUES.split("\n\n")]
     (folder / "my.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), "utf-8")
+    lines = ["2024-03-01 12:30:05 小明", "在吗", "2024-03-01 12:31:00 张三", "在的", "怎么了"]
+    lines += ["2024-03-01 12:32:10 小明", "没事，想你了"]
+    (folder / "export.txt").write_text("\n".join(lines), encoding="utf-8")
     (folder / "data").mkdir()
     for run in ("demo", "train90M", "train300M"):
         shutil.copytree(trained, folder / "checkpoints" / run / "cpt1200")
@@ -139,6 +142,8 @@ def tiny_changes(command: str, place: Path) -> list[str]:
         changes += ["--seeds", "2"]
     if "smalltalk" in command:
         changes += ["--dialogues", "2"]
+    if re.search("data (convert|split|smalltalk .*--output)", command):
+        changes += ["--force"]
     return changes
 
 

@@ -29,7 +29,7 @@ GOLDEN = Path(__file__).parents[3] / "shared/golden/original_tiny"
 
 BYTE_ORDER_MARK = "\ufeff"
 PARTS = [
-    *"好早呀吗aé😀𠮷 \t\x85\u2028\u3000\ufeff\n\r",
+    *"好早呀吗aé😀𠮷\xad\u200b \t\x85\u2028\u3000\ufeff\n\r",
     "\r\n",
     "\n\n",
     "\n \n",

@@ -158,6 +158,7 @@ def pair(prompt: str, reply: str, **more: Any) -> Callable[[str, str], Any]:
             "completion": [{"role": "assistant", "content": reply}],
         },
         lambda said, reply: {"dialog": [said, reply]},
+        lambda said, reply: {"conversation": [{"human": said, "assistant": reply}]},
         lambda said, reply: {
             "conversations": roles([said, reply], ("user", "assistant"), "role", "content")
         },
@@ -187,7 +188,9 @@ def test_every_kind_is_read_when_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("早\n好\n", "utf-8")
     for kind, record in (RECORDS | PAIR_RECORDS).items():
         (tmp_path / kind).write_text(as_lines([record(["早", "好"])]), "utf-8")
+    told = smallgpt("data", "convert", "--help").stdout
     for kind in KINDS:
+        assert kind in told
         assert list(read_dialogues(tmp_path / kind, kind)) == [["早", "好"]]
 
 
@@ -231,6 +234,8 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, encoding: str) -> Non
         text = "\r\n".join(rows).replace(",", delimiter)
         (tmp_path / name).write_bytes(text.encode(encoding))
         check(tmp_path / name, [["早", "好"], ["在吗", "在的"]])
+    (tmp_path / "x.txt").write_bytes("问\t答\n早\t好\n".encode(encoding))
+    check(tmp_path / "x.txt", [["早", "好"]])
 
 
 @pytest.mark.parametrize(
@@ -252,7 +257,7 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, encoding: str) -> Non
         (
             "x.jsonl",
             as_lines([[{"role": name, "content": "早"} for name in "abc"]]),
-            "more than two speakers: 'c'",
+            "more than two speakers",
         ),
     ],
 )
@@ -263,6 +268,15 @@ def test_what_is_no_dialogue_says_what_is_there(
     path.write_text(content, "utf-8")
     assert said in refusal_of(path)
     assert said in refusal(lambda: list(text_chunks(path)))
+
+
+def test_a_text_that_looks_like_a_table_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for line, said in (("早\t好", True), ("早上\n好", False)):
+        (tmp_path / "x.txt").write_text(f"{line}\n" * 6, "utf-8")
+        assert list(text_chunks(tmp_path / "x.txt"))
+        assert ("its lines look like rows" in capsys.readouterr().err) == said
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
@@ -338,6 +352,8 @@ BAD = [
     ('{"messages": [{"role": "tool", "content": "a"}]}', "role 'tool' is not a speaker"),
     ('{"messages": [{"role": "user"}]}', "no text under 'content'"),
     (json.dumps(openai(["早", " "])), "an empty utterance"),
+    ('{"messages": [{"speaker": "user", "txt": "a"}]}', "its keys are: speaker, txt"),
+    ('{"messages": [1]}', "a message that is no object"),
     ("[" * 100_000, "not JSON"),
 ]
 

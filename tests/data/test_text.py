@@ -87,9 +87,12 @@ def test_a_line_that_shows_nothing_divides_dialogues(
 ) -> None:
     path = tmp_path / "text.txt"
     path.write_text(
-        f"\n{character}\n早\n好\n{character}{character}\n晚\u200b\n安\n{character}", "utf-8"
+        f"\n{character}\n早\n好\n{character}{character}\n晚\u200b\n安\u200d \n{character}", "utf-8"
     )
-    assert "".join(clean for _, clean in chunks_of(path, chunk_bytes)) == "早\n好\n\n晚\u200b\n安"
+    assert (
+        "".join(clean for _, clean in chunks_of(path, chunk_bytes))
+        == "早\n好\n\n晚\u200b\n安\u200d"
+    )
 
 
 def archive(*names: str) -> bytes:
