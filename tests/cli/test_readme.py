@@ -20,7 +20,16 @@ from tests.helpers.processes import REPOSITORY, finished, torchrun_command
 from tests.helpers.reviews import classifier_config, write_reviews
 
 README, CHINESE = REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md"
-PAGES = ("install", "training", "data", "chat", "sentiment", "checkpoints", "distributed")
+PAGES = (
+    "install",
+    "training",
+    "data",
+    "chat",
+    "sentiment",
+    "checkpoints",
+    "distributed",
+    "performance",
+)
 USERS_TEXTS = (README, *(REPOSITORY / "docs" / f"{name}.md" for name in PAGES))
 COMMAND = re.compile(r"^    ((?:python|torchrun|make|pip|git|printf) .*)$", re.MULTILINE)
 IN_TEXT = re.compile(r"`((?:make|pip) [^`]+)`")
@@ -35,9 +44,22 @@ TINY_CLASSIFIER = shlex.split(
 BENCHMARKS = "tests/benchmarks/test_benchmarks.py"
 DEMO = "tests/cli/test_demo.py"
 DOWNLOADS = "tests/hub/test_download.py", "def test_the_command"
+BUILDS = "tests/test_makefile.py", "def test_pytorchs_cpu_build"
+NETWORK = "tests/distributed/test_network.py", "--node_rank="
 ELSEWHERE = {
     "git clone … && cd small-gpt": (DEMO, "git clone"),
     "make demo": (DEMO, "make -s demo"),
+    "make demo TORCH=cpu": BUILDS,
+    "make demo TORCH=cu126": BUILDS,
+    "pip install torch==2.13.0 --no-deps --index-url https://download.pytorch.org/whl/cpu": BUILDS,
+    "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130": BUILDS,
+    "make demo PYTHON=python3.12": ("Makefile", "PYTHON ?="),
+    "make clean": ("Makefile", "clean:"),
+    "printf '早上好呀\\n你叫什么名字\\nexit\\n' | python chat.py checkpoints/demo": (
+        "tests/cli/test_commands.py",
+        "def test_chat_through_a_pipe",
+    ),
+    "make sentiment-full": ("tests/sentiment/test_sentiment_full.py", "def test_the_whole_path"),
     "printf '早上好呀\\n你叫什么名字\\nexit\\n' | make -s demo": (DEMO, "make -s demo"),
     "pip install -r requirements.txt": (
         "Makefile",
@@ -61,11 +83,13 @@ ELSEWHERE = {
     "make test-distributed": ("Makefile", "pytest -m distributed"),
     "make drill": ("Makefile", "pytest -m drill"),
     "torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 "
-    "--master_port=29500 train.py config/train300M_ddp.yaml": (
-        "tests/distributed/test_network.py",
-        "--node_rank=",
-    ),
+    "--master_port=29500 train.py config/train300M_ddp.yaml": NETWORK,
+    "torchrun --nnodes=2 --node_rank=1 --nproc_per_node=8 --master_addr=10.0.0.1 "
+    "--master_port=29500 train.py config/train300M_ddp.yaml": NETWORK,
 }
+
+OF_PIP = ("pip cache purge", "pip download -r requirements.txt -d wheels")
+"""They need the network, or change what is outside this folder; no README names them."""
 
 
 def commands(*texts: Path) -> list[str]:
@@ -78,7 +102,7 @@ def commands(*texts: Path) -> list[str]:
 
 
 ALL = commands(*USERS_TEXTS)
-RUN_HERE = [command for command in ALL if command not in ELSEWHERE]
+RUN_HERE = [command for command in ALL if command not in (*ELSEWHERE, *OF_PIP)]
 
 
 def test_the_readmes_agree_with_each_other_and_with_the_files() -> None:
@@ -167,6 +191,8 @@ def test_command_of_the_readme(place: Path, command: str) -> None:
         assert re.search(r"^chat with it: \S*python\S* chat\.py ", err, re.MULTILINE)
     elif "--input" in arguments:
         assert (place / "scored.csv").exists()
+    elif "smalltalk" in arguments and "data" in arguments:
+        assert (place / "data" / "smalltalk.txt").exists()
     else:
         assert out.strip()
     if output:
@@ -175,13 +201,13 @@ def test_command_of_the_readme(place: Path, command: str) -> None:
 
 def test_python_of_the_readme(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    text = README.read_text("utf-8")
+    text = "".join(page.read_text("utf-8") for page in USERS_TEXTS)
     blocks = [
         "\n".join(line.removeprefix("    ") for line in block.splitlines())
         for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
         if re.match(r"    (import|from) ", block)
     ]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         names: dict[str, object] = {}
         exec(block, names)
