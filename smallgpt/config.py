@@ -195,7 +195,7 @@ class Config(ModelConfig, SamplingConfig):
     """Steps between checkpoints; one is always written at the end."""
     keep_last: int = _output(3, used_by=(TRAIN, TRAIN_FROM_BASE, CLASSIFY), ge=0)
     """Newest checkpoints to keep; the best by validation loss stays too. 0 keeps all."""
-    tensorboard_path: str | None = _output(None, path=True)
+    tensorboard_path: str | None = _output("auto", path=True)
     """Folder for TensorBoard; auto is `tensorboard` in `checkpoint_root`, empty is none."""
     resume_from: str | None = _output(
         None, used_by=(TRAIN, TRAIN_FROM_BASE, CLASSIFY, CHAT), path=True
@@ -468,7 +468,8 @@ def _given(key: str, value: Any, where: str, schema: type[Any]) -> Any:
     if isinstance(value, dict) and None in (*value, *value.values()):
         advice = "write {label: class, …} with a space behind each colon: {1: 差评, 5: 好评}"
         raise UserError(f"{where}: {key}: a label or its class is missing", advice)
-    if known[key].default is None and value in ("", "None", "none", "null"):
+    optional = type(None) in get_args(known[key].type)
+    if optional and value in ("", "None", "none", "null"):
         return None
     if known[key].metadata.get("path"):
         if isinstance(value, list):

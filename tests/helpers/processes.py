@@ -29,6 +29,7 @@ TRAIN = REPOSITORY / "train.py"
 SMALL: dict[str, Any] = {
     "device": "cpu",
     "dtype": "float32",
+    "tensorboard_path": "",
     "block_size": 32,
     "n_layer": 2,
     "n_head": 2,

@@ -35,6 +35,7 @@ def classifier_config(folder: Path, base: Path, **changes: Any) -> SentimentConf
         "sentimental_data_path": str(folder / "reviews.csv"),
         "base_model": str(base),
         "checkpoint_root": str(folder / "run"),
+        "tensorboard_path": "",
         "device": "cpu",
         "dtype": "float32",
         "max_steps": 40,
