@@ -76,7 +76,6 @@ def convert(
     said since your last one.
     """
     from smallgpt.data.chats.dialogues import Chats, gap_in_seconds, refuse_without_me
-    from smallgpt.data.dialogue_formats import read_dialogues
     from smallgpt.data.prepare import Survey, write
     from smallgpt.data.redact import Redactor
 
@@ -89,11 +88,9 @@ def convert(
     if not (chats or kind or columns):
         refuse_without_me(files)
     survey = Survey()
-    read = chats.dialogues if chats else read_dialogues
+    dialogues = _dialogues(files, kind, columns, survey, skip_bad, chats)
     redactor = Redactor(redact, chats.names if chats else set())
-    dialogues = redactor.apply(
-        survey.collect(files, kind, skip_bad, keep_duplicates, columns, read)
-    )
+    dialogues = redactor.apply(survey.collect(dialogues, keep_duplicates))
     first: list[str] = []
     write(_with_first(dialogues, first, chats), {output: 1.0})
     if chats:
@@ -125,7 +122,7 @@ def stats(
     if not (kind or columns):
         warn_of_exports(files)
     survey = Survey()
-    for _ in survey.collect(files, kind, skip_bad, columns=columns):
+    for _ in survey.collect(_dialogues(files, kind, columns, survey, skip_bad)):
         pass
     _report(survey, picture)
 
@@ -159,7 +156,8 @@ def split(
     if not (kind or columns):
         warn_of_exports(files)
     survey = Survey()
-    written = write(survey.collect(files, kind, skip_bad, columns=columns), parts, seed)
+    dialogues = _dialogues(files, kind, columns, survey, skip_bad)
+    written = write(survey.collect(dialogues), parts, seed)
     _report(survey)
     for path, number in written.items():
         typer.echo(f"written: {path}, {counted(number, 'dialogue')}")
@@ -193,6 +191,24 @@ def smalltalk(
             sys.stdout.write(("\n" if number else "") + text + "\n")
     except ValueError as error:
         raise UserError(f"--dialogues {dialogues}: {error}", "ask for fewer") from None
+
+
+def _dialogues(
+    files: list[Path],
+    kind: str | None,
+    columns: tuple[str, str] | None,
+    survey: "Survey",
+    skip_bad: bool,
+    chats: "Chats | None" = None,
+) -> Iterator[list[str]]:
+    from smallgpt.data.dialogue_formats import read_dialogues
+
+    rejected = survey.reject if skip_bad else None
+    for file in files:
+        if chats:
+            yield from chats.dialogues(file, rejected)
+        else:
+            yield from read_dialogues(file, kind, rejected, columns)
 
 
 def _with_first(

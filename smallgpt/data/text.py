@@ -24,6 +24,9 @@ from smallgpt.utils.paths import not_found
 
 CHUNK_BYTES = 1 << 20  # small enough that the processor's cache holds much of the work
 GZIP_MAGIC, XZ_MAGIC = b"\x1f\x8b", b"\xfd7zXZ\x00"
+LONGEST = 1 << 24
+"""Characters of a record at most: what a small packed file unpacks to must not fill the memory."""
+_BEGINNING = 1 << 20  # characters
 BLANK = "".join(
     [
         *"\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\xad\u061c\u115f\u1160\u1680\u180e",
@@ -132,6 +135,31 @@ def decode(path: Path, translate: bool = True, quiet: bool = False) -> Iterator[
         if text:
             yield text.removeprefix("\ufeff") if at_start else text
             at_start = False
+
+
+def read_lines(path: Path, translate: bool = False, quiet: bool = False) -> Iterator[str]:
+    """Stream a file's lines, each with its newline; the arguments are those of `decode`."""
+    rest, number = "", 1
+    for text in decode(path, translate, quiet):
+        lines = io.StringIO(rest + text, newline="").readlines()
+        rest = "" if lines[-1].endswith(("\n", "\r")) else lines.pop()
+        number += len(lines)
+        yield from lines
+        if len(rest) > LONGEST:
+            problem = f"line {number:,} is longer than {LONGEST:,} characters"
+            raise UserError(f"{path}, {problem}", "is it such a file, with its newlines?")
+    if rest:
+        yield rest
+
+
+def beginning(path: Path) -> str:
+    """The first million characters of a file, by which it is recognised, in whole lines."""
+    text = ""
+    for chunk in decode(path, quiet=True):
+        text += chunk
+        if len(text) >= _BEGINNING:
+            return text[: text.rfind("\n") + 1] or text
+    return text
 
 
 def encoding_of(path: Path) -> str:

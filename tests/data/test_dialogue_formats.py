@@ -17,10 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smallgpt.data import dialogue_formats, tables
+from smallgpt.data import dialogue_formats, json_files, tables
 from smallgpt.data import text as text_module
+from smallgpt.data.containers import recognise
 from smallgpt.data.corpus import open_corpus
-from smallgpt.data.dialogue_formats import KINDS, read_dialogues, recognise, text_chunks
+from smallgpt.data.dialogue_formats import read_dialogues, text_chunks
+from smallgpt.data.dialogue_records import KINDS
 from smallgpt.data.prepare import Survey, essence, write
 from smallgpt.data.text import BLANK
 from smallgpt.utils.errors import UserError
@@ -368,7 +370,7 @@ def test_a_broken_line_is_refused_with_its_number_or_left_out(
     said = refusal_of(path)
     assert "line 1,000: " in said and reason in said
     survey = Survey()
-    assert len(list(survey.collect([path], skip_bad=True, keep_duplicates=True))) == 1000
+    assert sum(1 for _ in read_dialogues(path, rejected=survey.reject)) == 1000
     assert survey.rejected.total() == 1
     assert reason in next(iter(survey.rejected))
 
@@ -428,7 +430,7 @@ def test_a_small_file_that_unpacks_to_a_large_record(
     beginning: str,
     said: str,
 ) -> None:
-    for module in (tables, dialogue_formats):
+    for module in (dialogue_formats, json_files, tables, text_module):
         monkeypatch.setattr(module, "LONGEST", 1 << 21)
     path = tmp_path / name
     line = b"a" * 1023 + (b"\n" if name == "x.csv.gz" else b"a")
@@ -450,7 +452,7 @@ def test_broken_rows_are_refused_with_their_line_or_left_out(tmp_path: Path) -> 
     path.write_text('prompt,response\n早,好\n在吗,在的,有事吗\n他说,"好"呀,\n早,好呀\n', "utf-8")
     assert "line 3: 3 cells for 2 columns" in refusal_of(path)
     survey = Survey()
-    assert list(survey.collect([path], skip_bad=True)) == [["早", "好"], ["早", "好呀"]]
+    assert list(read_dialogues(path, rejected=survey.reject)) == [["早", "好"], ["早", "好呀"]]
     assert survey.rejected == {
         "3 cells for 2 columns": 1,
         "a quotation mark is not closed, or within quotes not doubled": 1,
@@ -477,11 +479,10 @@ def test_near_duplicates_with_numbers() -> None:
         assert essence([one]) == essence([other])
 
 
-def test_duplicates(tmp_path: Path) -> None:
+def test_duplicates() -> None:
     near = ["早上好 呀！", "早上好,昨晚睡得好吗?"]
-    write([*SIMPLE, SIMPLE[0], near, ["……", "！"], ["！", "……"]], {tmp_path / "x.txt": 1.0})
     survey = Survey()
-    kept = list(survey.collect([tmp_path / "x.txt"]))
+    kept = list(survey.collect([*SIMPLE, SIMPLE[0], near, ["……", "！"], ["！", "……"]]))
     assert kept == [*SIMPLE, ["……", "！"], ["！", "……"]]
     assert (survey.exact, survey.near) == (1, 1)
     assert survey.characters == sum(len(u) for d in kept for u in d)

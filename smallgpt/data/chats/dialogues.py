@@ -15,7 +15,7 @@ from pathlib import Path
 from smallgpt.data.chats.exports import read, recognise, warn_of_exports
 from smallgpt.data.chats.messages import ME, OTHER, SYSTEM, Export, Message
 from smallgpt.data.chats.placeholders import without_placeholders
-from smallgpt.data.tables import Broken
+from smallgpt.data.json_files import Broken
 from smallgpt.utils.errors import UserError
 from smallgpt.utils.words import counted
 
@@ -40,13 +40,12 @@ class Chats:
         self.dropped: Counter[str] = Counter()
         self.unanswered = self.unprompted = self.used = self.moved = self.groups = 0
 
-    def dialogues(
-        self, path: Path, _kind: str | None = None, broken: Broken | None = None, *_: object
-    ) -> Iterator[list[str]]:
+    def dialogues(self, path: Path, broken: Broken | None = None) -> Iterator[list[str]]:
         """Stream the dialogues of an export, as `read_dialogues` those of other files.
 
         Raises:
-            UserError: it is no export, or the person does not speak in it.
+            UserError: it is no export, the person does not speak in it, or without `broken`, a row
+                is broken.
         """
         form = recognise(path, self.me)
         if form is None:

@@ -6,11 +6,9 @@ from pathlib import Path
 
 from smallgpt.data.chats import tables, text
 from smallgpt.data.chats.messages import CLEAN, Export
-from smallgpt.data.tables import Broken
-from smallgpt.data.text import decode
+from smallgpt.data.json_files import Broken
+from smallgpt.data.text import beginning
 from smallgpt.utils.errors import UserError, note
-
-_BEGINNING = 1 << 20  # characters that are looked at
 
 
 def recognise(path: Path, me: Sequence[str] = ()) -> text.TextForm | tables.TableForm | None:
@@ -24,12 +22,12 @@ def recognise(path: Path, me: Sequence[str] = ()) -> text.TextForm | tables.Tabl
         UserError: with `me`, the file cannot be read or is no text.
     """
     try:
-        beginning = _beginning(path)
+        first = beginning(path).translate(CLEAN)
     except UserError:
         if me:
             raise
         return None  # it is up to those who read it, such as Parquet
-    return tables.recognise(path, beginning) or text.recognise(beginning, me)
+    return tables.recognise(path, first) or text.recognise(first, me)
 
 
 def read(
@@ -47,16 +45,6 @@ def read(
     return text.read(path, form, me)
 
 
-def _beginning(path: Path) -> str:
-    """The first lines of a file."""
-    beginning = ""
-    for chunk in decode(path, quiet=True):
-        beginning += chunk
-        if len(beginning) >= _BEGINNING:
-            return (beginning[: beginning.rfind("\n") + 1] or beginning).translate(CLEAN)
-    return beginning.translate(CLEAN)
-
-
 def warn_of_exports(files: Sequence[Path]) -> None:
     """Say where a text looks like an export, of which names and times would be learnt.
 
@@ -66,15 +54,16 @@ def warn_of_exports(files: Sequence[Path]) -> None:
     for path in files:
         form = recognise(path)
         if isinstance(form, tables.TableForm) and form.timed:
-            raise UserError(f"{path} holds the messages of a chat, not dialogues", _advice(path))
+            raise UserError(
+                f"{path} holds the messages of a chat, not dialogues", how_to_convert(path)
+            )
         if isinstance(form, text.TextForm):
             what = "times and names" if form.timed else "names"
             note(f"warning: {path} looks like a chat export: {what} would be learnt as text")
-            note(f"  -> {_advice(path)}")
+            note(f"  -> {how_to_convert(path)}")
 
 
-def _advice(path: Path) -> str:
-    command = (
-        f"python -m smallgpt data convert {shlex.quote(str(path))} --me NAME --output train.txt"
-    )
-    return f"make dialogues of it first: {command}"
+def how_to_convert(path: Path | str) -> str:
+    """The advice to make dialogues of an export."""
+    file = shlex.quote(str(path)) if isinstance(path, Path) else path
+    return f"convert it first: python -m smallgpt data convert {file} --me NAME --output train.txt"

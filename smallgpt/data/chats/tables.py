@@ -6,10 +6,10 @@ names.
 
 import functools
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
@@ -17,20 +17,17 @@ from typing import Any
 
 from smallgpt.data.chats.messages import CLEAN, ME, OTHER, SYSTEM, SYSTEM_NAMES, Export, Message
 from smallgpt.data.chats.times import Order, order_of, seconds
-from smallgpt.data.tables import (
-    LONGEST,
+from smallgpt.data.json_files import (
     Broken,
-    header_of,
-    is_table,
     json_items,
+    json_items_under,
     json_lines,
-    read_rows,
+    leading_value,
 )
-from smallgpt.data.text import decode
+from smallgpt.data.tables import header_of, is_table, read_rows
 from smallgpt.utils.errors import UserError
 
 _FIRST_RECORDS = 1000
-_LONGEST_KEY = 100  # characters of "messages": [ with white space
 _FIELDS = {
     "sender": "senderdisplayname sendername nickname 昵称 群昵称 发送者 发送人 发言人 发言者 "
     "说话人 姓名 用户名 用户 名称 from sender author speaker accountname displayname remark 备注 "
@@ -49,14 +46,11 @@ _WECHAT_KINDS = {
     **{"3": "图片", "34": "语音", "42": "名片", "43": "视频", "47": "表情", "48": "位置"},
     **{"50": "通话", "10000": SYSTEM, "10002": SYSTEM, "service": SYSTEM},
 }
-_MESSAGES = re.compile(r'"messages"\s*:\s*\[\s*')
-_END_OF_LIST = re.compile(r"\s*+\]")
-_AFTER_ITEM = re.compile(r"\s*(?:,\s*|(?=\]))")
 _TELEGRAM_MEDIA = ("photo", "file", "location_information", "contact_information", "poll")
 
 
-def _fields(record: dict[str, Any]) -> dict[str, list[str]]:
-    """The columns for each of _FIELDS, the best first."""
+def fields(record: dict[str, Any]) -> dict[str, list[str]]:
+    """The columns for each of `_FIELDS`, the best first."""
     return _fields_of(tuple(record))
 
 
@@ -70,8 +64,10 @@ def _fields_of(columns: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def _is_message(record: Any) -> bool:
-    fields = _fields(record) if isinstance(record, dict) and "role" not in record else None
-    return bool(fields and fields["content"] and (fields["sender"] or fields["mine"]))
+    if not isinstance(record, dict) or "role" in record:
+        return False
+    found = fields(record)
+    return bool(found["content"] and (found["sender"] or found["mine"]))
 
 
 @dataclass(frozen=True)
@@ -88,9 +84,9 @@ def recognise(path: Path, beginning: str) -> TableForm | None:
     if not _is_message(record):
         return None
     # Dialogues of other programs, one a line, may name senders and times as well.
-    dialogues = container == "object" and _json(beginning.partition("\n")[0].strip()) is not None
+    dialogues = container == "object" and leading_value(beginning.partition("\n")[0]) is not None
     several = dialogues and "\n" in beginning.strip()
-    return TableForm(container, bool(_fields(record)["time"]) and not several)
+    return TableForm(container, bool(fields(record)["time"]) and not several)
 
 
 def read(path: Path, form: TableForm, broken: Broken | None = None) -> Export:
@@ -115,29 +111,21 @@ def _first_record(path: Path, text: str) -> tuple[str, Any]:
     if is_table(path):
         return "table", dict.fromkeys(header_of(first)[1], "")
     if text.startswith("["):
-        return "list", _json(text[1:].lstrip())
+        return "list", leading_value(text[1:])
     if text.startswith("{"):
-        record = _json(first)
-        return ("lines", record) if _is_message(record) else ("object", _first_in_object(text))
+        record = leading_value(first)
+        return (
+            ("lines", record) if _is_message(record) else ("object", _first_in_object(path, text))
+        )
     return "", None
 
 
-def _first_in_object(text: str) -> Any:
+def _first_in_object(path: Path, text: str) -> Any:
     """The first message in a list of an object; before it may be what the app itself says."""
-    begin = _MESSAGES.search(text)
-    at = begin.end() if begin else len(text)
-    while item := _item(text, at):
-        record, at = item
-        if _is_message(record):
-            return record
+    with suppress(UserError):  # it ends within the list
+        items = json_items_under(path, "messages", [text])
+        return next((record for _, record in items if _is_message(record)), None)
     return None
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.JSONDecoder().raw_decode(text)[0]
-    except (ValueError, RecursionError):
-        return None
 
 
 def _records(
@@ -150,7 +138,7 @@ def _records(
 
     items: Iterable[tuple[Any, Any]]
     if form.container == "object":
-        items = _lists_of_messages(path)
+        items = json_items_under(path, "messages")
     elif form.container == "table":
         items = (("", row.cells) for row in read_rows(path, broken=broken))
     else:
@@ -160,57 +148,19 @@ def _records(
     return ((chat, record) for chat, record in items if isinstance(record, dict))
 
 
-def _lists_of_messages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Stream what is in the lists under "messages" of a JSON object, such as Telegram's."""
-    rest, number, inside = "", 0, False
-    for text in decode(path):
-        rest, at = rest + text, 0
-        while True:
-            if not inside and (begin := _MESSAGES.search(rest, at)):
-                inside, at, number = True, begin.end(), number + 1
-            elif not inside:
-                at = max(at, len(rest) - _LONGEST_KEY)  # the list may begin across two chunks
-                break
-            elif _END_OF_LIST.match(rest, at):
-                inside = False
-            elif item := _item(rest, at):
-                record, at = item
-                yield str(number), record
-            else:
-                break  # it goes on in the next chunk
-        rest = rest[at:]
-        if len(rest) > LONGEST:
-            break
-    if inside:
-        raise UserError(f"{path}: its list of messages is broken", "export the chat again")
-
-
-def _item(text: str, at: int) -> tuple[Any, int] | None:
-    """The JSON value at a place in a list, and where the next one is; None where it is cut off."""
-    while text[at : at + 1].isspace():
-        at += 1
-    try:
-        value, end = json.JSONDecoder().raw_decode(text, at)
-    except (ValueError, RecursionError):
-        return None
-    after = _AFTER_ITEM.match(text, end)
-    return (value, after.end()) if after else None
-
-
 def _cell(record: dict[str, Any], what: str) -> str:
     """What a record has in its columns for one of _FIELDS: the first that is not empty."""
-    texts = (_plain(record[column]).strip() for column in _fields(record)[what])
+    texts = (_plain(record[column]).strip() for column in fields(record)[what])
     return next((text for text in texts if text), "")
 
 
 def _plain(value: Any) -> str:
     """A cell as text. It may be an object with the text, or a list of texts and such objects."""
     if isinstance(value, str) and value.startswith('{"'):  # as in dumps of the older PyWxDump
-        inner = _json(value)
+        inner = leading_value(value)
         value = inner if isinstance(inner, dict) and "msg" in inner else value
     parts = value if isinstance(value, list) else [value]
-    # Half a surrogate pair, as of an emoji cut in two, cannot be written.
-    return "".join(map(_text_of, parts)).encode("utf-8", "replace").decode()
+    return "".join(map(_text_of, parts))
 
 
 def _text_of(part: Any) -> str:
