@@ -75,7 +75,8 @@ def convert(
     --redact --output data/train.txt. In a group, each of your messages answers what the others
     said since your last one.
     """
-    from smallgpt.data.chats.dialogues import Chats, gap_in_seconds, refuse_without_me
+    from smallgpt.data.chats.dialogues import Chats, gap_in_seconds
+    from smallgpt.data.chats.exports import refuse_exports
     from smallgpt.data.prepare import Survey, write
     from smallgpt.data.redact import Redactor
 
@@ -86,7 +87,7 @@ def convert(
         raise UserError("--gap is for chat exports", "add --me NAME")
     chats = Chats(me, gap_in_seconds(gap or "1h")) if me else None
     if not (chats or kind or columns):
-        refuse_without_me(files)
+        refuse_exports(files)
     survey = Survey()
     dialogues = _dialogues(files, kind, columns, survey, skip_bad, chats)
     redactor = Redactor(redact, chats.names if chats else set())

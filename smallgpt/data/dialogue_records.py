@@ -176,8 +176,8 @@ def _speech(message: Any) -> tuple[str | int | None, list[str]]:
         raise BadRecordError(f"role {name!r} is not a speaker")
     speaker = _SPEAKERS.get(name.lower(), name) if role else None
     if isinstance(speaker, str) and fields(message)["time"]:
-        advice = how_to_convert("…")
-        raise BadRecordError("messages with names and times: an export of a chat", advice)
+        problem = "messages with names and times: an export of a chat"
+        raise BadRecordError(problem, how_to_convert())
     if content:
         return speaker, [_text(message, content)]
     if columns := known_columns(message):

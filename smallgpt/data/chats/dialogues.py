@@ -12,15 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from smallgpt.data.chats.exports import read, recognise, warn_of_exports
-from smallgpt.data.chats.messages import ME, OTHER, SYSTEM, Export, Message
+from smallgpt.data.chats.exports import read, recognise
+from smallgpt.data.chats.messages import ME, OTHER, SYSTEM, Export, Message, listed
 from smallgpt.data.chats.placeholders import without_placeholders
 from smallgpt.data.json_files import Broken
 from smallgpt.utils.errors import UserError
-from smallgpt.utils.words import counted
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_MOST_SPEAKERS = 20  # that are listed
 
 
 class Chats:
@@ -53,8 +51,8 @@ class Chats:
             raise UserError(f"{path}: no chat export was recognised in it", advice)
         export = read(path, form, self.me, broken)
         mine = self._accounts(path, export)
-        for key, count in _speakers(export).items():
-            self.speakers[f"{_called(export, key)}{' (you)' if key in mine else ''}"] += count
+        for key, count in export.speakers().items():
+            self.speakers[f"{export.called(key)}{' (you)' if key in mine else ''}"] += count
             names = {key, *export.names[key]} - {ME, OTHER}
             self.names |= {name.removeprefix("~ ") for name in names}  # WhatsApp marks strangers
         members = {(m.chat, m.sender) for m in export.messages if m.sender != SYSTEM}
@@ -64,7 +62,7 @@ class Chats:
                 yield utterances
 
     def _accounts(self, path: Path, export: Export) -> set[str]:
-        speakers = _speakers(export)
+        speakers = export.speakers()
         found: set[str] = set()
         for me in self.me:
             named = [key for key in speakers if _folded(key) == _folded(me)] or [
@@ -78,7 +76,8 @@ class Chats:
             found.update(named)
         if not found:
             problem = f"{path}: {' and '.join(map(repr, self.me))} says nothing in it"
-            raise UserError(problem, f"give --me one of its speakers: {listed(export)}")
+            speakers = Counter({export.called(key): n for key, n in speakers.items()})
+            raise UserError(problem, f"give --me one of its speakers: {listed(speakers)}")
         return found
 
     def _in_order(self, messages: list[Message]) -> list[Message]:
@@ -127,9 +126,8 @@ class Chats:
 
     def lines(self) -> list[str]:
         """The report, for people."""
-        speakers = _listed(self.speakers)
         result = [
-            f"speakers: {speakers}",
+            f"speakers: {listed(self.speakers)}",
             f"messages: {self.speakers.total():,}, of which {self.used:,} are in dialogues",
         ]
         if self.groups:
@@ -155,39 +153,5 @@ def gap_in_seconds(text: str) -> float:
     return seconds
 
 
-def listed(export: Export) -> str:
-    """The speakers with the number of their messages, for a message to people."""
-    return _listed(Counter({_called(export, key): n for key, n in _speakers(export).items()}))
-
-
-def _listed(speakers: Counter[str]) -> str:
-    named = [
-        f"{name} ({counted(n, 'message')})" for name, n in speakers.most_common(_MOST_SPEAKERS)
-    ]
-    more = len(speakers) - len(named)
-    return ", ".join([*named, *([f"and {more:,} more"] if more else [])])
-
-
-def _speakers(export: Export) -> Counter[str]:
-    return Counter(m.sender for m in export.messages if m.sender != SYSTEM)
-
-
-def _called(export: Export, key: str) -> str:
-    """A speaker's name, with the account where it has one."""
-    name = export.names[key].most_common(1)[0][0]
-    return name if name == key else f"{name} [{key}]"
-
-
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold().strip()
-
-
-def refuse_without_me(files: Sequence[Path]) -> None:
-    """Raise a UserError that lists the speakers if one of the files is an export beyond doubt."""
-    for path in files:
-        form = recognise(path)
-        if form and form.timed:
-            speakers = listed(read(path, form))
-            problem = f"{path} is a chat export: whose messages are to be the replies?"
-            raise UserError(problem, f"add --me NAME; it has these speakers: {speakers}")
-    warn_of_exports(files)

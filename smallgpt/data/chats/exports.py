@@ -1,17 +1,20 @@
 """Exports of chat apps: which files are one, and their messages."""
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from smallgpt.data.chats import tables, text
-from smallgpt.data.chats.messages import CLEAN, Export
+from smallgpt.data.chats.messages import CLEAN, Export, listed
 from smallgpt.data.json_files import Broken
 from smallgpt.data.text import beginning
 from smallgpt.utils.errors import UserError, note
 
+Form = text.TextForm | tables.TableForm
 
-def recognise(path: Path, me: Sequence[str] = ()) -> text.TextForm | tables.TableForm | None:
+
+def recognise(path: Path, me: Sequence[str] = ()) -> Form | None:
     """How a file holds the messages of a chat, by its beginning; None where it holds none.
 
     Args:
@@ -32,7 +35,7 @@ def recognise(path: Path, me: Sequence[str] = ()) -> text.TextForm | tables.Tabl
 
 def read(
     path: Path,
-    form: text.TextForm | tables.TableForm,
+    form: Form,
     me: Sequence[str] = (),
     broken: Broken | None = None,
 ) -> Export:
@@ -45,6 +48,18 @@ def read(
     return text.read(path, form, me)
 
 
+def refuse_exports(files: Sequence[Path]) -> None:
+    """Raise a UserError that lists the speakers if one of the files is an export beyond doubt."""
+    for path in files:
+        form = recognise(path)
+        if form and form.timed:
+            export = read(path, form)
+            named = Counter({export.called(key): n for key, n in export.speakers().items()})
+            problem = f"{path} is a chat export: whose messages are to be the replies?"
+            raise UserError(problem, f"add --me NAME; it has these speakers: {listed(named)}")
+        _warn(path, form)
+
+
 def warn_of_exports(files: Sequence[Path]) -> None:
     """Say where a text looks like an export, of which names and times would be learnt.
 
@@ -54,16 +69,19 @@ def warn_of_exports(files: Sequence[Path]) -> None:
     for path in files:
         form = recognise(path)
         if isinstance(form, tables.TableForm) and form.timed:
-            raise UserError(
-                f"{path} holds the messages of a chat, not dialogues", how_to_convert(path)
-            )
-        if isinstance(form, text.TextForm):
-            what = "times and names" if form.timed else "names"
-            note(f"warning: {path} looks like a chat export: {what} would be learnt as text")
-            note(f"  -> {how_to_convert(path)}")
+            problem = f"{path} holds the messages of a chat, not dialogues"
+            raise UserError(problem, how_to_convert(path))
+        _warn(path, form)
 
 
-def how_to_convert(path: Path | str) -> str:
+def _warn(path: Path, form: Form | None) -> None:
+    if isinstance(form, text.TextForm):
+        what = "times and names" if form.timed else "names"
+        note(f"warning: {path} looks like a chat export: {what} would be learnt as text")
+        note(f"  -> {how_to_convert(path)}")
+
+
+def how_to_convert(path: Path | None = None) -> str:
     """The advice to make dialogues of an export."""
-    file = shlex.quote(str(path)) if isinstance(path, Path) else path
+    file = shlex.quote(str(path)) if path else "…"
     return f"convert it first: python -m smallgpt data convert {file} --me NAME --output train.txt"

@@ -95,11 +95,11 @@ def read(path: Path, form: TableForm, broken: Broken | None = None) -> Export:
     `broken` is called for broken rows and lines; without it, a UserError names the first one.
     """
     export = Export()
-    records = _records(path, form, broken)
+    records = _records(path, form.container, broken)
     first = list(itertools.islice(records, _FIRST_RECORDS))
     order = order_of(_cell(record, "time") for _, record in first)
-    for chat, record in itertools.chain(first, records):
-        _add(export, chat, record, order)
+    for number, record in itertools.chain(first, records):
+        _add(export, number, record, order)
     if ME in export.names:  # a raw dump names the other one, whoever sends
         own = {name: n for name, n in export.names[ME].items() if name not in export.names}
         export.names[ME] = Counter(own or {ME: 1})
@@ -129,23 +129,23 @@ def _first_in_object(path: Path, text: str) -> Any:
 
 
 def _records(
-    path: Path, form: TableForm, broken: Broken | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
+    path: Path, container: str, broken: Broken | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """The chat's number, where there are several lists of messages, and each record."""
 
     def refuse(number: int, reason: str) -> None:
         raise UserError(f"{path}, line {number:,}: {reason}", "leave such lines out: --skip-bad")
 
-    items: Iterable[tuple[Any, Any]]
-    if form.container == "object":
+    items: Iterable[tuple[int, Any]]
+    if container == "object":
         items = json_items_under(path, "messages")
-    elif form.container == "table":
-        items = (("", row.cells) for row in read_rows(path, broken=broken))
+    elif container == "table":
+        items = ((0, row.cells) for row in read_rows(path, broken=broken))
+    elif container == "lines":
+        items = ((0, record) for _, record in json_lines(path, broken or refuse))
     else:
-        lines = form.container == "lines"
-        numbered = json_lines(path, broken or refuse) if lines else json_items(path)
-        items = (("", record) for _, record in numbered)
-    return ((chat, record) for chat, record in items if isinstance(record, dict))
+        items = ((0, record) for _, record in json_items(path))
+    return ((number, record) for number, record in items if isinstance(record, dict))
 
 
 def _cell(record: dict[str, Any], what: str) -> str:
@@ -170,7 +170,7 @@ def _text_of(part: Any) -> str:
     return "" if part is None else str(part)
 
 
-def _add(export: Export, chat: str, record: dict[str, Any], order: Order) -> None:
+def _add(export: Export, number: int, record: dict[str, Any], order: Order) -> None:
     kind = _cell(record, "kind").lower()
     kind = _WECHAT_KINDS.get(kind, kind)
     text = _cell(record, "content")
@@ -188,5 +188,5 @@ def _add(export: Export, chat: str, record: dict[str, Any], order: Order) -> Non
     time, date = _cell(record, "time"), _cell(record, "date")
     stamps = (time, f"{date} {time}", f"{time} 0:00")
     moment = next((at for stamp in stamps if (at := seconds(stamp, order)) is not None), None)
-    label = intern(f"{chat}\n{_cell(record, 'chat')}")
+    label = intern(f"{number}\n{_cell(record, 'chat')}")
     export.messages.append(Message(label, moment, sender, text.translate(CLEAN), kind))
