@@ -1,5 +1,6 @@
 """The commands around texts: `smallgpt data …`. They import what they need when they run."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -93,17 +94,16 @@ def convert(
     redactor = Redactor(redact, chats.names if chats else set())
     dialogues = redactor.apply(survey.collect(dialogues, keep_duplicates))
     first: list[str] = []
+    to_stderr = _is_standard_output(output)  # the report is no part of the text
     write(_with_first(dialogues, first, chats), {output: 1.0})
+    report = [*(chats.lines() if chats else []), *_report(survey, picture)]
     if chats:
-        typer.echo("\n".join(chats.lines()))
-    _report(survey, picture)
-    if chats:
-        typer.echo("the first dialogue, < others, > you:")
-        for number, utterance in enumerate(first[:_SHOWN]):
-            typer.echo(f"  {'<>'[number % 2]} {utterance[:_SHOWN_WIDTH]}")
+        shown = [text[:_SHOWN_WIDTH] for text in first[:_SHOWN]]
+        report.append("the first dialogue, < others, > you:")
+        report += [f"  {'<>'[number % 2]} {text}" for number, text in enumerate(shown)]
+    typer.echo("\n".join([*report, f"written: {output}"]), err=to_stderr)
     if line := redactor.line():
         note(line)
-    typer.echo(f"written: {output}")
 
 
 @command(data_app)
@@ -125,7 +125,7 @@ def stats(
     survey = Survey()
     for _ in survey.collect(_dialogues(files, kind, columns, survey, skip_bad)):
         pass
-    _report(survey, picture)
+    typer.echo("\n".join(_report(survey, picture)))
 
 
 @command(data_app)
@@ -159,9 +159,8 @@ def split(
     survey = Survey()
     dialogues = _dialogues(files, kind, columns, survey, skip_bad)
     written = write(survey.collect(dialogues), parts, seed)
-    _report(survey)
-    for path, number in written.items():
-        typer.echo(f"written: {path}, {counted(number, 'dialogue')}")
+    files_written = [f"written: {path}, {counted(n, 'dialogue')}" for path, n in written.items()]
+    typer.echo("\n".join([*survey.lines(), *files_written]))
 
 
 @command(data_app)
@@ -239,8 +238,15 @@ def _check_output(files: list[Path], outputs: Iterable[Path], force: bool) -> No
             raise UserError(f"{output} is there already", "name another, or add --force")
 
 
-def _report(survey: "Survey", picture: Path | None = None) -> None:
-    typer.echo("\n".join(survey.lines()))
+def _is_standard_output(path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(1))
+    except OSError:
+        return False
+
+
+def _report(survey: "Survey", picture: Path | None) -> list[str]:
+    """The lines of the report; with `picture` it is drawn as well."""
     if picture:
         survey.draw(picture)
-        typer.echo(f"written: {picture}")
+    return [*survey.lines(), *([f"written: {picture}"] if picture else [])]

@@ -226,9 +226,10 @@ def _history(value: Any) -> list[str]:
     for turn in turns:
         if is_message(turn):
             return _turns(turns)
-        said += (
-            [turn] if isinstance(turn, str) else map(str, turn if isinstance(turn, list) else [])
-        )
+        if isinstance(turn, dict):
+            raise BadRecordError(f"the history has no known keys; its keys are: {listed(turn)}")
+        texts = turn if isinstance(turn, list) else [turn]
+        said += ["" if text is None else str(text) for text in texts]
     if len(said) % 2:
         raise BadRecordError("the history has an odd number of utterances")
     return said

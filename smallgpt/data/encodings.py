@@ -48,8 +48,10 @@ _NOT_TEXT = [
 ]
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # it begins as the next one does
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
 )
 _ENOUGH = 1000
 """Characters that are not ASCII, after which the encoding is decided."""

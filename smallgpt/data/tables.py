@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -14,6 +15,7 @@ from smallgpt.utils.paths import not_found
 from smallgpt.utils.words import counted
 
 _DELIMITERS = (",", "\t", ";", "|")
+_NO_HEADER = re.compile(r'(?:sep=.)?[\s,;|"]*')
 _TABLE_SUFFIXES = (".csv", ".tsv")
 _LINES_SUFFIXES = (".jsonl", ".ndjson")
 _JSON_SUFFIXES = (*_LINES_SUFFIXES, ".json")
@@ -199,22 +201,28 @@ def _holds_rows(cells: list[str], delimiter: str) -> bool:
 def _first_line(
     path: Path, lines: Iterator[str], columns: Iterable[str]
 ) -> tuple[int, str, list[str]]:
-    """How many blank lines are before the header, the delimiter, and the columns."""
-    before, header = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
-    if not header:
+    """As `header_of`, of a file that must have a header."""
+    header = header_of(lines, columns)
+    if not header[2]:
         raise UserError(f"{path} is empty", "give a CSV, TSV or JSONL file with a header")
-    return before, *header_of(header, columns)
+    return header
 
 
-def header_of(line: str, columns: Iterable[str] = ()) -> tuple[str, list[str]]:
-    """The delimiter that gives most of the wanted columns, then most columns; and the columns."""
+def header_of(lines: Iterable[str], columns: Iterable[str] = ()) -> tuple[int, str, list[str]]:
+    """How many lines are before the header, the delimiter, and the columns.
+
+    It is the first line that holds more than delimiters or Excel's `sep=;`. The delimiter is the
+    one that gives most of the wanted columns, then most columns.
+    """
     csv.field_size_limit(LONGEST)
+    headers = ((n, line) for n, line in enumerate(lines) if not _NO_HEADER.fullmatch(line))
+    before, line = next(headers, (0, ""))
     found = {}
     for delimiter in _DELIMITERS:
         cells = next(csv.reader([line.strip("\r\n")], delimiter=delimiter), [])
         found[delimiter] = [name.strip() for name in cells]
     best = max(found, key=lambda d: (len(set(columns) & set(found[d])), len(found[d])))
-    return best, found[best]
+    return before, best, found[best]
 
 
 def distinct(names: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Text files as a stream of clean text in bounded memory: decompressed, decoded, newlines unified.
 
 A dialogue file has one utterance a line and a blank line between dialogues. It is UTF-8; GB18030,
-and UTF-16 with a byte order mark, are read too.
+and UTF-16 and UTF-32 with a byte order mark, are read too.
 """
 
 import codecs
@@ -188,6 +188,9 @@ def open_decompressed(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         with path.open("rb") as raw:
+            if not raw.seekable():
+                advice = "write it to a file first, and name that"
+                raise UserError(f"{path} is a pipe or the like, which is read only once", advice)
             magic = raw.read(6)
             raw.seek(0)
             size, name = path.stat().st_size, f"reading {path.name}"

@@ -208,7 +208,12 @@ def test_a_history_comes_first(tmp_path: Path, history: list[Any]) -> None:
         shown = [json.dumps(history), str(history), "[]", ""]
         csv.writer(file).writerows([["history", "q", "a"], *([h, "早", "好"] for h in shown)])
     check(tmp_path / "x.csv", 2 * [["问", "答", "早", "好"]] + 2 * [["早", "好"]])
-    for broken, reason in (("[1", "is not a list"), ('["问"]', "odd number")):
+    for broken, reason in (
+        ("[1", "is not a list"),
+        ('["问"]', "odd number"),
+        ([["问", None]], "an empty utterance"),
+        ([{"甲": "问", "乙": "答"}], "its keys are: 甲, 乙"),
+    ):
         (tmp_path / "y.jsonl").write_text(as_lines([record | {"history": broken}]), "utf-8")
         assert reason in refusal_of(tmp_path / "y.jsonl")
 
@@ -233,9 +238,10 @@ def test_replies_that_people_found_bad_are_not_learnt(
 def test_tables_as_spreadsheets_write_them(tmp_path: Path, encoding: str) -> None:
     for name, delimiter in (("x.csv", ","), ("x.tsv", "\t"), ("y.csv", ";")):
         rows = ["问题,回答,", "早,好,", ",,", "在吗,在的,"]
-        text = "\r\n".join(rows).replace(",", delimiter)
-        (tmp_path / name).write_bytes(text.encode(encoding))
-        check(tmp_path / name, [["早", "好"], ["在吗", "在的"]])
+        for before in ([], [",,", ""], ["sep=,"]):
+            text = "\r\n".join([*before, *rows]).replace(",", delimiter)
+            (tmp_path / name).write_bytes(text.encode(encoding))
+            check(tmp_path / name, [["早", "好"], ["在吗", "在的"]])
     (tmp_path / "x.txt").write_bytes("问\t答\n早\t好\n".encode(encoding))
     check(tmp_path / "x.txt", [["早", "好"]])
 

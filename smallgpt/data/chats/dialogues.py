@@ -18,6 +18,7 @@ from smallgpt.data.chats.placeholders import without_placeholders
 from smallgpt.data.json_files import Broken
 from smallgpt.utils.errors import UserError
 
+_WHAT_IS_READ = "see docs/data.md for what is read; other texts need no --me"
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -47,14 +48,13 @@ class Chats:
         """
         form = recognise(path, self.me)
         if form is None:
-            advice = "see docs/data.md for what is read; other texts need no --me"
-            raise UserError(f"{path}: no chat export was recognised in it", advice)
+            raise UserError(f"{path}: no chat export was recognised in it", _WHAT_IS_READ)
         export = read(path, form, self.me, broken)
         mine = self._accounts(path, export)
         for key, count in export.speakers().items():
             self.speakers[f"{export.called(key)}{' (you)' if key in mine else ''}"] += count
             names = {key, *export.names[key]} - {ME, OTHER}
-            self.names |= {name.removeprefix("~ ") for name in names}  # WhatsApp marks strangers
+            self.names |= set(map(_named, names))
         members = {(m.chat, m.sender) for m in export.messages if m.sender != SYSTEM}
         self.groups += sum(n > 2 for n in Counter(chat for chat, _ in members).values())
         for messages in self._split(self._in_order(export.messages)):
@@ -74,6 +74,8 @@ class Chats:
                 problem = f"{path}: {len(named)} speakers are called {me!r}"
                 raise UserError(problem, f"give the account instead: --me {named[0]}")
             found.update(named)
+        if not speakers:
+            raise UserError(f"{path}: no message of a person was recognised in it", _WHAT_IS_READ)
         if not found:
             problem = f"{path}: {' and '.join(map(repr, self.me))} says nothing in it"
             speakers = Counter({export.called(key): n for key, n in speakers.items()})
@@ -153,5 +155,10 @@ def gap_in_seconds(text: str) -> float:
     return seconds
 
 
+def _named(name: str) -> str:
+    """A name without the mark that WhatsApp puts before strangers."""
+    return name.removeprefix("~").strip()
+
+
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold().strip()
+    return _named(unicodedata.normalize("NFKC", name).casefold().strip())

@@ -52,9 +52,9 @@ def refuse_exports(files: Sequence[Path]) -> None:
     """Raise a UserError that lists the speakers if one of the files is an export beyond doubt."""
     for path in files:
         form = recognise(path)
-        if form and form.timed:
-            export = read(path, form)
-            named = Counter({export.called(key): n for key, n in export.speakers().items()})
+        export = read(path, form) if form and form.timed else Export()
+        if speakers := export.speakers():
+            named = Counter({export.called(key): n for key, n in speakers.items()})
             problem = f"{path} is a chat export: whose messages are to be the replies?"
             raise UserError(problem, f"add --me NAME; it has these speakers: {listed(named)}")
         _warn(path, form)

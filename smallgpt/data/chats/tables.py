@@ -107,16 +107,15 @@ def read(path: Path, form: TableForm, broken: Broken | None = None) -> Export:
 
 
 def _first_record(path: Path, text: str) -> tuple[str, Any]:
-    first = text.partition("\n")[0]
     if is_table(path):
-        return "table", dict.fromkeys(header_of(first)[1], "")
+        return "table", dict.fromkeys(header_of(text.splitlines())[2], "")
     if text.startswith("["):
         return "list", leading_value(text[1:])
     if text.startswith("{"):
-        record = leading_value(first)
-        return (
-            ("lines", record) if _is_message(record) else ("object", _first_in_object(path, text))
-        )
+        record = leading_value(text.partition("\n")[0])
+        if _is_message(record):
+            return "lines", record
+        return "object", _first_in_object(path, text)
     return "", None
 
 

@@ -73,6 +73,9 @@ TEXTS = {
     "e-mail of WeChat": "亲爱的:\n聊天记录如下。\n\n—————  2024-03-01  —————\n\n\n"
     + "".join(f"{n}  {t[:-3]}\n\n{s}\n\n" for t, n, s in IN_ONE_LINE),
     "LINE": "2024/03/01（五）\n" + "".join(f"{t}\t{n}\t{s}\n" for t, n, s in IN_ONE_LINE),
+    "LINE in English": "2024/03/01(Fri)\n"
+    + "".join(f"{t}\t{n}\t{s}\n" for t, n, s in IN_ONE_LINE)
+    + "\nSat, 3/2/2024\n09:00\t阿青\t[Sticker]\n",
     "WhatsApp on an iPhone": "[2024/3/1 下午12:30:01] 阿青: \u200e消息和通话已进行端到端加密。\n"
     + "".join(f"[2024/3/1 下午{t}] {n}: {s}\n" for t, n, s in IN_ONE_LINE)
     + "\u200e[2024/3/1 下午1:00:10] 阿青: \u200e图像已省略\n",
@@ -239,6 +242,13 @@ def test_a_message_that_looks_like_a_header_without_time_stays_text(tmp_path: Pa
     assert converted(path)[0][1] == "在的 小林: 怎么了 12:30 见"
     untimed = TEXTS["no times"].replace("怎么了", "注意：下雨")
     assert converted(saved(tmp_path, untimed))[0][1] == "在的 注意：下雨"
+
+
+def test_a_name_is_found_however_it_is_written(tmp_path: Path) -> None:
+    """Signs of regular expressions, capital letters, WhatsApp's mark of a stranger."""
+    for written, named in (("a.b*(c)[+?", "a.b*(c)[+?"), ("~ Ann", "ann"), ("Ａｎｎ", "Ann")):
+        lines = [f"2024-03-01 09:0{n}:00 - {who}: {n}\n" for n, who in enumerate(["x", written])]
+        assert converted(saved(tmp_path, "".join(lines)), named) == [["0", "1"]]
 
 
 def test_blank_lines_separate_dialogues_without_times(tmp_path: Path) -> None:
@@ -446,6 +456,7 @@ def test_what_cannot_be_read_as_an_export(tmp_path: Path) -> None:
         "在吗\n在\n".encode(): "no chat export was recognised",
         QQ_HEAD.encode(): "no chat export was recognised",
         b"": "is empty",
+        "2024-03-01 12:30,小林,早\n2024-03-01 12:31,小林,好\n".encode(): "no message of a person",
         "2024-03-01 12:30 - 小林: a\n2024-03-01 12:31 - 小林: b\n".encode(): "2 left over: yours",
     }
     for data, words in cases.items():
