@@ -153,7 +153,7 @@ def split(
         raise UserError(f"--validation {validation} and --test {test} leave nothing to train on")
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
     parts = {output_dir / f"{name}.txt": share for name, share in shares.items() if share}
-    _check_output(files, parts, force)
+    _check_output(files, list(parts), force)
     if not (kind or columns):
         warn_of_exports(files)
     survey = Survey()
@@ -222,7 +222,7 @@ def _with_first(
         raise UserError("no dialogue came out of it", "\n     ".join(chats.lines()))
 
 
-def _check_output(files: list[Path], outputs: Iterable[Path], force: bool) -> None:
+def _check_output(files: list[Path], outputs: list[Path], force: bool) -> None:
     """Refuse inputs that cannot be read, and outputs that would replace something.
 
     A device or a pipe is written to; an existing file is replaced only with --force.
@@ -231,6 +231,8 @@ def _check_output(files: list[Path], outputs: Iterable[Path], force: bool) -> No
     from smallgpt.utils.atomic import is_device
 
     check_files(files)
+    if len({output.resolve() for output in outputs}) < len(outputs):
+        raise UserError(f"{outputs[0]} is to be two files", "name another for one of them")
     for output in outputs:
         if output.is_dir() or any(output.exists() and output.samefile(file) for file in files):
             raise UserError(f"{output} is an input, or a directory", "name another file")

@@ -547,6 +547,9 @@ def test_commands(tmp_path: Path) -> None:
         )
         run("data", *arguments, "--force")
     assert "is an input" in refused_command("data", "convert", path, "--output", path, "--skip-bad")
+    assert "is to be two files" in refused_command(
+        "data", "convert", path, "--output", picture, "--picture", picture, "--force"
+    )
     assert "leave nothing" in refused_command(
         "data", "split", out, "--output-dir", tmp_path, "--test", "0.99"
     )

@@ -32,6 +32,8 @@ class Chats:
 
     def __init__(self, me: Sequence[str], gap: float) -> None:
         self.me = [name.strip() for name in me]
+        self.silent = set(self.me)
+        """Those of these names that have said nothing yet."""
         self.gap = gap
         self.names: set[str] = set()
         """What all speakers are called, and their accounts."""
@@ -74,6 +76,7 @@ class Chats:
                 problem = f"{path}: {len(named)} speakers are called {me!r}"
                 raise UserError(problem, f"give the account instead: --me {named[0]}")
             found.update(named)
+            self.silent -= {me} if named else set()
         if not speakers:
             raise UserError(f"{path}: no message of a person was recognised in it", _WHAT_IS_READ)
         if not found:
@@ -132,6 +135,9 @@ class Chats:
             f"speakers: {listed(self.speakers)}",
             f"messages: {self.speakers.total():,}, of which {self.used:,} are in dialogues",
         ]
+        if self.silent:
+            names = ", ".join(sorted(map(repr, self.silent)))
+            result.append(f"  no messages by this name, is it written so? {names}")
         if self.groups:
             result.append("in a group, each reply answers what others said since the last one")
         result += [

@@ -185,6 +185,10 @@ def test_the_report_counts_what_is_dropped_and_left_over(tmp_path: Path) -> None
     assert "1 left over: yours" in report
     assert "1 left over: of others" in report
     assert "group" not in report
+    assert "no messages by this name" not in report
+    chats = Chats(["小林", "小琳"], 3600)
+    assert list(chats.dialogues(path)) == [ASKED]
+    assert "no messages by this name, is it written so? '小琳'" in "\n".join(chats.lines())
 
 
 def test_the_gap_ends_a_dialogue(tmp_path: Path) -> None:
