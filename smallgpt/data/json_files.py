@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from smallgpt.data.text import LONGEST, decode, read_lines
 from smallgpt.utils.errors import UserError
@@ -29,6 +29,15 @@ def whole_value(text: str) -> Any:
     """The JSON value that a text is; None where it is none."""
     found = _value_at(text, 0)
     return found[0] if found and not text[found[1] :].strip() else None
+
+
+def refusing(path: Path, advice: str, unit: str = "line") -> Broken:
+    """What to call for a broken record where none is left out: it raises a UserError."""
+
+    def refuse(number: int, reason: str) -> NoReturn:
+        raise UserError(f"{path}, {unit} {number:,}: {reason}", advice)
+
+    return refuse
 
 
 def json_lines(path: Path, broken: Broken, quiet: bool = False) -> Iterator[tuple[int, Any]]:

@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from smallgpt.data.json_files import Broken, json_items, json_lines
+from smallgpt.data.json_files import Broken, json_items, json_lines, refusing
 from smallgpt.data.text import LONGEST, beginning, read_lines
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.paths import not_found
@@ -93,12 +93,8 @@ def _json_rows(
 ) -> Iterator[Row]:
     is_list = beginning(path).lstrip().startswith("[")
     unit = "record" if is_list else "line"
-
-    def refuse(number: int, reason: str) -> NoReturn:
-        advice = 'write one JSON object a line: {"column": value, …}, or a list of such objects'
-        raise UserError(f"{path}, {unit} {number:,}: {reason}", advice)
-
-    broken = broken or refuse
+    advice = 'write one JSON object a line: {"column": value, …}, or a list of such objects'
+    broken = broken or refusing(path, advice, unit)
     records = json_items(path, quiet) if is_list else json_lines(path, broken, quiet)
     for number, values in records:
         if not isinstance(values, dict):
@@ -116,11 +112,8 @@ def _cell(value: Any) -> str:
 
 
 def _table_rows(path: Path, columns: list[str], broken: Broken | None) -> Iterator[Row]:
-    def refuse(number: int, reason: str) -> NoReturn:
-        advice = 'put texts that contain the delimiter or a quotation mark in quotes: "…"'
-        raise UserError(f"{path}, line {number:,}: {reason}", advice)
-
-    broken = broken or refuse
+    advice = 'put texts that contain the delimiter or a quotation mark in quotes: "…"'
+    broken = broken or refusing(path, advice)
     lines = read_lines(path)
     before, delimiter, given = _first_line(path, lines, columns)
     _check_columns(str(path), given, columns)

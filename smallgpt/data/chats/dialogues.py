@@ -81,8 +81,7 @@ class Chats:
             raise UserError(f"{path}: no message of a person was recognised in it", _WHAT_IS_READ)
         if not found:
             problem = f"{path}: {' and '.join(map(repr, self.me))} says nothing in it"
-            speakers = Counter({export.called(key): n for key, n in speakers.items()})
-            raise UserError(problem, f"give --me one of its speakers: {listed(speakers)}")
+            raise UserError(problem, f"give --me one of its speakers: {export.listed()}")
         return found
 
     def _in_order(self, messages: list[Message]) -> list[Message]:
@@ -114,14 +113,13 @@ class Chats:
         yield run
 
     def _utterances(self, messages: list[Message], mine: set[str]) -> list[str]:
-        turns: list[tuple[bool, list[str]]] = []
+        said: list[tuple[bool, str]] = []
         for message in messages:
             text, dropped = without_placeholders(message)
             self.dropped[dropped] += bool(dropped)
-            if text:
-                if not turns or turns[-1][0] != (message.sender in mine):
-                    turns.append((message.sender in mine, []))
-                turns[-1][1].append(text)
+            said += [(message.sender in mine, text)] if text else []
+        sides = itertools.groupby(said, key=lambda one: one[0])
+        turns = [(own, [text for _, text in texts]) for own, texts in sides]
         if turns and turns[0][0]:
             self.unprompted += len(turns.pop(0)[1])
         if turns and not turns[-1][0]:
@@ -140,13 +138,12 @@ class Chats:
             result.append(f"  no messages by this name, is it written so? {names}")
         if self.groups:
             result.append("in a group, each reply answers what others said since the last one")
-        result += [
-            f"  {count:,} dropped: {kind}" for kind, count in self.dropped.most_common() if count
-        ]
-        if self.unprompted:
-            result.append(f"  {self.unprompted:,} left over: yours, at the beginning of a dialogue")
-        if self.unanswered:
-            result.append(f"  {self.unanswered:,} left over: of others, with no reply of yours")
+        left = {
+            **{f"dropped: {kind}": count for kind, count in self.dropped.most_common()},
+            "left over: yours, at the beginning of a dialogue": self.unprompted,
+            "left over: of others, with no reply of yours": self.unanswered,
+        }
+        result += [f"  {count:,} {what}" for what, count in left.items() if count]
         if self.moved:
             result.append("  the messages were not in the order of their times, and were sorted")
         return result

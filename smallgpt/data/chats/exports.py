@@ -1,12 +1,11 @@
 """Exports of chat apps: which files are one, and their messages."""
 
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from smallgpt.data.chats import tables, text
-from smallgpt.data.chats.messages import CLEAN, Export, listed
+from smallgpt.data.chats.messages import CLEAN, Export
 from smallgpt.data.json_files import Broken
 from smallgpt.data.text import beginning
 from smallgpt.utils.errors import UserError, note
@@ -33,12 +32,7 @@ def recognise(path: Path, me: Sequence[str] = ()) -> Form | None:
     return tables.recognise(path, first) or text.recognise(first, me)
 
 
-def read(
-    path: Path,
-    form: Form,
-    me: Sequence[str] = (),
-    broken: Broken | None = None,
-) -> Export:
+def read(path: Path, form: Form, me: Sequence[str] = (), broken: Broken | None = None) -> Export:
     """Read a whole export into memory, some 300 bytes a message.
 
     `broken` is called for broken rows; without it, a UserError names the first one.
@@ -53,10 +47,9 @@ def refuse_exports(files: Sequence[Path]) -> None:
     for path in files:
         form = recognise(path)
         export = read(path, form) if form and form.timed else Export()
-        if speakers := export.speakers():
-            named = Counter({export.called(key): n for key, n in speakers.items()})
+        if speakers := export.listed():
             problem = f"{path} is a chat export: whose messages are to be the replies?"
-            raise UserError(problem, f"add --me NAME; it has these speakers: {listed(named)}")
+            raise UserError(problem, f"add --me NAME; it has these speakers: {speakers}")
         _warn(path, form)
 
 

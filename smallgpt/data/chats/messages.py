@@ -53,6 +53,10 @@ class Export:
         name = self.names[sender].most_common(1)[0][0]
         return name if name == sender else f"{name} [{sender}]"
 
+    def listed(self) -> str:
+        """The speakers, for a message to people."""
+        return listed(Counter({self.called(key): n for key, n in self.speakers().items()}))
+
 
 def listed(speakers: Counter[str]) -> str:
     """Speakers with the number of their messages, for a message to people."""

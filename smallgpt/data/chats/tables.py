@@ -23,6 +23,7 @@ from smallgpt.data.json_files import (
     json_items_under,
     json_lines,
     leading_value,
+    refusing,
 )
 from smallgpt.data.tables import header_of, is_table, read_rows
 from smallgpt.utils.errors import UserError
@@ -131,17 +132,14 @@ def _records(
     path: Path, container: str, broken: Broken | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The chat's number, where there are several lists of messages, and each record."""
-
-    def refuse(number: int, reason: str) -> None:
-        raise UserError(f"{path}, line {number:,}: {reason}", "leave such lines out: --skip-bad")
-
     items: Iterable[tuple[int, Any]]
     if container == "object":
         items = json_items_under(path, "messages")
     elif container == "table":
         items = ((0, row.cells) for row in read_rows(path, broken=broken))
     elif container == "lines":
-        items = ((0, record) for _, record in json_lines(path, broken or refuse))
+        broken = broken or refusing(path, "leave such lines out: --skip-bad")
+        items = ((0, record) for _, record in json_lines(path, broken))
     else:
         items = ((0, record) for _, record in json_items(path))
     return ((number, record) for number, record in items if isinstance(record, dict))

@@ -112,14 +112,8 @@ def telegram(one_line: bool = False) -> str:
         for t, n, s, _ in ROWS[:-1]
     ]
     said[0] = {**said[0], "text": ["在", {"type": "bold", "text": "吗"}]}  # type: ignore[dict-item]
-    photo = {
-        "type": "message",
-        "date": "2024-03-01T12:31:09",
-        "from": "阿青",
-        "photo": "x",
-        "text": "",
-    }
-    messages = [service, *said, {**photo, "from_id": "user阿青"}]
+    photo = {**said[-2], "date": "2024-03-01T12:31:09", "photo": "x", "text": ""}
+    messages = [service, *said, photo]
     chat = {"name": "阿青", "type": "personal_chat", "id": 7, "messages": messages}
     return json.dumps(chat, ensure_ascii=False, indent=None if one_line else 1)
 
@@ -298,30 +292,18 @@ def test_a_list_of_messages_longer_than_a_chunk(
     assert "the list is broken after record" in message
 
 
+PLACEHOLDERS = """\
+[图片]|[动画表情]|[语音] 12秒|[语音 5"]|[文件] 表.pdf|<Media omitted>|<省略影音内容>
+图像已省略|sticker omitted|IMG-1.jpg (file attached)|<附件：a.jpg>|a.pdf (文件附件)
+[视频通话] 通话时长 00:32|<msg><emoji/></msg>
+[链接]:title:x|"阿青" 撤回了一条消息|You deleted this message|此消息已删除
+https://a.cn/b?c=1|我拍了拍 "阿青"|Missed voice call"""
+
+
 @pytest.mark.parametrize(
     ("text", "left"),
     [
-        *(
-            (text, "")
-            for text in ("[图片]", "[动画表情]", "[语音] 12秒", '[语音 5"]', "[文件] 表.pdf")
-        ),
-        *(
-            (text, "")
-            for text in ("<Media omitted>", "<省略影音内容>", "图像已省略", "sticker omitted")
-        ),
-        *(
-            (text, "")
-            for text in ("IMG-1.jpg (file attached)", "<附件：a.jpg>", "a.pdf (文件附件)")
-        ),
-        *(
-            (text, "")
-            for text in ("[视频通话] 通话时长 00:32", "<msg><emoji/></msg>", "[链接]:title:x")
-        ),
-        *(
-            (text, "")
-            for text in ('"阿青" 撤回了一条消息', "You deleted this message", "此消息已删除")
-        ),
-        *((text, "") for text in ("https://a.cn/b?c=1", '我拍了拍 "阿青"', "Missed voice call")),
+        *((text, "") for text in PLACEHOLDERS.replace("\n", "|").split("|")),
         ("[图片]好看吗", "好看吗"),
         ("photo-1.jpg (file attached)\n好看吗", "好看吗"),
         ("[微笑]", "[微笑]"),
@@ -400,17 +382,10 @@ def test_convert_an_export(tmp_path: Path) -> None:
     assert output.read_text("utf-8").split("\n") == [*ASKED[:-1], "好呀 小林电话13800001234", ""]
     assert "the first dialogue, < others, > you:\n  < 在吗\n  > 在的 怎么了\n" in done.stdout
     assert "it contains 1 phone number" in done.stderr
-    arguments: list[str | Path] = [
-        "--me",
-        "小林",
-        "--gap",
-        "2h",
-        "--redact",
-        "--output",
-        tmp_path / "other.txt",
-    ]
-    done = smallgpt("data", "convert", path, *arguments)
-    assert (tmp_path / "other.txt").read_text("utf-8").endswith("\n好呀 [名字]电话[电话]\n")
+    output = tmp_path / "other.txt"
+    arguments = ["--me", "小林", "--gap", "2h", "--redact", "--output"]
+    done = smallgpt("data", "convert", path, *arguments, output)
+    assert output.read_text("utf-8").endswith("\n好呀 [名字]电话[电话]\n")
     assert "replaced: 1 phone number, 1 name" in done.stderr
 
 
