@@ -124,10 +124,7 @@ def _item_at(text: str, at: int) -> tuple[Any, int] | None:
 
 
 def _value_at(text: str, at: int) -> tuple[Any, int] | None:
-    """The JSON value at a place, behind white space, and where it ends; None where there is none.
-
-    Half a surrogate pair, as of an emoji cut in two, is U+FFFD.
-    """
+    """The JSON value at a place, behind white space, and where it ends; None if there is none."""
     space = _SPACE.match(text, at)
     try:
         value, end = _DECODER.raw_decode(text, space.end() if space else at)

@@ -46,10 +46,11 @@ def refuse_exports(files: Sequence[Path]) -> None:
     """Raise a UserError that lists the speakers if one of the files is an export beyond doubt."""
     for path in files:
         form = recognise(path)
-        export = read(path, form) if form and form.timed else Export()
-        if speakers := export.listed():
+        if form and form.timed:
+            speakers = read(path, form, broken=lambda *_: None).listed()
             problem = f"{path} is a chat export: whose messages are to be the replies?"
-            raise UserError(problem, f"add --me NAME; it has these speakers: {speakers}")
+            if speakers:
+                raise UserError(problem, f"add --me NAME; it has these speakers: {speakers}")
         _warn(path, form)
 
 

@@ -361,6 +361,7 @@ def test_broken_rows_and_half_emoji(tmp_path: Path) -> None:
     output = tmp_path / "train.txt"
     arguments: list[str | Path] = ["data", "convert", path, "--me", "小林", "--output", output]
     assert "line 2" in refused_command(*arguments)
+    assert "add --me" in refused_command("data", "convert", path, "--output", output)
     done = smallgpt(*arguments, "--skip-bad")
     assert "rejected: 1\n" in done.stdout
     assert output.read_text("utf-8") == "早\n早啊\n"
