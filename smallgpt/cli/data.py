@@ -96,12 +96,13 @@ def convert(
     first: list[str] = []
     to_stderr = _is_standard_output(output)  # the report is no part of the text
     write(_with_first(dialogues, first, chats), {output: 1.0})
-    report = [*(chats.lines() if chats else []), *_report(survey, picture)]
+    report = [*(chats.lines() if chats else []), *survey.lines()]
     if chats:
         shown = [text[:_SHOWN_WIDTH] for text in first[:_SHOWN]]
         report.append("the first dialogue, < others, > you:")
         report += [f"  {'<>'[number % 2]} {text}" for number, text in enumerate(shown)]
     typer.echo("\n".join([*report, f"written: {output}"]), err=to_stderr)
+    _draw(survey, picture, to_stderr)
     if line := redactor.line():
         note(line)
 
@@ -125,7 +126,8 @@ def stats(
     survey = Survey()
     for _ in survey.collect(_dialogues(files, kind, columns, survey, skip_bad)):
         pass
-    typer.echo("\n".join(_report(survey, picture)))
+    typer.echo("\n".join(survey.lines()))
+    _draw(survey, picture)
 
 
 @command(data_app)
@@ -247,8 +249,7 @@ def _is_standard_output(path: Path) -> bool:
         return False
 
 
-def _report(survey: "Survey", picture: Path | None) -> list[str]:
-    """The lines of the report; with `picture` it is drawn as well."""
+def _draw(survey: "Survey", picture: Path | None, to_stderr: bool = False) -> None:
     if picture:
         survey.draw(picture)
-    return [*survey.lines(), *([f"written: {picture}"] if picture else [])]
+        typer.echo(f"written: {picture}", err=to_stderr)
