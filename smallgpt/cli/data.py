@@ -1,5 +1,6 @@
 """The commands around texts: `smallgpt data …`. They import what they need when they run."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -75,8 +76,8 @@ def convert(
     --redact --output data/train.txt. In a group, each of your messages answers what the others
     said since your last one.
     """
-    from smallgpt.data.chats.dialogues import Chats, gap_in_seconds, refuse_without_me
-    from smallgpt.data.dialogue_formats import read_dialogues
+    from smallgpt.data.chats.dialogues import Chats, gap_in_seconds
+    from smallgpt.data.chats.exports import refuse_exports
     from smallgpt.data.prepare import Survey, write
     from smallgpt.data.redact import Redactor
 
@@ -87,25 +88,23 @@ def convert(
         raise UserError("--gap is for chat exports", "add --me NAME")
     chats = Chats(me, gap_in_seconds(gap or "1h")) if me else None
     if not (chats or kind or columns):
-        refuse_without_me(files)
+        refuse_exports(files)
     survey = Survey()
-    read = chats.dialogues if chats else read_dialogues
+    dialogues = _dialogues(files, kind, columns, survey, skip_bad, chats)
     redactor = Redactor(redact, chats.names if chats else set())
-    dialogues = redactor.apply(
-        survey.collect(files, kind, skip_bad, keep_duplicates, columns, read)
-    )
+    dialogues = redactor.apply(survey.collect(dialogues, keep_duplicates))
     first: list[str] = []
+    to_stderr = _is_standard_output(output)  # the report is no part of the text
     write(_with_first(dialogues, first, chats), {output: 1.0})
+    report = [*(chats.lines() if chats else []), *survey.lines()]
     if chats:
-        typer.echo("\n".join(chats.lines()))
-    _report(survey, picture)
-    if chats:
-        typer.echo("the first dialogue, < others, > you:")
-        for number, utterance in enumerate(first[:_SHOWN]):
-            typer.echo(f"  {'<>'[number % 2]} {utterance[:_SHOWN_WIDTH]}")
+        shown = [text[:_SHOWN_WIDTH] for text in first[:_SHOWN]]
+        report.append("the first dialogue, < others, > you:")
+        report += [f"  {'<>'[number % 2]} {text}" for number, text in enumerate(shown)]
+    typer.echo("\n".join([*report, f"written: {output}"]), err=to_stderr)
+    _draw(survey, picture, to_stderr)
     if line := redactor.line():
         note(line)
-    typer.echo(f"written: {output}")
 
 
 @command(data_app)
@@ -125,9 +124,10 @@ def stats(
     if not (kind or columns):
         warn_of_exports(files)
     survey = Survey()
-    for _ in survey.collect(files, kind, skip_bad, columns=columns):
+    for _ in survey.collect(_dialogues(files, kind, columns, survey, skip_bad)):
         pass
-    _report(survey, picture)
+    typer.echo("\n".join(survey.lines()))
+    _draw(survey, picture)
 
 
 @command(data_app)
@@ -155,14 +155,14 @@ def split(
         raise UserError(f"--validation {validation} and --test {test} leave nothing to train on")
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
     parts = {output_dir / f"{name}.txt": share for name, share in shares.items() if share}
-    _check_output(files, parts, force)
+    _check_output(files, list(parts), force)
     if not (kind or columns):
         warn_of_exports(files)
     survey = Survey()
-    written = write(survey.collect(files, kind, skip_bad, columns=columns), parts, seed)
-    _report(survey)
-    for path, number in written.items():
-        typer.echo(f"written: {path}, {counted(number, 'dialogue')}")
+    dialogues = _dialogues(files, kind, columns, survey, skip_bad)
+    written = write(survey.collect(dialogues), parts, seed)
+    files_written = [f"written: {path}, {counted(n, 'dialogue')}" for path, n in written.items()]
+    typer.echo("\n".join([*survey.lines(), *files_written]))
 
 
 @command(data_app)
@@ -195,6 +195,24 @@ def smalltalk(
         raise UserError(f"--dialogues {dialogues}: {error}", "ask for fewer") from None
 
 
+def _dialogues(
+    files: list[Path],
+    kind: str | None,
+    columns: tuple[str, str] | None,
+    survey: "Survey",
+    skip_bad: bool,
+    chats: "Chats | None" = None,
+) -> Iterator[list[str]]:
+    from smallgpt.data.dialogue_formats import read_dialogues
+
+    rejected = survey.reject if skip_bad else None
+    for file in files:
+        if chats:
+            yield from chats.dialogues(file, rejected)
+        else:
+            yield from read_dialogues(file, kind, rejected, columns)
+
+
 def _with_first(
     dialogues: Iterable[list[str]], first: list[str], chats: "Chats | None"
 ) -> Iterator[list[str]]:
@@ -206,7 +224,7 @@ def _with_first(
         raise UserError("no dialogue came out of it", "\n     ".join(chats.lines()))
 
 
-def _check_output(files: list[Path], outputs: Iterable[Path], force: bool) -> None:
+def _check_output(files: list[Path], outputs: list[Path], force: bool) -> None:
     """Refuse inputs that cannot be read, and outputs that would replace something.
 
     A device or a pipe is written to; an existing file is replaced only with --force.
@@ -215,6 +233,8 @@ def _check_output(files: list[Path], outputs: Iterable[Path], force: bool) -> No
     from smallgpt.utils.atomic import is_device
 
     check_files(files)
+    if len({output.resolve() for output in outputs}) < len(outputs):
+        raise UserError(f"{outputs[0]} is to be two files", "name another for one of them")
     for output in outputs:
         if output.is_dir() or any(output.exists() and output.samefile(file) for file in files):
             raise UserError(f"{output} is an input, or a directory", "name another file")
@@ -222,8 +242,14 @@ def _check_output(files: list[Path], outputs: Iterable[Path], force: bool) -> No
             raise UserError(f"{output} is there already", "name another, or add --force")
 
 
-def _report(survey: "Survey", picture: Path | None = None) -> None:
-    typer.echo("\n".join(survey.lines()))
+def _is_standard_output(path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(1))
+    except OSError:
+        return False
+
+
+def _draw(survey: "Survey", picture: Path | None, to_stderr: bool = False) -> None:
     if picture:
         survey.draw(picture)
-        typer.echo(f"written: {picture}")
+        typer.echo(f"written: {picture}", err=to_stderr)

@@ -48,16 +48,17 @@ _NOT_TEXT = [
 ]
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # it begins as the next one does
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
 )
 _ENOUGH = 1000
 """Characters that are not ASCII, after which the encoding is decided."""
 
 
 def encoding_of(path: Path, chunks: Iterable[bytes]) -> str:
-    """The encoding of a file, whose bytes are `chunks`: as its byte order mark says, else UTF-8 or
-    GB18030.
+    """The encoding of a file with these bytes: as its byte order mark says, or UTF-8 or GB18030.
 
     It is GB18030 only where most of what is not ASCII is not UTF-8: one bad byte in a text in
     UTF-8 must not turn all of it into other characters. No more is read than it takes.
@@ -69,7 +70,9 @@ def encoding_of(path: Path, chunks: Iterable[bytes]) -> str:
     good = bad = 0
     for number, data in enumerate(chunks):
         if not number:
-            _refuse_what_is_no_text(path, data)
+            for pattern, name, advice in _NOT_TEXT:
+                if pattern.match(data):
+                    raise UserError(f"{path} is {name}, not text", advice)
             for mark, encoding in _MARKS:
                 if data.startswith(mark):
                     return encoding
@@ -81,9 +84,3 @@ def encoding_of(path: Path, chunks: Iterable[bytes]) -> str:
         if good + bad > _ENOUGH:
             break
     return "gb18030" if bad > good else "utf-8"
-
-
-def _refuse_what_is_no_text(path: Path, beginning: bytes) -> None:
-    for pattern, name, advice in _NOT_TEXT:
-        if pattern.match(beginning):
-            raise UserError(f"{path} is {name}, not text", advice)

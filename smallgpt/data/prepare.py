@@ -1,4 +1,4 @@
-"""Dialogues of any files -> one text, or several parts of it, without duplicates.
+"""Dialogues -> one text, or several parts of it, without duplicates.
 
 Two dialogues are exact duplicates when their utterances are equal, and near duplicates when they
 are equal but for white space, punctuation, case and full-width forms (Unicode NFKC); what belongs
@@ -11,18 +11,14 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from unicodedata import category
 
-from smallgpt.data.dialogue_formats import Columns, read_dialogues
-from smallgpt.data.tables import Broken
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError
 
-ReadDialogues = Callable[[Path, str | None, Broken | None, Columns | None], Iterable[list[str]]]
-"""Streams the dialogues of a file, as `read_dialogues`."""
 _OF_A_NUMBER = re.compile(r"((?<=\d)[\W_]+(?=\d)|[-.\u2010-\u2015](?=\d)|(?<=\d)[%‰])")
 _DIGIT, _RAISED = re.compile(r"\d"), re.compile("[²³¹¼-¾⁰-₉⅐-⅟]")
 MOST_REASONS = 20  # that are listed; with a part of the data in each they would fill pages
@@ -41,28 +37,22 @@ class Survey:
         self._kept: dict[bytes, bytes] = {}  # by what near duplicates share, what exact ones do
 
     def collect(
-        self,
-        files: Iterable[Path],
-        kind: str | None = None,
-        skip_bad: bool = False,
-        keep_duplicates: bool = False,
-        columns: Columns | None = None,
-        read: ReadDialogues = read_dialogues,
+        self, dialogues: Iterable[list[str]], keep_duplicates: bool = False
     ) -> Iterator[list[str]]:
-        """Stream the dialogues of several files, and count them.
+        """The same dialogues, counted, without duplicates unless these are to be kept."""
+        for dialogue in dialogues:
+            if keep_duplicates or not self._is_duplicate(dialogue):
+                characters = sum(map(len, dialogue))
+                self.dialogues += 1
+                self.turns += len(dialogue)
+                self.characters += characters
+                self.lengths[1 << max(0, characters - 1).bit_length()] += 1
+                yield dialogue
 
-        `kind`, `columns` and broken records are as for `read`; with `skip_bad` these are left out.
-        """
-        rejected = self._reject if skip_bad else None
-        for file in files:
-            for dialogue in read(file, kind, rejected, columns):
-                if keep_duplicates or not self._is_duplicate(dialogue):
-                    characters = sum(map(len, dialogue))
-                    self.dialogues += 1
-                    self.turns += len(dialogue)
-                    self.characters += characters
-                    self.lengths[1 << max(0, characters - 1).bit_length()] += 1
-                    yield dialogue
+    def reject(self, _number: int, reason: str) -> None:
+        """Count a broken record, which is left out."""
+        known = len(self.rejected) < MOST_REASONS or reason in self.rejected
+        self.rejected[reason if known else "other reasons"] += 1
 
     def _is_duplicate(self, dialogue: list[str]) -> bool:
         exact, near = _digest("\n".join(dialogue)), _digest(essence(dialogue))
@@ -73,10 +63,6 @@ class Survey:
             self.exact += kept == exact
             self.near += kept != exact
         return kept is not None
-
-    def _reject(self, _number: int, reason: str) -> None:
-        known = len(self.rejected) < MOST_REASONS or reason in self.rejected
-        self.rejected[reason if known else "other reasons"] += 1
 
     def lines(self) -> list[str]:
         """The report, for people."""

@@ -8,6 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from smallgpt.utils.words import counted
+
 _PLACE = r"[^\W\d_A-Za-z我你您他她它们在是到去的了住给寄送址发叫说这那每个]"
 _UNIT = (
     rf"(?:{_PLACE}{{2,7}}?(?:省|自治区|自治州|(?<![城超股楼菜夜门上])市)"
@@ -97,9 +99,7 @@ class Redactor:
 
     def line(self) -> str:
         """What was found, for people; "" where there was nothing."""
-        found = ", ".join(
-            f"{count:,} {kind}{_ending(count, kind)}" for kind, count in self.found.most_common()
-        )
+        found = ", ".join(counted(count, kind) for kind, count in self.found.most_common())
         if not found:
             return "replaced: nothing was found" if self.replace else ""
         if self.replace:
@@ -108,10 +108,6 @@ class Redactor:
             f"warning: it contains {found}: a model may repeat them to others\n"
             "  -> --redact puts placeholders there"
         )
-
-
-def _ending(count: int, noun: str) -> str:
-    return "" if count == 1 else "es" if noun.endswith("s") else "s"
 
 
 def _is_address(text: str) -> bool:

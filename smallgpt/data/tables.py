@@ -1,31 +1,24 @@
-"""Records of CSV, TSV, JSONL, JSON and Parquet files as a stream, in bounded memory."""
+"""Rows of CSV, TSV, JSON and Parquet files as a stream, in bounded memory."""
 
 import csv
-import io
 import itertools
 import json
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from smallgpt.data.text import decode
+from smallgpt.data.json_files import Broken, json_items, json_lines, refusing
+from smallgpt.data.text import LONGEST, beginning, read_lines
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.paths import not_found
 from smallgpt.utils.words import counted
 
 _DELIMITERS = (",", "\t", ";", "|")
+_NO_HEADER = re.compile(r'(?:sep=.)?[\s,;|"]*')
 _TABLE_SUFFIXES = (".csv", ".tsv")
 _LINES_SUFFIXES = (".jsonl", ".ndjson")
 _JSON_SUFFIXES = (*_LINES_SUFFIXES, ".json")
-_FIRST_ITEM, _NEXT_ITEM = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*")
-_END_OF_LIST = re.compile(r"\s*(\[\s*)?\]\s*")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-LONGEST = 1 << 24
-"""Characters of a record at most: what a small packed file unpacks to must not fill the memory."""
-Broken = Callable[[int, str], object]
-"""Called with the number of a broken record and the reason; if it returns, that one is left out."""
 
 
 class Row(NamedTuple):
@@ -71,7 +64,7 @@ def columns_of(path: Path, columns: Iterable[str]) -> list[str]:
     if is_jsonl(path):
         rows = _json_rows(path, list(columns), None, quiet=True)
         return list(dict.fromkeys(column for row in rows for column in row.cells))
-    return distinct(_first_line(path, _read_lines(path, quiet=True), columns)[2])
+    return distinct(_first_line(path, read_lines(path, quiet=True), columns)[2])
 
 
 def is_jsonl(path: Path) -> bool:
@@ -95,54 +88,13 @@ def _suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _read_lines(path: Path, quiet: bool = False) -> Iterator[str]:
-    """Stream lines with their newlines, whichever kind."""
-    rest, number = "", 1
-    for text in decode(path, translate=False, quiet=quiet):
-        lines = io.StringIO(rest + text, newline="").readlines()
-        rest = "" if lines[-1].endswith(("\n", "\r")) else lines.pop()
-        number += len(lines)
-        yield from lines
-        if len(rest) > LONGEST:
-            problem = f"line {number:,} is longer than {LONGEST:,} characters"
-            raise UserError(f"{path}, {problem}", "is it such a file, with its newlines?")
-    if rest:
-        yield rest
-
-
-def json_lines(path: Path, broken: Broken, quiet: bool = False) -> Iterator[tuple[int, Any]]:
-    """Stream the JSON values of a file that holds one a line, with the numbers of the lines."""
-    for number, line in enumerate(_read_lines(path, quiet), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = _well_formed(json.loads(line), line)
-        except (ValueError, RecursionError) as error:
-            broken(number, f"not JSON: {error}")
-        else:
-            yield number, value
-
-
-def _well_formed(value: Any, source: str, start: int = 0, end: int = sys.maxsize) -> Any:
-    """A JSON value in which half a surrogate pair, as of an emoji cut in two, is U+FFFD."""
-    if not _SURROGATE.search(source, start, end):
-        return value
-    text = json.dumps(value, ensure_ascii=False).encode("utf-16-le", "surrogatepass")
-    return json.loads(text.decode("utf-16-le", "replace"))
-
-
 def _json_rows(
     path: Path, columns: list[str], broken: Broken | None, quiet: bool = False
 ) -> Iterator[Row]:
-    beginning = next(filter(str.strip, decode(path, quiet=True)), "")
-    is_list = beginning.lstrip().startswith("[")
+    is_list = beginning(path).lstrip().startswith("[")
     unit = "record" if is_list else "line"
-
-    def refuse(number: int, reason: str) -> NoReturn:
-        advice = 'write one JSON object a line: {"column": value, …}, or a list of such objects'
-        raise UserError(f"{path}, {unit} {number:,}: {reason}", advice)
-
-    broken = broken or refuse
+    advice = 'write one JSON object a line: {"column": value, …}, or a list of such objects'
+    broken = broken or refusing(path, advice, unit)
     records = json_items(path, quiet) if is_list else json_lines(path, broken, quiet)
     for number, values in records:
         if not isinstance(values, dict):
@@ -160,12 +112,9 @@ def _cell(value: Any) -> str:
 
 
 def _table_rows(path: Path, columns: list[str], broken: Broken | None) -> Iterator[Row]:
-    def refuse(number: int, reason: str) -> NoReturn:
-        advice = 'put texts that contain the delimiter or a quotation mark in quotes: "…"'
-        raise UserError(f"{path}, line {number:,}: {reason}", advice)
-
-    broken = broken or refuse
-    lines = _read_lines(path)
+    advice = 'put texts that contain the delimiter or a quotation mark in quotes: "…"'
+    broken = broken or refusing(path, advice)
+    lines = read_lines(path)
     before, delimiter, given = _first_line(path, lines, columns)
     _check_columns(str(path), given, columns)
     names = distinct(given)
@@ -212,7 +161,7 @@ def _is_quoted(path: Path, delimiter: str, columns: int) -> bool:
 
     def whole_lines() -> Iterator[str]:
         nonlocal whole, lines
-        for line in _read_lines(path, quiet=True):
+        for line in read_lines(path, quiet=True):
             if line.strip("\r\n"):
                 lines += 1
                 whole = line.count(delimiter) == columns - 1
@@ -245,22 +194,28 @@ def _holds_rows(cells: list[str], delimiter: str) -> bool:
 def _first_line(
     path: Path, lines: Iterator[str], columns: Iterable[str]
 ) -> tuple[int, str, list[str]]:
-    """How many blank lines are before the header, the delimiter, and the columns."""
-    before, header = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
-    if not header:
+    """As `header_of`, of a file that must have a header."""
+    header = header_of(lines, columns)
+    if not header[2]:
         raise UserError(f"{path} is empty", "give a CSV, TSV or JSONL file with a header")
-    return before, *header_of(header, columns)
+    return header
 
 
-def header_of(line: str, columns: Iterable[str] = ()) -> tuple[str, list[str]]:
-    """The delimiter that gives most of the wanted columns, then most columns; and the columns."""
+def header_of(lines: Iterable[str], columns: Iterable[str] = ()) -> tuple[int, str, list[str]]:
+    """How many lines are before the header, the delimiter, and the columns.
+
+    It is the first line that holds more than delimiters or Excel's `sep=;`. The delimiter is the
+    one that gives most of the wanted columns, then most columns.
+    """
     csv.field_size_limit(LONGEST)
+    headers = ((n, line) for n, line in enumerate(lines) if not _NO_HEADER.fullmatch(line))
+    before, line = next(headers, (0, ""))
     found = {}
     for delimiter in _DELIMITERS:
         cells = next(csv.reader([line.strip("\r\n")], delimiter=delimiter), [])
         found[delimiter] = [name.strip() for name in cells]
     best = max(found, key=lambda d: (len(set(columns) & set(found[d])), len(found[d])))
-    return best, found[best]
+    return before, best, found[best]
 
 
 def distinct(names: Iterable[str]) -> list[str]:
@@ -280,50 +235,6 @@ def _check_columns(where: str, names: Iterable[str], columns: Iterable[str]) -> 
                 f"{where}: {'two columns' if column in names else 'no column'} {column!r}",
                 f"the columns are: {', '.join(names)}; set text_column and label_column",
             )
-
-
-def json_items(path: Path, quiet: bool = False) -> Iterator[tuple[int, Any]]:
-    """Stream the items of a JSON list, numbered from 1, as far as it is whole."""
-    rest, number = "", 0
-    for text in decode(path, quiet=quiet):
-        rest, at = rest + text, 0
-        while before := (_NEXT_ITEM if number else _FIRST_ITEM).match(rest, at):
-            try:
-                item, end = json.JSONDecoder().raw_decode(rest, before.end())
-            except (ValueError, RecursionError):
-                break  # perhaps it goes on in the next chunk
-            if end == len(rest):
-                break
-            item = _well_formed(item, rest, before.end(), end)
-            number, at = number + 1, end
-            yield number, item
-        rest = rest[at:]
-        if len(rest) > LONGEST:
-            problem = f"record {number + 1:,} is broken, or longer than {LONGEST:,} characters"
-            raise UserError(f"{path}, {problem}", "is it a list of dialogues?")
-    if not _END_OF_LIST.fullmatch(rest):
-        raise UserError(
-            f"{path}: the list is broken after record {number:,}",
-            "what follows cannot be read; get the file again",
-        )
-
-
-def json_value(path: Path) -> Any:
-    """The one JSON value that a file holds.
-
-    Raises:
-        UserError: it is not JSON, or longer than `LONGEST`.
-    """
-    text = ""
-    for part in decode(path):
-        text += part
-        if len(text) > LONGEST:
-            problem = f"one JSON value of more than {LONGEST:,} characters"
-            raise UserError(f"{path}: {problem}", "make it a list of dialogues, or one a line")
-    try:
-        return _well_formed(json.loads(text), text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,7 +1,7 @@
 """Text files as a stream of clean text in bounded memory: decompressed, decoded, newlines unified.
 
 A dialogue file has one utterance a line and a blank line between dialogues. It is UTF-8; GB18030,
-and UTF-16 with a byte order mark, are read too.
+and UTF-16 and UTF-32 with a byte order mark, are read too.
 """
 
 import codecs
@@ -24,6 +24,9 @@ from smallgpt.utils.paths import not_found
 
 CHUNK_BYTES = 1 << 20  # small enough that the processor's cache holds much of the work
 GZIP_MAGIC, XZ_MAGIC = b"\x1f\x8b", b"\xfd7zXZ\x00"
+LONGEST = 1 << 24
+"""Characters of a record at most: what a small packed file unpacks to must not fill the memory."""
+_BEGINNING = 1 << 20  # characters
 BLANK = "".join(
     [
         *"\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\xad\u061c\u115f\u1160\u1680\u180e",
@@ -134,6 +137,31 @@ def decode(path: Path, translate: bool = True, quiet: bool = False) -> Iterator[
             at_start = False
 
 
+def read_lines(path: Path, translate: bool = False, quiet: bool = False) -> Iterator[str]:
+    """Stream a file's lines, each with its newline; the arguments are those of `decode`."""
+    rest, number = "", 1
+    for text in decode(path, translate, quiet):
+        lines = io.StringIO(rest + text, newline="").readlines()
+        rest = "" if lines[-1].endswith(("\n", "\r")) else lines.pop()
+        number += len(lines)
+        yield from lines
+        if len(rest) > LONGEST:
+            problem = f"line {number:,} is longer than {LONGEST:,} characters"
+            raise UserError(f"{path}, {problem}", "is it such a file, with its newlines?")
+    if rest:
+        yield rest
+
+
+def beginning(path: Path) -> str:
+    """The first million characters of a file, by which it is recognised, in whole lines."""
+    text = ""
+    for chunk in decode(path, quiet=True):
+        text += chunk
+        if len(text) >= _BEGINNING:
+            return text[: text.rfind("\n") + 1] or text
+    return text
+
+
 def encoding_of(path: Path) -> str:
     """The encoding of a file's text, as `data.encodings` tells it; a UserError if it is no text."""
     return encodings.encoding_of(path, read_bytes(path))
@@ -160,6 +188,9 @@ def open_decompressed(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         with path.open("rb") as raw:
+            if not raw.seekable():
+                advice = "write it to a file first, and name that"
+                raise UserError(f"{path} is a pipe or the like, which is read only once", advice)
             magic = raw.read(6)
             raw.seek(0)
             size, name = path.stat().st_size, f"reading {path.name}"

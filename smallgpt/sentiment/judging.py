@@ -22,7 +22,11 @@ _TABLES, _JSONL = (".csv", ".tsv", ".txt", ""), (".jsonl", ".ndjson")
 """Endings of the names of what can be written."""
 FOR_EXCEL = "utf-8-sig"
 """UTF-8 with a byte order mark, without which Excel reads a CSV in the system's old encoding."""
-_TO_WRITE = {"utf-8": FOR_EXCEL, "utf-16-le": "utf-16", "utf-16-be": "utf-16"}
+_TO_WRITE = {
+    "utf-8": FOR_EXCEL,
+    **dict.fromkeys(("utf-16-le", "utf-16-be"), "utf-16"),
+    **dict.fromkeys(("utf-32-le", "utf-32-be"), "utf-32"),
+}
 """How a table is written whose input had an encoding: with a byte order mark."""
 
 

@@ -5,7 +5,8 @@ import math
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun: "1 dialogue", "2,000 dialogues"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
 
 
 def size(number: float) -> str:

@@ -47,6 +47,14 @@ def test_chat(trained: Path, redirections: str, code: int, said: str, notes: str
     assert notes or not done.stderr
 
 
+def test_a_text_on_standard_output_is_nothing_but_the_text(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("早\n好\n", "utf-8")
+    convert = ["-m", "smallgpt", "data", "convert", "x.txt", "--output", "/dev/stdout"]
+    done = redirected("", *convert, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "早\n好\n")
+    assert "dialogues: 1\n" in done.stderr
+
+
 def test_training_goes_on_where_nobody_reads_what_it_says(tmp_path: Path) -> None:
     folder = write_run(tmp_path, max_steps=2, decay_steps=4)
     done = redirected("<&- >&- 2>/dev/full", REPOSITORY / "train.py", "run.yaml", folder=folder)

@@ -17,10 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smallgpt.data import dialogue_formats, tables
+from smallgpt.data import dialogue_formats, json_files, tables
 from smallgpt.data import text as text_module
+from smallgpt.data.containers import recognise
 from smallgpt.data.corpus import open_corpus
-from smallgpt.data.dialogue_formats import KINDS, read_dialogues, recognise, text_chunks
+from smallgpt.data.dialogue_formats import read_dialogues, text_chunks
+from smallgpt.data.dialogue_records import KINDS
 from smallgpt.data.prepare import Survey, essence, write
 from smallgpt.data.text import BLANK
 from smallgpt.utils.errors import UserError
@@ -206,7 +208,12 @@ def test_a_history_comes_first(tmp_path: Path, history: list[Any]) -> None:
         shown = [json.dumps(history), str(history), "[]", ""]
         csv.writer(file).writerows([["history", "q", "a"], *([h, "早", "好"] for h in shown)])
     check(tmp_path / "x.csv", 2 * [["问", "答", "早", "好"]] + 2 * [["早", "好"]])
-    for broken, reason in (("[1", "is not a list"), ('["问"]', "odd number")):
+    for broken, reason in (
+        ("[1", "is not a list"),
+        ('["问"]', "odd number"),
+        ([["问", None]], "an empty utterance"),
+        ([{"甲": "问", "乙": "答"}], "its keys are: 甲, 乙"),
+    ):
         (tmp_path / "y.jsonl").write_text(as_lines([record | {"history": broken}]), "utf-8")
         assert reason in refusal_of(tmp_path / "y.jsonl")
 
@@ -231,9 +238,10 @@ def test_replies_that_people_found_bad_are_not_learnt(
 def test_tables_as_spreadsheets_write_them(tmp_path: Path, encoding: str) -> None:
     for name, delimiter in (("x.csv", ","), ("x.tsv", "\t"), ("y.csv", ";")):
         rows = ["问题,回答,", "早,好,", ",,", "在吗,在的,"]
-        text = "\r\n".join(rows).replace(",", delimiter)
-        (tmp_path / name).write_bytes(text.encode(encoding))
-        check(tmp_path / name, [["早", "好"], ["在吗", "在的"]])
+        for before in ([], [",,", ""], ["sep=,"]):
+            text = "\r\n".join([*before, *rows]).replace(",", delimiter)
+            (tmp_path / name).write_bytes(text.encode(encoding))
+            check(tmp_path / name, [["早", "好"], ["在吗", "在的"]])
     (tmp_path / "x.txt").write_bytes("问\t答\n早\t好\n".encode(encoding))
     check(tmp_path / "x.txt", [["早", "好"]])
 
@@ -368,7 +376,7 @@ def test_a_broken_line_is_refused_with_its_number_or_left_out(
     said = refusal_of(path)
     assert "line 1,000: " in said and reason in said
     survey = Survey()
-    assert len(list(survey.collect([path], skip_bad=True, keep_duplicates=True))) == 1000
+    assert sum(1 for _ in read_dialogues(path, rejected=survey.reject)) == 1000
     assert survey.rejected.total() == 1
     assert reason in next(iter(survey.rejected))
 
@@ -428,7 +436,7 @@ def test_a_small_file_that_unpacks_to_a_large_record(
     beginning: str,
     said: str,
 ) -> None:
-    for module in (tables, dialogue_formats):
+    for module in (dialogue_formats, json_files, tables, text_module):
         monkeypatch.setattr(module, "LONGEST", 1 << 21)
     path = tmp_path / name
     line = b"a" * 1023 + (b"\n" if name == "x.csv.gz" else b"a")
@@ -450,7 +458,7 @@ def test_broken_rows_are_refused_with_their_line_or_left_out(tmp_path: Path) -> 
     path.write_text('prompt,response\n早,好\n在吗,在的,有事吗\n他说,"好"呀,\n早,好呀\n', "utf-8")
     assert "line 3: 3 cells for 2 columns" in refusal_of(path)
     survey = Survey()
-    assert list(survey.collect([path], skip_bad=True)) == [["早", "好"], ["早", "好呀"]]
+    assert list(read_dialogues(path, rejected=survey.reject)) == [["早", "好"], ["早", "好呀"]]
     assert survey.rejected == {
         "3 cells for 2 columns": 1,
         "a quotation mark is not closed, or within quotes not doubled": 1,
@@ -477,11 +485,10 @@ def test_near_duplicates_with_numbers() -> None:
         assert essence([one]) == essence([other])
 
 
-def test_duplicates(tmp_path: Path) -> None:
+def test_duplicates() -> None:
     near = ["早上好 呀！", "早上好,昨晚睡得好吗?"]
-    write([*SIMPLE, SIMPLE[0], near, ["……", "！"], ["！", "……"]], {tmp_path / "x.txt": 1.0})
     survey = Survey()
-    kept = list(survey.collect([tmp_path / "x.txt"]))
+    kept = list(survey.collect([*SIMPLE, SIMPLE[0], near, ["……", "！"], ["！", "……"]]))
     assert kept == [*SIMPLE, ["……", "！"], ["！", "……"]]
     assert (survey.exact, survey.near) == (1, 1)
     assert survey.characters == sum(len(u) for d in kept for u in d)
@@ -540,6 +547,9 @@ def test_commands(tmp_path: Path) -> None:
         )
         run("data", *arguments, "--force")
     assert "is an input" in refused_command("data", "convert", path, "--output", path, "--skip-bad")
+    assert "is to be two files" in refused_command(
+        "data", "convert", path, "--output", picture, "--picture", picture, "--force"
+    )
     assert "leave nothing" in refused_command(
         "data", "split", out, "--output-dir", tmp_path, "--test", "0.99"
     )

@@ -5,6 +5,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -57,8 +58,8 @@ def test_undecodable_bytes_are_named_with_their_line(
 TALK = "在的\n好呀，一会儿见\n\n几点\n五点一刻🙂\n"
 
 
-@pytest.mark.parametrize("chunk_bytes", [None, 3])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16"])
+@pytest.mark.parametrize("chunk_bytes", [None, 5])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16", "utf-32"])
 def test_encodings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str, chunk_bytes: int | None
 ) -> None:
@@ -164,6 +165,11 @@ def test_unusable_files_stop_before_any_work(tmp_path: Path) -> None:
     assert f"{tmp_path} is a directory" in check(tmp_path)
     assert f"{empty} is empty" in check(empty)
     assert "cannot be read" in check(tmp_path / ("long" * 1000))
+    if Path("/dev/fd").exists():
+        reading, writing = os.pipe()
+        os.close(writing)
+        assert "is a pipe or the like" in check(Path(f"/dev/fd/{reading}"))
+        os.close(reading)
     missing = check(tmp_path / "missing.txt")
     assert "missing.txt not found" in missing
     for way_to_get_a_text in ("your own", "GPT2-chitchat", "smallgpt data smalltalk"):

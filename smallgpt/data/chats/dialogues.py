@@ -12,15 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from smallgpt.data.chats.exports import read, recognise, warn_of_exports
-from smallgpt.data.chats.messages import ME, OTHER, SYSTEM, Export, Message
+from smallgpt.data.chats.exports import read, recognise
+from smallgpt.data.chats.messages import ME, OTHER, SYSTEM, Export, Message, listed
 from smallgpt.data.chats.placeholders import without_placeholders
-from smallgpt.data.tables import Broken
+from smallgpt.data.json_files import Broken
 from smallgpt.utils.errors import UserError
-from smallgpt.utils.words import counted
 
+_WHAT_IS_READ = "see docs/data.md for what is read; other texts need no --me"
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_MOST_SPEAKERS = 20  # that are listed
 
 
 class Chats:
@@ -33,6 +32,8 @@ class Chats:
 
     def __init__(self, me: Sequence[str], gap: float) -> None:
         self.me = [name.strip() for name in me]
+        self.silent = set(self.me)
+        """Those of these names that have said nothing yet."""
         self.gap = gap
         self.names: set[str] = set()
         """What all speakers are called, and their accounts."""
@@ -40,24 +41,22 @@ class Chats:
         self.dropped: Counter[str] = Counter()
         self.unanswered = self.unprompted = self.used = self.moved = self.groups = 0
 
-    def dialogues(
-        self, path: Path, _kind: str | None = None, broken: Broken | None = None, *_: object
-    ) -> Iterator[list[str]]:
+    def dialogues(self, path: Path, broken: Broken | None = None) -> Iterator[list[str]]:
         """Stream the dialogues of an export, as `read_dialogues` those of other files.
 
         Raises:
-            UserError: it is no export, or the person does not speak in it.
+            UserError: it is no export, the person does not speak in it, or without `broken`, a row
+                is broken.
         """
         form = recognise(path, self.me)
         if form is None:
-            advice = "see docs/data.md for what is read; other texts need no --me"
-            raise UserError(f"{path}: no chat export was recognised in it", advice)
+            raise UserError(f"{path}: no chat export was recognised in it", _WHAT_IS_READ)
         export = read(path, form, self.me, broken)
         mine = self._accounts(path, export)
-        for key, count in _speakers(export).items():
-            self.speakers[f"{_called(export, key)}{' (you)' if key in mine else ''}"] += count
+        for key, count in export.speakers().items():
+            self.speakers[f"{export.called(key)}{' (you)' if key in mine else ''}"] += count
             names = {key, *export.names[key]} - {ME, OTHER}
-            self.names |= {name.removeprefix("~ ") for name in names}  # WhatsApp marks strangers
+            self.names |= set(map(_named, names))
         members = {(m.chat, m.sender) for m in export.messages if m.sender != SYSTEM}
         self.groups += sum(n > 2 for n in Counter(chat for chat, _ in members).values())
         for messages in self._split(self._in_order(export.messages)):
@@ -65,7 +64,7 @@ class Chats:
                 yield utterances
 
     def _accounts(self, path: Path, export: Export) -> set[str]:
-        speakers = _speakers(export)
+        speakers = export.speakers()
         found: set[str] = set()
         for me in self.me:
             named = [key for key in speakers if _folded(key) == _folded(me)] or [
@@ -77,9 +76,12 @@ class Chats:
                 problem = f"{path}: {len(named)} speakers are called {me!r}"
                 raise UserError(problem, f"give the account instead: --me {named[0]}")
             found.update(named)
+            self.silent -= {me} if named else set()
+        if not speakers:
+            raise UserError(f"{path}: no message of a person was recognised in it", _WHAT_IS_READ)
         if not found:
             problem = f"{path}: {' and '.join(map(repr, self.me))} says nothing in it"
-            raise UserError(problem, f"give --me one of its speakers: {listed(export)}")
+            raise UserError(problem, f"give --me one of its speakers: {export.listed()}")
         return found
 
     def _in_order(self, messages: list[Message]) -> list[Message]:
@@ -111,14 +113,13 @@ class Chats:
         yield run
 
     def _utterances(self, messages: list[Message], mine: set[str]) -> list[str]:
-        turns: list[tuple[bool, list[str]]] = []
+        said: list[tuple[bool, str]] = []
         for message in messages:
             text, dropped = without_placeholders(message)
             self.dropped[dropped] += bool(dropped)
-            if text:
-                if not turns or turns[-1][0] != (message.sender in mine):
-                    turns.append((message.sender in mine, []))
-                turns[-1][1].append(text)
+            said += [(message.sender in mine, text)] if text else []
+        sides = itertools.groupby(said, key=lambda one: one[0])
+        turns = [(own, [text for _, text in texts]) for own, texts in sides]
         if turns and turns[0][0]:
             self.unprompted += len(turns.pop(0)[1])
         if turns and not turns[-1][0]:
@@ -128,20 +129,21 @@ class Chats:
 
     def lines(self) -> list[str]:
         """The report, for people."""
-        speakers = _listed(self.speakers)
         result = [
-            f"speakers: {speakers}",
+            f"speakers: {listed(self.speakers)}",
             f"messages: {self.speakers.total():,}, of which {self.used:,} are in dialogues",
         ]
+        if self.silent:
+            names = ", ".join(sorted(map(repr, self.silent)))
+            result.append(f"  no messages by this name, is it written so? {names}")
         if self.groups:
             result.append("in a group, each reply answers what others said since the last one")
-        result += [
-            f"  {count:,} dropped: {kind}" for kind, count in self.dropped.most_common() if count
-        ]
-        if self.unprompted:
-            result.append(f"  {self.unprompted:,} left over: yours, at the beginning of a dialogue")
-        if self.unanswered:
-            result.append(f"  {self.unanswered:,} left over: of others, with no reply of yours")
+        left = {
+            **{f"dropped: {kind}": count for kind, count in self.dropped.most_common()},
+            "left over: yours, at the beginning of a dialogue": self.unprompted,
+            "left over: of others, with no reply of yours": self.unanswered,
+        }
+        result += [f"  {count:,} {what}" for what, count in left.items() if count]
         if self.moved:
             result.append("  the messages were not in the order of their times, and were sorted")
         return result
@@ -156,39 +158,10 @@ def gap_in_seconds(text: str) -> float:
     return seconds
 
 
-def listed(export: Export) -> str:
-    """The speakers with the number of their messages, for a message to people."""
-    return _listed(Counter({_called(export, key): n for key, n in _speakers(export).items()}))
-
-
-def _listed(speakers: Counter[str]) -> str:
-    named = [
-        f"{name} ({counted(n, 'message')})" for name, n in speakers.most_common(_MOST_SPEAKERS)
-    ]
-    more = len(speakers) - len(named)
-    return ", ".join([*named, *([f"and {more:,} more"] if more else [])])
-
-
-def _speakers(export: Export) -> Counter[str]:
-    return Counter(m.sender for m in export.messages if m.sender != SYSTEM)
-
-
-def _called(export: Export, key: str) -> str:
-    """A speaker's name, with the account where it has one."""
-    name = export.names[key].most_common(1)[0][0]
-    return name if name == key else f"{name} [{key}]"
+def _named(name: str) -> str:
+    """A name without the mark that WhatsApp puts before strangers."""
+    return name.removeprefix("~").strip()
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold().strip()
-
-
-def refuse_without_me(files: Sequence[Path]) -> None:
-    """Raise a UserError that lists the speakers if one of the files is an export beyond doubt."""
-    for path in files:
-        form = recognise(path)
-        if form and form.timed:
-            speakers = listed(read(path, form))
-            problem = f"{path} is a chat export: whose messages are to be the replies?"
-            raise UserError(problem, f"add --me NAME; it has these speakers: {speakers}")
-    warn_of_exports(files)
+    return _named(unicodedata.normalize("NFKC", name).casefold().strip())

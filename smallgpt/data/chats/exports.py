@@ -6,14 +6,14 @@ from pathlib import Path
 
 from smallgpt.data.chats import tables, text
 from smallgpt.data.chats.messages import CLEAN, Export
-from smallgpt.data.tables import Broken
-from smallgpt.data.text import decode
+from smallgpt.data.json_files import Broken
+from smallgpt.data.text import beginning
 from smallgpt.utils.errors import UserError, note
 
-_BEGINNING = 1 << 20  # characters that are looked at
+Form = text.TextForm | tables.TableForm
 
 
-def recognise(path: Path, me: Sequence[str] = ()) -> text.TextForm | tables.TableForm | None:
+def recognise(path: Path, me: Sequence[str] = ()) -> Form | None:
     """How a file holds the messages of a chat, by its beginning; None where it holds none.
 
     Args:
@@ -24,20 +24,15 @@ def recognise(path: Path, me: Sequence[str] = ()) -> text.TextForm | tables.Tabl
         UserError: with `me`, the file cannot be read or is no text.
     """
     try:
-        beginning = _beginning(path)
+        first = beginning(path).translate(CLEAN)
     except UserError:
         if me:
             raise
         return None  # it is up to those who read it, such as Parquet
-    return tables.recognise(path, beginning) or text.recognise(beginning, me)
+    return tables.recognise(path, first) or text.recognise(first, me)
 
 
-def read(
-    path: Path,
-    form: text.TextForm | tables.TableForm,
-    me: Sequence[str] = (),
-    broken: Broken | None = None,
-) -> Export:
+def read(path: Path, form: Form, me: Sequence[str] = (), broken: Broken | None = None) -> Export:
     """Read a whole export into memory, some 300 bytes a message.
 
     `broken` is called for broken rows; without it, a UserError names the first one.
@@ -47,14 +42,16 @@ def read(
     return text.read(path, form, me)
 
 
-def _beginning(path: Path) -> str:
-    """The first lines of a file."""
-    beginning = ""
-    for chunk in decode(path, quiet=True):
-        beginning += chunk
-        if len(beginning) >= _BEGINNING:
-            return (beginning[: beginning.rfind("\n") + 1] or beginning).translate(CLEAN)
-    return beginning.translate(CLEAN)
+def refuse_exports(files: Sequence[Path]) -> None:
+    """Raise a UserError that lists the speakers if one of the files is an export beyond doubt."""
+    for path in files:
+        form = recognise(path)
+        if form and form.timed:
+            speakers = read(path, form, broken=lambda *_: None).listed()
+            problem = f"{path} is a chat export: whose messages are to be the replies?"
+            if speakers:
+                raise UserError(problem, f"add --me NAME; it has these speakers: {speakers}")
+        _warn(path, form)
 
 
 def warn_of_exports(files: Sequence[Path]) -> None:
@@ -66,15 +63,19 @@ def warn_of_exports(files: Sequence[Path]) -> None:
     for path in files:
         form = recognise(path)
         if isinstance(form, tables.TableForm) and form.timed:
-            raise UserError(f"{path} holds the messages of a chat, not dialogues", _advice(path))
-        if isinstance(form, text.TextForm):
-            what = "times and names" if form.timed else "names"
-            note(f"warning: {path} looks like a chat export: {what} would be learnt as text")
-            note(f"  -> {_advice(path)}")
+            problem = f"{path} holds the messages of a chat, not dialogues"
+            raise UserError(problem, how_to_convert(path))
+        _warn(path, form)
 
 
-def _advice(path: Path) -> str:
-    command = (
-        f"python -m smallgpt data convert {shlex.quote(str(path))} --me NAME --output train.txt"
-    )
-    return f"make dialogues of it first: {command}"
+def _warn(path: Path, form: Form | None) -> None:
+    if isinstance(form, text.TextForm):
+        what = "times and names" if form.timed else "names"
+        note(f"warning: {path} looks like a chat export: {what} would be learnt as text")
+        note(f"  -> {how_to_convert(path)}")
+
+
+def how_to_convert(path: Path | None = None) -> str:
+    """The advice to make dialogues of an export."""
+    file = shlex.quote(str(path)) if path else "…"
+    return f"convert it first: python -m smallgpt data convert {file} --me NAME --output train.txt"

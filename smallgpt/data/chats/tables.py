@@ -6,10 +6,10 @@ names.
 
 import functools
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
@@ -17,20 +17,18 @@ from typing import Any
 
 from smallgpt.data.chats.messages import CLEAN, ME, OTHER, SYSTEM, SYSTEM_NAMES, Export, Message
 from smallgpt.data.chats.times import Order, order_of, seconds
-from smallgpt.data.tables import (
-    LONGEST,
+from smallgpt.data.json_files import (
     Broken,
-    header_of,
-    is_table,
     json_items,
+    json_items_under,
     json_lines,
-    read_rows,
+    leading_value,
+    refusing,
 )
-from smallgpt.data.text import decode
+from smallgpt.data.tables import header_of, is_table, read_rows
 from smallgpt.utils.errors import UserError
 
 _FIRST_RECORDS = 1000
-_LONGEST_KEY = 100  # characters of "messages": [ with white space
 _FIELDS = {
     "sender": "senderdisplayname sendername nickname 昵称 群昵称 发送者 发送人 发言人 发言者 "
     "说话人 姓名 用户名 用户 名称 from sender author speaker accountname displayname remark 备注 "
@@ -49,14 +47,11 @@ _WECHAT_KINDS = {
     **{"3": "图片", "34": "语音", "42": "名片", "43": "视频", "47": "表情", "48": "位置"},
     **{"50": "通话", "10000": SYSTEM, "10002": SYSTEM, "service": SYSTEM},
 }
-_MESSAGES = re.compile(r'"messages"\s*:\s*\[\s*')
-_END_OF_LIST = re.compile(r"\s*+\]")
-_AFTER_ITEM = re.compile(r"\s*(?:,\s*|(?=\]))")
 _TELEGRAM_MEDIA = ("photo", "file", "location_information", "contact_information", "poll")
 
 
-def _fields(record: dict[str, Any]) -> dict[str, list[str]]:
-    """The columns for each of _FIELDS, the best first."""
+def fields(record: dict[str, Any]) -> dict[str, list[str]]:
+    """The columns for each of `_FIELDS`, the best first."""
     return _fields_of(tuple(record))
 
 
@@ -70,8 +65,10 @@ def _fields_of(columns: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def _is_message(record: Any) -> bool:
-    fields = _fields(record) if isinstance(record, dict) and "role" not in record else None
-    return bool(fields and fields["content"] and (fields["sender"] or fields["mine"]))
+    if not isinstance(record, dict) or "role" in record:
+        return False
+    found = fields(record)
+    return bool(found["content"] and (found["sender"] or found["mine"]))
 
 
 @dataclass(frozen=True)
@@ -88,9 +85,9 @@ def recognise(path: Path, beginning: str) -> TableForm | None:
     if not _is_message(record):
         return None
     # Dialogues of other programs, one a line, may name senders and times as well.
-    dialogues = container == "object" and _json(beginning.partition("\n")[0].strip()) is not None
+    dialogues = container == "object" and leading_value(beginning.partition("\n")[0]) is not None
     several = dialogues and "\n" in beginning.strip()
-    return TableForm(container, bool(_fields(record)["time"]) and not several)
+    return TableForm(container, bool(fields(record)["time"]) and not several)
 
 
 def read(path: Path, form: TableForm, broken: Broken | None = None) -> Export:
@@ -99,11 +96,11 @@ def read(path: Path, form: TableForm, broken: Broken | None = None) -> Export:
     `broken` is called for broken rows and lines; without it, a UserError names the first one.
     """
     export = Export()
-    records = _records(path, form, broken)
+    records = _records(path, form.container, broken)
     first = list(itertools.islice(records, _FIRST_RECORDS))
     order = order_of(_cell(record, "time") for _, record in first)
-    for chat, record in itertools.chain(first, records):
-        _add(export, chat, record, order)
+    for number, record in itertools.chain(first, records):
+        _add(export, number, record, order)
     if ME in export.names:  # a raw dump names the other one, whoever sends
         own = {name: n for name, n in export.names[ME].items() if name not in export.names}
         export.names[ME] = Counter(own or {ME: 1})
@@ -111,106 +108,56 @@ def read(path: Path, form: TableForm, broken: Broken | None = None) -> Export:
 
 
 def _first_record(path: Path, text: str) -> tuple[str, Any]:
-    first = text.partition("\n")[0]
     if is_table(path):
-        return "table", dict.fromkeys(header_of(first)[1], "")
+        return "table", dict.fromkeys(header_of(text.splitlines())[2], "")
     if text.startswith("["):
-        return "list", _json(text[1:].lstrip())
+        return "list", leading_value(text[1:])
     if text.startswith("{"):
-        record = _json(first)
-        return ("lines", record) if _is_message(record) else ("object", _first_in_object(text))
+        record = leading_value(text.partition("\n")[0])
+        if _is_message(record):
+            return "lines", record
+        return "object", _first_in_object(path, text)
     return "", None
 
 
-def _first_in_object(text: str) -> Any:
+def _first_in_object(path: Path, text: str) -> Any:
     """The first message in a list of an object; before it may be what the app itself says."""
-    begin = _MESSAGES.search(text)
-    at = begin.end() if begin else len(text)
-    while item := _item(text, at):
-        record, at = item
-        if _is_message(record):
-            return record
+    with suppress(UserError):  # it ends within the list
+        items = json_items_under(path, "messages", [text])
+        return next((record for _, record in items if _is_message(record)), None)
     return None
 
 
-def _json(text: str) -> Any:
-    try:
-        return json.JSONDecoder().raw_decode(text)[0]
-    except (ValueError, RecursionError):
-        return None
-
-
 def _records(
-    path: Path, form: TableForm, broken: Broken | None
-) -> Iterator[tuple[str, dict[str, Any]]]:
+    path: Path, container: str, broken: Broken | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """The chat's number, where there are several lists of messages, and each record."""
-
-    def refuse(number: int, reason: str) -> None:
-        raise UserError(f"{path}, line {number:,}: {reason}", "leave such lines out: --skip-bad")
-
-    items: Iterable[tuple[Any, Any]]
-    if form.container == "object":
-        items = _lists_of_messages(path)
-    elif form.container == "table":
-        items = (("", row.cells) for row in read_rows(path, broken=broken))
+    items: Iterable[tuple[int, Any]]
+    if container == "object":
+        items = json_items_under(path, "messages")
+    elif container == "table":
+        items = ((0, row.cells) for row in read_rows(path, broken=broken))
+    elif container == "lines":
+        broken = broken or refusing(path, "leave such lines out: --skip-bad")
+        items = ((0, record) for _, record in json_lines(path, broken))
     else:
-        lines = form.container == "lines"
-        numbered = json_lines(path, broken or refuse) if lines else json_items(path)
-        items = (("", record) for _, record in numbered)
-    return ((chat, record) for chat, record in items if isinstance(record, dict))
-
-
-def _lists_of_messages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Stream what is in the lists under "messages" of a JSON object, such as Telegram's."""
-    rest, number, inside = "", 0, False
-    for text in decode(path):
-        rest, at = rest + text, 0
-        while True:
-            if not inside and (begin := _MESSAGES.search(rest, at)):
-                inside, at, number = True, begin.end(), number + 1
-            elif not inside:
-                at = max(at, len(rest) - _LONGEST_KEY)  # the list may begin across two chunks
-                break
-            elif _END_OF_LIST.match(rest, at):
-                inside = False
-            elif item := _item(rest, at):
-                record, at = item
-                yield str(number), record
-            else:
-                break  # it goes on in the next chunk
-        rest = rest[at:]
-        if len(rest) > LONGEST:
-            break
-    if inside:
-        raise UserError(f"{path}: its list of messages is broken", "export the chat again")
-
-
-def _item(text: str, at: int) -> tuple[Any, int] | None:
-    """The JSON value at a place in a list, and where the next one is; None where it is cut off."""
-    while text[at : at + 1].isspace():
-        at += 1
-    try:
-        value, end = json.JSONDecoder().raw_decode(text, at)
-    except (ValueError, RecursionError):
-        return None
-    after = _AFTER_ITEM.match(text, end)
-    return (value, after.end()) if after else None
+        items = ((0, record) for _, record in json_items(path))
+    return ((number, record) for number, record in items if isinstance(record, dict))
 
 
 def _cell(record: dict[str, Any], what: str) -> str:
     """What a record has in its columns for one of _FIELDS: the first that is not empty."""
-    texts = (_plain(record[column]).strip() for column in _fields(record)[what])
+    texts = (_plain(record[column]).strip() for column in fields(record)[what])
     return next((text for text in texts if text), "")
 
 
 def _plain(value: Any) -> str:
     """A cell as text. It may be an object with the text, or a list of texts and such objects."""
     if isinstance(value, str) and value.startswith('{"'):  # as in dumps of the older PyWxDump
-        inner = _json(value)
+        inner = leading_value(value)
         value = inner if isinstance(inner, dict) and "msg" in inner else value
     parts = value if isinstance(value, list) else [value]
-    # Half a surrogate pair, as of an emoji cut in two, cannot be written.
-    return "".join(map(_text_of, parts)).encode("utf-8", "replace").decode()
+    return "".join(map(_text_of, parts))
 
 
 def _text_of(part: Any) -> str:
@@ -220,7 +167,7 @@ def _text_of(part: Any) -> str:
     return "" if part is None else str(part)
 
 
-def _add(export: Export, chat: str, record: dict[str, Any], order: Order) -> None:
+def _add(export: Export, number: int, record: dict[str, Any], order: Order) -> None:
     kind = _cell(record, "kind").lower()
     kind = _WECHAT_KINDS.get(kind, kind)
     text = _cell(record, "content")
@@ -238,5 +185,5 @@ def _add(export: Export, chat: str, record: dict[str, Any], order: Order) -> Non
     time, date = _cell(record, "time"), _cell(record, "date")
     stamps = (time, f"{date} {time}", f"{time} 0:00")
     moment = next((at for stamp in stamps if (at := seconds(stamp, order)) is not None), None)
-    label = intern(f"{chat}\n{_cell(record, 'chat')}")
+    label = intern(f"{number}\n{_cell(record, 'chat')}")
     export.messages.append(Message(label, moment, sender, text.translate(CLEAN), kind))

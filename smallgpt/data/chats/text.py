@@ -20,9 +20,7 @@ from sys import intern
 
 from smallgpt.data.chats.messages import CLEAN, SYSTEM, SYSTEM_NAMES, Export, Message
 from smallgpt.data.chats.times import CLOCK, DATE_LINE, STAMP, YEAR_FIRST, Order, order_of, seconds
-from smallgpt.data.tables import LONGEST
-from smallgpt.data.text import decode
-from smallgpt.utils.errors import UserError
+from smallgpt.data.text import read_lines
 
 _FEWEST, _LEAST_SHARE = 2, 0.1  # headers, and their share of the lines, in a text export
 _LINES = 20_000  # that are looked at
@@ -168,6 +166,7 @@ def read(path: Path, form: TextForm, me: Sequence[str]) -> Export:
     name, time, label = "", None, ""
     names = {*form.names, *me} if form.names else None
     body: list[str] = []
+    lines = (line.rstrip("\n").translate(CLEAN) for line in read_lines(path, translate=True))
 
     def close() -> None:
         if name:
@@ -177,7 +176,7 @@ def read(path: Path, form: TextForm, me: Sequence[str]) -> Export:
             export.messages.append(Message(label, time, sender, text or name))
         body.clear()
 
-    for line, match in _headers(_lines(path), form.kind):
+    for line, match in _headers(lines, form.kind):
         if match and (names is None or match["rest"] in names):
             close()
             label = intern(f"{chat}\n{part}")
@@ -218,15 +217,3 @@ def _sender(name: str, names: dict[str, Counter[str]]) -> str:
     key = SYSTEM if key in SYSTEM_NAMES or name in SYSTEM_NAMES else intern(key)
     names[key][name or key] += 1
     return key
-
-
-def _lines(path: Path) -> Iterator[str]:
-    rest = ""
-    for text in decode(path):
-        *lines, rest = (rest + text.translate(CLEAN)).split("\n")
-        yield from lines
-        if len(rest) > LONGEST:
-            raise UserError(
-                f"{path}: a line is longer than {LONGEST:,} characters", "is it a chat?"
-            )
-    yield rest

@@ -6,7 +6,11 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 _DATE = r"(?:\d{4}[-/.年]\s?\d{1,2}[-/.月]\s?\d{1,2}日?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})"
-_WEEKDAY = r"(?:\s*[（(]?(?:星期|周|週|礼拜|禮拜)?[一二三四五六日天][)）]?(?=\W|[上下凌中晚早]|$))?"
+_DAY = r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*\.?"
+_WEEKDAY = (
+    r"(?:\s*[（(]?(?:星期|周|週|礼拜|禮拜)?[一二三四五六日天][)）]?(?=\W|[上下凌中晚早]|$)"
+    rf"|\s*[（(]?{_DAY}[)）]?)?"
+)
 _HALF = r"凌晨|清晨|早上|早晨|上午|中午|下午|傍晚|晚上|半夜|午夜"
 CLOCK = (
     rf"(?:(?:{_HALF})\s?)?\d{{1,2}}[:：]\d{{2}}(?:[:：]\d{{2}}(?:[.,]\d{{1,6}})?)?"
@@ -14,7 +18,7 @@ CLOCK = (
 )
 STAMP = rf"{_DATE}{_WEEKDAY}[,，]?[\sT]*{CLOCK}(?:\s?(?:Z|UTC)?[+-]\d\d:?\d\d|Z|\sUTC)?"
 """A pattern without groups: a date and a time of day."""
-DATE_LINE = re.compile(rf"[\s=—–-]*({_DATE}){_WEEKDAY}[\s=—–-]*")
+DATE_LINE = re.compile(rf"[\s=—–-]*(?:{_DAY},?\s*)?({_DATE}){_WEEKDAY}[\s=—–-]*")
 """A line of nothing but a date, which holds for the times of day that follow."""
 _PARTS = re.compile(
     rf"(\d{{1,4}})[-/.年]\s?(\d{{1,2}})[-/.月]\s?(\d{{1,4}})日?{_WEEKDAY}[,，]?[\sT]*"

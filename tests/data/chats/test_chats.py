@@ -73,6 +73,9 @@ TEXTS = {
     "e-mail of WeChat": "亲爱的:\n聊天记录如下。\n\n—————  2024-03-01  —————\n\n\n"
     + "".join(f"{n}  {t[:-3]}\n\n{s}\n\n" for t, n, s in IN_ONE_LINE),
     "LINE": "2024/03/01（五）\n" + "".join(f"{t}\t{n}\t{s}\n" for t, n, s in IN_ONE_LINE),
+    "LINE in English": "2024/03/01(Fri)\n"
+    + "".join(f"{t}\t{n}\t{s}\n" for t, n, s in IN_ONE_LINE)
+    + "\nSat, 3/2/2024\n09:00\t阿青\t[Sticker]\n",
     "WhatsApp on an iPhone": "[2024/3/1 下午12:30:01] 阿青: \u200e消息和通话已进行端到端加密。\n"
     + "".join(f"[2024/3/1 下午{t}] {n}: {s}\n" for t, n, s in IN_ONE_LINE)
     + "\u200e[2024/3/1 下午1:00:10] 阿青: \u200e图像已省略\n",
@@ -109,14 +112,8 @@ def telegram(one_line: bool = False) -> str:
         for t, n, s, _ in ROWS[:-1]
     ]
     said[0] = {**said[0], "text": ["在", {"type": "bold", "text": "吗"}]}  # type: ignore[dict-item]
-    photo = {
-        "type": "message",
-        "date": "2024-03-01T12:31:09",
-        "from": "阿青",
-        "photo": "x",
-        "text": "",
-    }
-    messages = [service, *said, {**photo, "from_id": "user阿青"}]
+    photo = {**said[-2], "date": "2024-03-01T12:31:09", "photo": "x", "text": ""}
+    messages = [service, *said, photo]
     chat = {"name": "阿青", "type": "personal_chat", "id": 7, "messages": messages}
     return json.dumps(chat, ensure_ascii=False, indent=None if one_line else 1)
 
@@ -182,6 +179,10 @@ def test_the_report_counts_what_is_dropped_and_left_over(tmp_path: Path) -> None
     assert "1 left over: yours" in report
     assert "1 left over: of others" in report
     assert "group" not in report
+    assert "no messages by this name" not in report
+    chats = Chats(["小林", "小琳"], 3600)
+    assert list(chats.dialogues(path)) == [ASKED]
+    assert "no messages by this name, is it written so? '小琳'" in "\n".join(chats.lines())
 
 
 def test_the_gap_ends_a_dialogue(tmp_path: Path) -> None:
@@ -241,6 +242,13 @@ def test_a_message_that_looks_like_a_header_without_time_stays_text(tmp_path: Pa
     assert converted(saved(tmp_path, untimed))[0][1] == "在的 注意：下雨"
 
 
+def test_a_name_is_found_however_it_is_written(tmp_path: Path) -> None:
+    """Signs of regular expressions, capital letters, WhatsApp's mark of a stranger."""
+    for written, named in (("a.b*(c)[+?", "a.b*(c)[+?"), ("~ Ann", "ann"), ("Ａｎｎ", "Ann")):
+        lines = [f"2024-03-01 09:0{n}:00 - {who}: {n}\n" for n, who in enumerate(["x", written])]
+        assert converted(saved(tmp_path, "".join(lines)), named) == [["0", "1"]]
+
+
 def test_blank_lines_separate_dialogues_without_times(tmp_path: Path) -> None:
     path = saved(tmp_path, "阿青: 早\n小林: 早啊\n\n阿青: 去吗\n小林: 不去\n")
     assert converted(path) == [["早", "早啊"], ["去吗", "不去"]]
@@ -281,33 +289,21 @@ def test_a_list_of_messages_longer_than_a_chunk(
     for text in (telegram(), telegram(one_line=True)):
         assert converted(saved(tmp_path, text, "result.json")) == [ASKED]
     message = refusal(lambda: converted(saved(tmp_path, telegram()[:-20], "cut.json")))
-    assert "its list of messages is broken" in message
+    assert "the list is broken after record" in message
+
+
+PLACEHOLDERS = """\
+[图片]|[动画表情]|[语音] 12秒|[语音 5"]|[文件] 表.pdf|<Media omitted>|<省略影音内容>
+图像已省略|sticker omitted|IMG-1.jpg (file attached)|<附件：a.jpg>|a.pdf (文件附件)
+[视频通话] 通话时长 00:32|<msg><emoji/></msg>
+[链接]:title:x|"阿青" 撤回了一条消息|You deleted this message|此消息已删除
+https://a.cn/b?c=1|我拍了拍 "阿青"|Missed voice call"""
 
 
 @pytest.mark.parametrize(
     ("text", "left"),
     [
-        *(
-            (text, "")
-            for text in ("[图片]", "[动画表情]", "[语音] 12秒", '[语音 5"]', "[文件] 表.pdf")
-        ),
-        *(
-            (text, "")
-            for text in ("<Media omitted>", "<省略影音内容>", "图像已省略", "sticker omitted")
-        ),
-        *(
-            (text, "")
-            for text in ("IMG-1.jpg (file attached)", "<附件：a.jpg>", "a.pdf (文件附件)")
-        ),
-        *(
-            (text, "")
-            for text in ("[视频通话] 通话时长 00:32", "<msg><emoji/></msg>", "[链接]:title:x")
-        ),
-        *(
-            (text, "")
-            for text in ('"阿青" 撤回了一条消息', "You deleted this message", "此消息已删除")
-        ),
-        *((text, "") for text in ("https://a.cn/b?c=1", '我拍了拍 "阿青"', "Missed voice call")),
+        *((text, "") for text in PLACEHOLDERS.replace("\n", "|").split("|")),
         ("[图片]好看吗", "好看吗"),
         ("photo-1.jpg (file attached)\n好看吗", "好看吗"),
         ("[微笑]", "[微笑]"),
@@ -365,11 +361,12 @@ def test_broken_rows_and_half_emoji(tmp_path: Path) -> None:
     output = tmp_path / "train.txt"
     arguments: list[str | Path] = ["data", "convert", path, "--me", "小林", "--output", output]
     assert "line 2" in refused_command(*arguments)
+    assert "add --me" in refused_command("data", "convert", path, "--output", output)
     done = smallgpt(*arguments, "--skip-bad")
     assert "rejected: 1\n" in done.stdout
     assert output.read_text("utf-8") == "早\n早啊\n"
     half = telegram().replace("好呀", "好呀\\ud83d")
-    assert converted(saved(tmp_path, half, "half.json"))[0][-1] == "好呀?"
+    assert converted(saved(tmp_path, half, "half.json"))[0][-1] == "好呀\ufffd"
     deep = telegram().replace('"text": "好呀"', '"text": ' + "[" * 400 + '"好呀"' + "]" * 400)
     converted(saved(tmp_path, deep, "deep.json"))
 
@@ -386,17 +383,10 @@ def test_convert_an_export(tmp_path: Path) -> None:
     assert output.read_text("utf-8").split("\n") == [*ASKED[:-1], "好呀 小林电话13800001234", ""]
     assert "the first dialogue, < others, > you:\n  < 在吗\n  > 在的 怎么了\n" in done.stdout
     assert "it contains 1 phone number" in done.stderr
-    arguments: list[str | Path] = [
-        "--me",
-        "小林",
-        "--gap",
-        "2h",
-        "--redact",
-        "--output",
-        tmp_path / "other.txt",
-    ]
-    done = smallgpt("data", "convert", path, *arguments)
-    assert (tmp_path / "other.txt").read_text("utf-8").endswith("\n好呀 [名字]电话[电话]\n")
+    output = tmp_path / "other.txt"
+    arguments = ["--me", "小林", "--gap", "2h", "--redact", "--output"]
+    done = smallgpt("data", "convert", path, *arguments, output)
+    assert output.read_text("utf-8").endswith("\n好呀 [名字]电话[电话]\n")
     assert "replaced: 1 phone number, 1 name" in done.stderr
 
 
@@ -446,6 +436,7 @@ def test_what_cannot_be_read_as_an_export(tmp_path: Path) -> None:
         "在吗\n在\n".encode(): "no chat export was recognised",
         QQ_HEAD.encode(): "no chat export was recognised",
         b"": "is empty",
+        "2024-03-01 12:30,小林,早\n2024-03-01 12:31,小林,好\n".encode(): "no message of a person",
         "2024-03-01 12:30 - 小林: a\n2024-03-01 12:31 - 小林: b\n".encode(): "2 left over: yours",
     }
     for data, words in cases.items():
