@@ -59,7 +59,7 @@ def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `text.txt`, `run.yaml` and the run's `checkpoints/`: cpt60 and cpt120."""
-    from smallgpt.config import load_config
+    from smallgpt.config_file import load_config
     from smallgpt.training import pretrain
 
     folder = tmp_path_factory.mktemp("run")

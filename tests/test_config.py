@@ -11,19 +11,8 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smallgpt.config import (
-    ABLATION,
-    CHAT,
-    CLASSIFY,
-    TEXT,
-    TRAIN,
-    Config,
-    SentimentConfig,
-    config_from_dict,
-    config_to_yaml,
-    load_config,
-    typed_keys,
-)
+from smallgpt.config import ABLATION, CHAT, CLASSIFY, TEXT, TRAIN, Config, SentimentConfig
+from smallgpt.config_file import config_from_dict, config_to_yaml, load_config, typed_keys
 from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refusal
 

@@ -16,7 +16,8 @@ import torch
 from smallgpt.checkpoints import huggingface
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
-from smallgpt.config import Config, SamplingConfig, config_from_dict
+from smallgpt.config import Config, SamplingConfig
+from smallgpt.config_file import config_from_dict
 from smallgpt.model import inference
 from smallgpt.model.generate import generate
 from smallgpt.model.gpt import GPT, KeyValueCache

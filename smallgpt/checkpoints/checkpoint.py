@@ -27,7 +27,8 @@ from torch import Tensor
 
 from smallgpt.checkpoints import huggingface
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, checkpoints, is_name, place
-from smallgpt.config import Config, ModelConfig, SentimentConfig, config_to_yaml, load_config
+from smallgpt.config import Config, ModelConfig, SentimentConfig
+from smallgpt.config_file import config_to_yaml, load_config
 from smallgpt.model.gpt import GPT
 from smallgpt.tokenizer.characters import TOKENIZER_FILE, Tokenizer
 from smallgpt.tokenizer.subwords import load_tokenizer

@@ -23,7 +23,8 @@ from smallgpt.cli.arguments import (
 from smallgpt.cli.configuration import configuration
 from smallgpt.cli.data import data_app
 from smallgpt.cli.sentiment import sentiment_app
-from smallgpt.config import CHAT, TRAIN, Config, Dtype, config_file, load_config, typed_keys
+from smallgpt.config import CHAT, TRAIN, Config, Dtype
+from smallgpt.config_file import config_file, load_config, typed_keys
 from smallgpt.utils.errors import UserError
 from smallgpt.utils.paths import exists
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smallgpt.checkpoints import checkpoint, legacy_pth
-from smallgpt.config import Config, ModelConfig, load_config
+from smallgpt.config import Config, ModelConfig
+from smallgpt.config_file import load_config
 from smallgpt.data.corpus import Corpus
 from smallgpt.data.packing import Batch, PackedRows
 from smallgpt.model.gpt import GPT, KeyValueCache

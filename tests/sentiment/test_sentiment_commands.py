@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from smallgpt.config import SentimentConfig, load_config
+from smallgpt.config import SentimentConfig
+from smallgpt.config_file import load_config
 from smallgpt.data.reviews import read_reviews, split_reviews
 from smallgpt.sentiment import judging, recipe
 from tests.helpers.commands import python_here, refusal, refused_command, smallgpt

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from smallgpt.checkpoints import checkpoint, run_folder
-from smallgpt.config import Config, load_config
+from smallgpt.config import Config
+from smallgpt.config_file import load_config
 from smallgpt.training import pretrain, trainer
 from smallgpt.training.metrics import StepResult
 from smallgpt.training.schedule import Schedule
