@@ -27,17 +27,15 @@ class Schedule:
     @property
     def warmup_steps(self) -> int:
         """Steps in which the learning rate rises."""
-        config = self.config
-        return (
-            config.warmup_steps if config.warmup is None else round(config.warmup * self.last_step)
-        )
+        return self._steps(self.config.warmup, self.config.warmup_steps)
 
     @property
     def decay_steps(self) -> int:
         """The step at which it reaches `min_lr`."""
-        config = self.config
-        steps = config.decay_steps if config.decay is None else round(config.decay * self.last_step)
-        return max(steps, self.warmup_steps)
+        return max(self._steps(self.config.decay, self.config.decay_steps), self.warmup_steps)
+
+    def _steps(self, share: float | None, steps: int) -> int:
+        return steps if share is None else round(share * self.last_step)
 
     def learning_rate(self, step: int) -> float:
         """The rate of step `step`, from 0."""
