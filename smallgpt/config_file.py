@@ -64,7 +64,7 @@ def load_config(
     A file for other commands than `command` is refused, and a note names the keys it does not use.
     """
     typed = _parse_overrides(overrides or [])
-    in_file = _read_yaml(config_file(Path(path))) if path is not None else {}
+    in_file = _read_yaml(find_config(Path(path))) if path is not None else {}
     if command:
         _refuse_other_kind(str(path), in_file, schema, command)
     for keys, alternatives in _REPLACED_BY.items():
@@ -77,7 +77,7 @@ def load_config(
     return config
 
 
-def config_file(named: Path) -> Path:
+def find_config(named: Path) -> Path:
     """The YAML file that a user means: one of `CONFIGS` where a bare name is no file here."""
     name = str(named).removesuffix(".yaml")
     return CONFIGS / f"{name}.yaml" if name in config_names() and not named.is_file() else named
@@ -87,23 +87,22 @@ def _refuse_other_kind(
     file: str, given: Mapping[str, Any], schema: type[Config], asked: str
 ) -> None:
     """Refuse a file whose keys are those of a classifier and not of dialogues, or the reverse."""
-    fields, reviews = Config.__dataclass_fields__, SentimentConfig.__dataclass_fields__
+    fields, both = SentimentConfig.__dataclass_fields__, Config.__dataclass_fields__
     users = {key: fields[key].metadata["used_by"] for key in given if key in fields}
-    for_reviews = [key for key in given if key in reviews and key not in fields]
+    for_reviews = [key for key in users if key not in both]
     for_dialogues = [key for key, used in users.items() if TRAIN in used and CLASSIFY not in used]
     own, other, command = for_dialogues, for_reviews, CLASSIFY
     if schema is SentimentConfig:
         only_chat = all(CHAT in used for used in users.values())
         own, other, command = for_reviews, for_dialogues, CHAT if only_chat else TRAIN
-    if other and not own:
-        keys = ", ".join(other[:4]) + (" …" if len(other) > 4 else "")
-        right = f"python {script(command)} {shlex.quote(file)}"
-        if (asked, command) == (CHAT, CLASSIFY):
-            root = shlex.quote(str(given.get("checkpoint_root", Config.checkpoint_root)))
-            right = (
-                f'python -m smallgpt sentiment predict {root} "…", as a classifier does not chat'
-            )
-        raise UserError(f"{file} is a config for {command}: it sets {keys}", f"type: {right}")
+    if own or not other:
+        return
+    keys = ", ".join(other[:4]) + (" …" if len(other) > 4 else "")
+    right = f"python {script(command)} {shlex.quote(file)}"
+    if (asked, command) == (CHAT, CLASSIFY):
+        root = shlex.quote(str(given.get("checkpoint_root", Config.checkpoint_root)))
+        right = f'python -m smallgpt sentiment predict {root} "…", as a classifier does not chat'
+    raise UserError(f"{file} is a config for {command}: it sets {keys}", f"type: {right}")
 
 
 def config_from_dict(

@@ -25,7 +25,7 @@ from smallgpt.runtime import Runtime
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
 from smallgpt.training import resume
 from smallgpt.training.trainer import Task, Trainer
-from smallgpt.training.validation import Validation, nothing_to, sample_of, summed_loss, validate
+from smallgpt.training.validation import Validation, no_targets, sample_of, summed_loss, validate
 from smallgpt.utils.commands import python_command, script
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
@@ -128,7 +128,7 @@ def _check_targets(config: Config, rows: PackedRows, validation_rows: PackedRows
     ):
         batches = sample_of(part, config.test_batch, most_batches, config.seed)
         if not any(part.batch(numbers).target_count() for numbers in batches):
-            raise nothing_to(purpose)
+            raise no_targets(purpose)
 
 
 class DialogueTask(Task):

@@ -47,16 +47,17 @@ def _in_clone() -> bool:
     return Path("sentimentalTrain.py").is_file()
 
 
-def training_of(root: Path, config: Path | None = None) -> str:
+def training_of(root: Path, config: Path | None = None, other: str = "demo") -> str:
     """The command that trains what belongs into the folder of a run.
 
-    A config of `CONFIGS` has a folder of its name; `config` is one of the user's own.
+    A config of `CONFIGS` has a folder of its name; `config` is one of the user's own; `other` is
+    the one of `CONFIGS` to train where neither says more.
     """
     name = root.name if root.parent.name == "checkpoints" else ""
     if name not in config_names():
         if config:
             return f"python {script('train.py')} {shlex.quote(str(config))}"
-        name = "demo"
+        name = other
     make = "make demo, or " if name == "demo" and _in_clone() else ""
     classifies = name.startswith("sentimental")
     return make + with_config("sentimentalTrain.py" if classifies else "train.py", name)
