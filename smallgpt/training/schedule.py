@@ -1,7 +1,7 @@
 """How many steps a run takes, and the learning rate of each."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from smallgpt.config import Config
 
@@ -52,16 +52,15 @@ class Schedule:
 class StepTimer:
     """Measures the first steps, to choose how many fit into `max_minutes`."""
 
-    steps: int = 0
+    steps: int = -_STEPS_BEFORE_MEASURING
     seconds: float = 0.0
-    _skipped: int = field(default=0, repr=False)
+    """Of the steps from 1 on."""
 
     def add(self, seconds: float) -> None:
         """Take note of a step."""
-        if self._skipped < _STEPS_BEFORE_MEASURING:
-            self._skipped += 1
-        else:
-            self.steps, self.seconds = self.steps + 1, self.seconds + seconds
+        self.steps += 1
+        if self.steps > 0:
+            self.seconds += seconds
 
     @property
     def is_done(self) -> bool:
