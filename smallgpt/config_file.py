@@ -41,10 +41,10 @@ def typed_keys(overrides: Iterable[str]) -> frozenset[str]:
     return frozenset(argument.partition("=")[0] for argument in overrides)
 
 
-_REPLACED_BY: dict[tuple[str, ...], frozenset[str]] = {
-    ("max_steps", "max_epoch", "min_steps", "max_minutes"): frozenset({"max_steps", "max_epoch"}),
-    ("warmup",): frozenset({"warmup_steps"}),
-    ("decay",): frozenset({"decay_steps"}),
+_REPLACED_BY = {
+    ("max_steps", "max_epoch", "min_steps", "max_minutes"): {"max_steps", "max_epoch"},
+    ("warmup",): {"warmup_steps"},
+    ("decay",): {"decay_steps"},
 }
 """Keys of a file that do not count where one of these is typed, which says the same."""
 
@@ -68,7 +68,7 @@ def load_config(
     if command:
         _refuse_other_kind(str(path), in_file, schema, command)
     for keys, alternatives in _REPLACED_BY.items():
-        if not alternatives.isdisjoint(typed):
+        if alternatives & typed.keys():
             in_file = {key: value for key, value in in_file.items() if key not in keys}
     merged = in_file | typed
     config = config_from_dict(merged, str(path), schema, typed)

@@ -15,7 +15,6 @@ from smallgpt.utils.paths import named_path
 
 LARGEST_CONVERSATION = 10_000_000
 """Bytes of its file."""
-_QUOTES = "\"'"  # a terminal puts them around a file that is dropped on it
 
 
 def leaves(line: str) -> bool:
@@ -52,10 +51,9 @@ def run(line: str, conversation: Chatbot, words: Words) -> str | None:
             _show(conversation, words)
         case "/save" | "/load" if not given:
             note(words.usage.format(f"{name} talk.json"))
-        case "/save":
-            note(_save(conversation, named_path(given.strip(_QUOTES)), words))
-        case "/load":
-            note(_load(conversation, named_path(given.strip(_QUOTES)), words))
+        case "/save" | "/load":
+            path = named_path(given.strip("\"'"))  # a terminal quotes a file that is dropped on it
+            note((_save if name == "/save" else _load)(conversation, path, words))
         case _:
             note(words.unknown.format(_printable(name)))
     return None

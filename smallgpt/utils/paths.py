@@ -37,14 +37,12 @@ def named_path(named: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: it is no path at all, is too long, or this user has no home folder.
     """
+    if not isinstance(named, str | os.PathLike) or named == "":
+        raise UserError(f"{named!r} is not a path", "give text, or a pathlib.Path")
     try:
         path = Path(without_tilde(os.fspath(named)))
         path.exists()
-        if named != "":
-            return path
-        raise TypeError
-    except TypeError:
-        raise UserError(f"{named!r} is not a path", "give text, or a pathlib.Path") from None
+        return path
     except OSError as error:
         raise UserError(f"{str(named)[:60]} … cannot be looked at: {error.strerror}") from None
 

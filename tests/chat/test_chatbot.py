@@ -304,7 +304,7 @@ def test_a_second_reply_does_not_disturb_one_that_is_not_over() -> None:
 
 
 @given(st.text() | st.text("\x00\x07\x1b\u200b\u2028\ud83d😀 \t", max_size=40))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_prompt_gets_a_printable_reply(untrained: Chatbot, prompt: str) -> None:
     assume(prompt.strip())
     reply = untrained.reply(prompt)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from smallgpt.data.reviews import Reviews, read_reviews, split_reviews
@@ -129,7 +129,6 @@ def test_columns_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "two columns 'review'" in refusal(lambda: read(path))
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")), min_size=1
