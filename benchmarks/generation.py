@@ -29,7 +29,8 @@ from benchmarks.measure import Contestant, print_json, read_bandwidth, timed
 from benchmarks.plain import PlainGPT
 from smallgpt.checkpoints import checkpoint, huggingface
 from smallgpt.cli.arguments import CHAT_SPINS
-from smallgpt.config import Config, SamplingConfig, load_config
+from smallgpt.config import Config, SamplingConfig
+from smallgpt.config_file import load_config
 from smallgpt.model import inference
 from smallgpt.model.generate import generate
 from smallgpt.model.gpt import GPT

@@ -32,7 +32,8 @@ from benchmarks.measure import (
 from benchmarks.plain import PlainTrainer, padded_rows
 from smallgpt import runtime
 from smallgpt.cli.arguments import run_script
-from smallgpt.config import Config, load_config
+from smallgpt.config import Config
+from smallgpt.config_file import load_config
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.model.gpt import GPT

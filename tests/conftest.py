@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -21,6 +22,9 @@ from tests.helpers.reviews import classifier_config
 
 # A shell that starts the tests in the background has Ctrl-C ignored, by our children as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# No timing decides a test.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 # Checkpoints of untrained models: quickly made, and told apart by the seed of their weights.
@@ -59,7 +63,7 @@ def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `text.txt`, `run.yaml` and the run's `checkpoints/`: cpt60 and cpt120."""
-    from smallgpt.config import load_config
+    from smallgpt.config_file import load_config
     from smallgpt.training import pretrain
 
     folder = tmp_path_factory.mktemp("run")

@@ -11,19 +11,8 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smallgpt.config import (
-    ABLATION,
-    CHAT,
-    CLASSIFY,
-    TEXT,
-    TRAIN,
-    Config,
-    SentimentConfig,
-    config_from_dict,
-    config_to_yaml,
-    load_config,
-    typed_keys,
-)
+from smallgpt.config import ABLATION, CHAT, CLASSIFY, TEXT, TRAIN, Config, SentimentConfig
+from smallgpt.config_file import config_from_dict, config_to_yaml, load_config, typed_keys
 from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refusal
 
@@ -240,7 +229,6 @@ def test_misspelt_key_suggests_the_right_one(tmp_path: Path, typed: str, advice:
         assert f"unknown key `{typed}`\n  -> {advice}" in message
 
 
-@settings(deadline=None)
 @given(st.sampled_from(KEYS), st.data())
 def test_a_key_with_one_letter_missing_suggests_a_key_that_fits(
     key: str, data: st.DataObject
@@ -390,7 +378,7 @@ def test_override_takes_a_list_of_paths(typed: str, value: Any) -> None:
     assert load_config(None, [f"data_path={typed}"]).data_path == value
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="["), min_size=1))
 @example("a=b.txt")
 @example("我的 数据/对话.txt")
@@ -460,7 +448,7 @@ PATH = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1).
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     values=st.fixed_dictionaries(
         {

@@ -16,7 +16,8 @@ import torch
 from smallgpt.checkpoints import huggingface
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
-from smallgpt.config import Config, SamplingConfig, config_from_dict
+from smallgpt.config import Config, SamplingConfig
+from smallgpt.config_file import config_from_dict
 from smallgpt.model import inference
 from smallgpt.model.generate import generate
 from smallgpt.model.gpt import GPT, KeyValueCache
@@ -61,7 +62,7 @@ class Chatbot:
         await_weights: Callable[[], object] = lambda: None,
         source: Source | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.model, self.tokenizer, self._sampling = model, tokenizer, sampling
         self.seed, self.await_weights, self.source = seed, await_weights, source
         self.messages: list[str] = []
         self.left_out = 0
@@ -83,6 +84,15 @@ class Chatbot:
         other.messages = list(self.messages)
         other._generator.set_state(self._generator.get_state())
         return other
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How replies are drawn. Of a mapping that is assigned, the keys change."""
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, changes: SamplingConfig | Mapping[str, Any]) -> None:
+        self._sampling = changed_sampling(self._sampling, changes)
 
     @property
     def history(self) -> list[dict[str, str]]:
@@ -154,7 +164,7 @@ class Chatbot:
         self,
         messages: Sequence[str],
         generator: torch.Generator,
-        sampling: SamplingConfig | None = None,
+        sampling: SamplingConfig | Mapping[str, Any] | None = None,
         cache: KeyValueCache | None = None,
     ) -> tuple[Generator[str, None, None], int]:
         """Reply to messages, of which nothing is kept.
@@ -162,7 +172,7 @@ class Chatbot:
         Args:
             messages: at least one, the speakers taking turns; the last is replied to.
             generator: on the CPU; the same state and messages give the same reply.
-            sampling: by default the chatbot's own.
+            sampling: by default the chatbot's own; of a mapping, the keys that differ from it.
             cache: the part of the messages it has read is not read again. It must not be used
                 elsewhere until the chunks have ended.
 
@@ -171,11 +181,11 @@ class Chatbot:
             beginning of the last message did not fit the context.
 
         Raises:
-            UserError: there are no messages, or they are no texts.
+            UserError: there are no messages, they are no texts, or `sampling` cannot be.
         """
         _check_texts(messages)
         self.await_weights()
-        drawn = sampling or self.sampling
+        drawn = changed_sampling(self.sampling, sampling) if sampling else self.sampling
         context, left_out = prompt_ids(
             messages, self.tokenizer, self.model.config.block_size, drawn.max_new_tokens
         )

@@ -4,8 +4,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
-from smallgpt.chat.chatbot import ROLES, Chatbot, changed_sampling
+from smallgpt.chat.chatbot import ROLES, Chatbot
 from smallgpt.chat.words import Words
 from smallgpt.tokenizer.characters import is_text
 from smallgpt.utils import atomic
@@ -45,24 +46,23 @@ def run(line: str, conversation: Chatbot, words: Words) -> str | None:
         case "/retry":
             return _retry(conversation, words)
         case "/set":
-            _set(given, conversation, words)
+            _set(normalize("NFKC", given), conversation, words)
         case "/history":
             _show(conversation, words)
         case "/save" | "/load" if not given:
             note(words.usage.format(f"{name} talk.json"))
-        case "/save":
-            note(_save(conversation, named_path(given), words))
-        case "/load":
-            note(_load(conversation, named_path(given), words))
+        case "/save" | "/load":
+            path = named_path(given.strip("\"'"))  # a terminal quotes a file that is dropped on it
+            note((_save if name == "/save" else _load)(conversation, path, words))
         case _:
             note(words.unknown.format(_printable(name)))
     return None
 
 
 def _parts(line: str) -> tuple[str, str]:
-    """The first word, and what follows; Chinese input methods give a wide slash."""
+    """The first word, and what follows; Chinese input methods give wide slashes and digits."""
     name, *given = line.split(maxsplit=1)
-    return name.lower().replace("／", "/", 1), "".join(given).strip()
+    return normalize("NFKC", name).lower(), "".join(given).strip()
 
 
 def _retry(conversation: Chatbot, words: Words) -> str | None:
@@ -77,11 +77,11 @@ def _retry(conversation: Chatbot, words: Words) -> str | None:
 def _set(given: str, conversation: Chatbot, words: Words) -> None:
     """`KEY VALUE` or `KEY=VALUE` changes a key; nothing shows all."""
     if given:
-        key, _, value = given.replace("=", " ", 1).partition(" ")
-        if not (key and value.strip()):
+        key, *value = given.replace("=", " ", 1).split(maxsplit=1) or [""]
+        if not value:
             note(words.usage.format(f"/set {_printable(key) or 'temperature'} …"))
             return
-        conversation.sampling = changed_sampling(conversation.sampling, {key: value.strip()})
+        conversation.sampling = {key: value[0]}
     note("\n".join(f"  {key} {value}" for key, value in asdict(conversation.sampling).items()))
 
 

@@ -15,7 +15,7 @@ from smallgpt.chat.chatbot import Chatbot
 from smallgpt.chat.words import ENGLISH, Words, of_locale
 from smallgpt.tokenizer.characters import as_utterance
 from smallgpt.utils.errors import UserError, note
-from smallgpt.utils.places import user_folder
+from smallgpt.utils.paths import user_folder
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History

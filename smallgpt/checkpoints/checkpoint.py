@@ -27,7 +27,8 @@ from torch import Tensor
 
 from smallgpt.checkpoints import huggingface
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, checkpoints, is_name, place
-from smallgpt.config import Config, ModelConfig, SentimentConfig, config_to_yaml, load_config
+from smallgpt.config import Config, ModelConfig, SentimentConfig
+from smallgpt.config_file import config_to_yaml, load_config
 from smallgpt.model.gpt import GPT
 from smallgpt.tokenizer.characters import TOKENIZER_FILE, Tokenizer
 from smallgpt.tokenizer.subwords import load_tokenizer
@@ -172,7 +173,7 @@ def load(path: Path, verify_weights: bool = True, classifier: bool | None = Fals
     Raises:
         UserError: it is missing, incomplete, damaged, of another architecture or the other kind.
     """
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, "sentimental_demo" if classifier else "demo")
     weights_files = _weights_files(manifest)
     later = set() if verify_weights else weights_files
     for name in sorted({*_NEEDED, *manifest["sha256"], *weights_files} - {STATE_FILE} - later):
@@ -225,17 +226,18 @@ def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
     (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint directory.
+def read_manifest(path: Path, example: str = "demo") -> dict[str, Any]:
+    """The manifest of a checkpoint directory; `example` is a config that trains such a model.
 
     Raises:
         UserError: `path` is not a checkpoint directory, or the manifest is damaged.
     """
     file = path / MANIFEST_FILE
-    advice = "give the directory that train.py wrote, such as checkpoints/demo/cpt1200"
+    advice = f"give the directory of a checkpoint, such as checkpoints/{example}/cpt1200"
     if not path.exists():
         run = path.parent if is_name(path.name) else path
-        raise not_found(path, "checkpoint ", f"train one: {training_of(run)}\n     or {advice}")
+        train = f"train one: {training_of(run, other=example)}"
+        raise not_found(path, "checkpoint ", f"{train}\n     or {advice}")
     if not path.is_dir():
         raise UserError(f"{path} is a file, not a checkpoint directory", advice)
     if not file.is_file():

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from smallgpt.checkpoints import huggingface
 from smallgpt.checkpoints.checkpoint import Checkpoint, load_pickle, other_kind
-from smallgpt.config import Config, config_from_dict
+from smallgpt.config import Config
+from smallgpt.config_file import config_from_dict
 from smallgpt.tokenizer.characters import (
     PAD,
     SEP,

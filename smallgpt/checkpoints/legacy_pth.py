@@ -18,7 +18,8 @@ from smallgpt.checkpoints import checkpoint
 from smallgpt.checkpoints.checkpoint import Checkpoint, load_pickle, read_manifest
 from smallgpt.checkpoints.huggingface import check_finite, check_size, from_tensors, hollow_model
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE
-from smallgpt.config import Config, config_from_dict
+from smallgpt.config import Config
+from smallgpt.config_file import config_from_dict
 from smallgpt.model.parameters import parameter_groups
 from smallgpt.tokenizer.characters import UNK, Tokenizer
 from smallgpt.utils import atomic

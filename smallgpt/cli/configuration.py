@@ -7,16 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from smallgpt.config import (
-    CHAT,
-    CLASSIFY,
-    TRAIN,
-    Config,
-    SentimentConfig,
-    allowed_values,
-    json_schema,
-    properties,
-)
+from smallgpt.config import CHAT, CLASSIFY, TRAIN, Config, SentimentConfig
+from smallgpt.config_file import allowed_values, json_schema, properties
 
 INTRODUCTION = """# All keys
 

@@ -23,7 +23,8 @@ from smallgpt.cli.arguments import (
 from smallgpt.cli.configuration import configuration
 from smallgpt.cli.data import data_app
 from smallgpt.cli.sentiment import sentiment_app
-from smallgpt.config import CHAT, TRAIN, Config, Dtype, config_file, load_config, typed_keys
+from smallgpt.config import CHAT, TRAIN, Config, Dtype
+from smallgpt.config_file import find_config, load_config, typed_keys
 from smallgpt.utils.errors import UserError
 from smallgpt.utils.paths import exists
 
@@ -109,7 +110,7 @@ def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Checkpoint
     from smallgpt.checkpoints.checkpoint import CONFIG_FILE
     from smallgpt.checkpoints.open import open_checkpoint
 
-    path = path if exists(path) else config_file(path)
+    path = path if exists(path) else find_config(path)
     if path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix not in WEIGHTS_SUFFIXES):
         settings = load_config(path, overrides, command=CHAT)
         named, root = settings.resume_from or "best", Path(settings.checkpoint_root)

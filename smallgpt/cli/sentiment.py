@@ -17,7 +17,8 @@ from smallgpt.cli.arguments import (
     command,
     typed,
 )
-from smallgpt.config import ABLATION, CLASSIFY, TEXT, SentimentConfig, load_config, typed_keys
+from smallgpt.config import ABLATION, CLASSIFY, TEXT, SentimentConfig
+from smallgpt.config_file import load_config, typed_keys
 from smallgpt.utils.errors import UserError
 
 sentiment_app = typer.Typer(no_args_is_help=True, help="Train, use and compare classifiers.")

@@ -24,7 +24,7 @@ from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK, Tokeni
 from smallgpt.tokenizer.subwords import SubwordTokenizer
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
-from smallgpt.utils.places import can_make, user_folder
+from smallgpt.utils.paths import can_make, user_folder
 from smallgpt.utils.words import counted
 
 CACHE_FOLDER = ".smallgpt_cache"

@@ -110,18 +110,19 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
     judged = predictor.predict_each(row.cells[text_column] for row in again)
     # In JSONL, numbers stay numbers.
     cells = (row.values if as_jsonl else row.cells for row in rows)
-    pairs = tqdm(zip(cells, judged, strict=True), "judging", unit=" reviews", dynamic_ncols=True)
+    pairs = zip(cells, judged, strict=True)
     empty = guesses = 0
     try:
         with (
             atomic.file(target) as work,
             work.open("w", encoding=encoding, newline="") as file,
+            tqdm(pairs, "judging", unit=" reviews", dynamic_ncols=True) as bar,
         ):
             separator = "\t" if target.suffix.lower() == ".tsv" else ","
             table = csv.DictWriter(file, names, delimiter=separator)
             if not as_jsonl:
                 table.writeheader()
-            for row, (text, prediction) in pairs:
+            for row, (text, prediction) in bar:
                 verdict: list[Any] = [prediction.label, round(prediction.probability, 6)]
                 if not text.strip(BLANK):
                     empty, verdict = empty + 1, [None, None]
@@ -139,7 +140,7 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
         if encoding == FOR_EXCEL
         else encoding.upper()
     )
-    note(f"{pairs.n - empty:,} judged, {empty:,} without a text; written: {target} ({written})")
+    note(f"{bar.n - empty:,} judged, {empty:,} without a text; written: {target} ({written})")
 
 
 def _check_target(source: Path, target: Path) -> bool:

@@ -53,17 +53,21 @@ def draw(path: Path, result: dict[str, Any], bins: tuple[FloatArray, ...]) -> No
         bins: see `report.reliability`.
     """
     names = list(result["test"]["classes"])
-    if font_for("".join(names)) is None and len(names) <= MOST_NAMED:
-        numbered = ", ".join(f"{number} is {name}" for number, name in enumerate(names))
-        note(f"{path.name} shows numbers, as no font here has the labels' characters: {numbered}")
-    with picture(path, 13, 3, "".join(names)) as axes:
-        _fill(axes, result, names, bins)
+    ticks, judged_as = [_shortened(name) for name in names], "judged as"
+    if font_for("".join(names)) is None:
+        ticks = [f"class {number}" for number in range(len(names))]
+        judged_as = "judged as (numbers: order in report.json)"
+        if len(names) <= MOST_NAMED:
+            order = ", ".join(f"{number} is {name}" for number, name in enumerate(names))
+            note(f"{path.name} shows numbers, as no font here has the labels' characters: {order}")
+    with picture(path, 13, 3, "".join(names)) as (curve, confusion, calibration):
+        _draw_accuracy(curve, result)
+        _draw_confusion(confusion, np.array(result["test"]["confusion"]), ticks)
+        confusion.set(xlabel=judged_as, ylabel="label", title="confusion: reviews of the test")
+        _draw_calibration(calibration, bins)
 
 
-def _fill(
-    axes: list[Any], result: dict[str, Any], names: list[str], bins: tuple[FloatArray, ...]
-) -> None:
-    curve, confusion, calibration = axes
+def _draw_accuracy(curve: Any, result: dict[str, Any]) -> None:
     history = result["validation"]
     validated = [100 * h["validation_accuracy"] for h in history]
     curve.plot([h["step"] for h in history], validated, "o-", markersize=4, label="validation")
@@ -74,21 +78,20 @@ def _fill(
     curve.set(xlabel="step", ylabel="%", title="accuracy", xlim=(0, 1.05 * history[-1]["step"]))
     curve.legend(fontsize="small")
 
-    counts = np.array(result["test"]["confusion"])
+
+def _draw_confusion(confusion: Any, counts: npt.NDArray[Any], ticks: list[str]) -> None:
     share = counts / np.maximum(1, counts.sum(1, keepdims=True))
     confusion.imshow(share, "Blues", vmin=0, vmax=1)
-    if len(names) <= MOST_NAMED:
+    if len(ticks) <= MOST_NAMED:
         for (row, column), count in np.ndenumerate(counts):
             ink = "white" if share[row, column] > 0.5 else "black"
             confusion.text(column, row, f"{count:,}", color=ink, ha="center", va="center")
-        ticks = _ticks(names)
         turned = 90 if sum(map(len, ticks)) > MOST_BESIDE else 0
-        confusion.set_xticks(range(len(names)), ticks, rotation=turned)
-        confusion.set_yticks(range(len(names)), ticks)
-    by_number = font_for("".join(names)) is None
-    judged_as = "judged as (numbers: order in report.json)" if by_number else "judged as"
-    confusion.set(xlabel=judged_as, ylabel="label", title="confusion: reviews of the test")
+        confusion.set_xticks(range(len(ticks)), ticks, rotation=turned)
+        confusion.set_yticks(range(len(ticks)), ticks)
 
+
+def _draw_calibration(calibration: Any, bins: tuple[FloatArray, ...]) -> None:
     middle, confidence, accuracy, share = bins
     blues = [(0.1, 0.3, 0.7, 0.2 + 0.8 * s) for s in share / share.max()]  # darker: more
     calibration.bar(middle, accuracy, width=0.06, color=blues)
@@ -97,12 +100,9 @@ def _fill(
     calibration.set(xlabel="confidence", ylabel="share right", title="calibration")
 
 
-def _ticks(names: list[str]) -> list[str]:
-    """The names, shortened; or their numbers where no installed font has their characters."""
-    if font_for("".join(names)) is None:
-        return [f"class {number}" for number in range(len(names))]
-    shown = [" ".join(name.split()).replace("$", r"\$") for name in names]
-    return [name if len(name) <= 12 else f"{name[:11]}…" for name in shown]
+def _shortened(name: str) -> str:
+    name = " ".join(name.split()).replace("$", r"\$")
+    return name if len(name) <= 12 else f"{name[:11]}…"
 
 
 @cache

@@ -25,13 +25,7 @@ from smallgpt.runtime import Runtime
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
 from smallgpt.training import resume
 from smallgpt.training.trainer import Task, Trainer
-from smallgpt.training.validation import (
-    Validation,
-    nothing_to,
-    sample_of,
-    summed_loss,
-    validate,
-)
+from smallgpt.training.validation import Validation, no_targets, sample_of, summed_loss, validate
 from smallgpt.utils.commands import python_command, script
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
@@ -104,7 +98,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     if resumed and trainer.is_finished:
         path = resumed.stored.path
         note(f"nothing to do: {path} is at step {trainer.completed} of {trainer.last_step}")
-        note(f"to train on, raise {'patience' if trainer.is_out_of_patience else 'max_steps'}")
+        early = trainer.completed < trainer.last_step
+        note(f"to train on, raise {'patience' if early else 'max_steps'}")
         return path
     path = trainer.train(command)
     note(f"done: the model is in {path}")
@@ -127,17 +122,13 @@ def pack_corpus(
 
 def _check_targets(config: Config, rows: PackedRows, validation_rows: PackedRows) -> None:
     """Stop before the first step where there is nothing to learn or to validate on."""
-    each = config.test_batch
-    for purpose, part, batches in (
-        ("learn", rows, sample_of(rows, each, len(rows), config.seed)),
-        (
-            "validate on",
-            validation_rows,
-            sample_of(validation_rows, each, config.eval_steps, config.seed),
-        ),
+    for purpose, part, most_batches in (
+        ("learn", rows, len(rows)),
+        ("validate on", validation_rows, config.eval_steps),
     ):
+        batches = sample_of(part, config.test_batch, most_batches, config.seed)
         if not any(part.batch(numbers).target_count() for numbers in batches):
-            raise nothing_to(purpose)
+            raise no_targets(purpose)
 
 
 class DialogueTask(Task):
@@ -203,10 +194,10 @@ class DialogueTask(Task):
         perplexity, size = best.get("perplexity", 0.0), self.config.vocab_size
         if perplexity <= size:
             return ""
-        advice = "train longer (max_steps or max_epoch), or raise lr"
+        advice = "train longer (max_steps or max_epoch), or with another lr"
         if was_better_before:
-            advice = "more dialogues are needed, or a base_model trained on text more like them"
-        return f"validation perplexity {perplexity:,.0f}, blind guessing has {size:,}: {advice}"
+            advice = "lower lr, or take more dialogues, or a base_model trained on text like them"
+        return f"validation perplexity {perplexity:,.6g}, blind guessing has {size:,}: {advice}"
 
     def sample_replies(self) -> list[tuple[str, str]]:
         """Replies to the first utterances of some dialogues kept for validation."""

@@ -1,7 +1,7 @@
 """How many steps a run takes, and the learning rate of each."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from smallgpt.config import Config
 
@@ -27,17 +27,15 @@ class Schedule:
     @property
     def warmup_steps(self) -> int:
         """Steps in which the learning rate rises."""
-        config = self.config
-        return (
-            config.warmup_steps if config.warmup is None else round(config.warmup * self.last_step)
-        )
+        return self._steps(self.config.warmup, self.config.warmup_steps)
 
     @property
     def decay_steps(self) -> int:
         """The step at which it reaches `min_lr`."""
-        config = self.config
-        steps = config.decay_steps if config.decay is None else round(config.decay * self.last_step)
-        return max(steps, self.warmup_steps)
+        return max(self._steps(self.config.decay, self.config.decay_steps), self.warmup_steps)
+
+    def _steps(self, share: float | None, steps: int) -> int:
+        return steps if share is None else round(share * self.last_step)
 
     def learning_rate(self, step: int) -> float:
         """The rate of step `step`, from 0."""
@@ -54,16 +52,15 @@ class Schedule:
 class StepTimer:
     """Measures the first steps, to choose how many fit into `max_minutes`."""
 
-    steps: int = 0
+    steps: int = -_STEPS_BEFORE_MEASURING
     seconds: float = 0.0
-    _skipped: int = field(default=0, repr=False)
+    """Of the steps from 1 on."""
 
     def add(self, seconds: float) -> None:
         """Take note of a step."""
-        if self._skipped < _STEPS_BEFORE_MEASURING:
-            self._skipped += 1
-        else:
-            self.steps, self.seconds = self.steps + 1, self.seconds + seconds
+        self.steps += 1
+        if self.steps > 0:
+            self.seconds += seconds
 
     @property
     def is_done(self) -> bool:

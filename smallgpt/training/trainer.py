@@ -150,7 +150,7 @@ class Trainer:
         if stop.requested():
             note(f"stopped at step {self.completed}, saved in {path}")
             note(f"go on with: {launch.launcher()} {command} resume_from=latest")
-            note(f"or use what is there: {self.task.how_to_use(path)}")
+            note(f"or {self.task.how_to_use(path)}")
             raise SystemExit(128 + stop.number)
         self._tell_the_end(path)
         return path

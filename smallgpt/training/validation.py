@@ -102,7 +102,7 @@ def validate(
     if any_stopped:
         return None
     if not all_targets:
-        raise nothing_to("validate on")
+        raise no_targets("validate on")
     return Validation(total / all_targets, int(all_targets))
 
 
@@ -115,7 +115,7 @@ def sample_of(
     return [sample[at : at + rows_per_batch] for at in range(0, len(sample), rows_per_batch)]
 
 
-def nothing_to(purpose: str) -> UserError:
+def no_targets(purpose: str) -> UserError:
     """The error where rows have no target at all."""
     return UserError(
         f"there is nothing to {purpose}: no reply, or no character that the model knows",

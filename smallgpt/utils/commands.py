@@ -8,8 +8,9 @@ from pathlib import Path
 SCRIPTS = {"train.py": "train", "chat.py": "chat", "sentimentalTrain.py": "sentiment train"}
 """The scripts of a clone, and the same as commands of `smallgpt`."""
 _PACKAGE = Path(__file__).parents[1]
-_CLONE = _PACKAGE.parent
-CONFIGS = next(filter(Path.is_dir, (_PACKAGE / "configs", _CLONE / "config")), Path("config"))
+CONFIGS = next(
+    filter(Path.is_dir, (_PACKAGE / "configs", _PACKAGE.parent / "config")), Path("config")
+)
 """The configs that come with Small GPT: in the installed package, or in the clone."""
 
 
@@ -29,27 +30,34 @@ def python_command() -> str:
 
 def script(name: str) -> str:
     """What a user types behind `python` for one of `SCRIPTS`, which `pip install` leaves out."""
-    if Path(sys.argv[0]).name == name:
-        return shlex.quote(sys.argv[0])
-    return name if (_CLONE / name).exists() else f"-m smallgpt {SCRIPTS[name]}"
+    if _in_clone():
+        return name
+    if (started := Path(sys.argv[0])).name in SCRIPTS:
+        return shlex.quote(str(started.with_name(name)))
+    return f"-m smallgpt {SCRIPTS[name]}"
 
 
 def with_config(name: str, config: str) -> str:
     """The command that runs one of `SCRIPTS` with a config of `CONFIGS`."""
-    in_clone = (_CLONE / name).exists()
-    return f"python {script(name)} {f'config/{config}.yaml' if in_clone else config}"
+    return f"python {script(name)} {f'config/{config}.yaml' if _in_clone() else config}"
 
 
-def training_of(root: Path, config: Path | None = None) -> str:
+def _in_clone() -> bool:
+    """Whether the user is where the scripts are: no other project has one of this name."""
+    return Path("sentimentalTrain.py").is_file()
+
+
+def training_of(root: Path, config: Path | None = None, other: str = "demo") -> str:
     """The command that trains what belongs into the folder of a run.
 
-    A config of `CONFIGS` has a folder of its name; `config` is one of the user's own.
+    A config of `CONFIGS` has a folder of its name; `config` is one of the user's own; `other` is
+    the one of `CONFIGS` to train where neither says more.
     """
     name = root.name if root.parent.name == "checkpoints" else ""
     if name not in config_names():
         if config:
             return f"python {script('train.py')} {shlex.quote(str(config))}"
-        name = "demo"
-    make = "make demo, or " if name == "demo" and (_CLONE / "Makefile").exists() else ""
+        name = other
+    make = "make demo, or " if name == "demo" and _in_clone() else ""
     classifies = name.startswith("sentimental")
     return make + with_config("sentimentalTrain.py" if classifies else "train.py", name)

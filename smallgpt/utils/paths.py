@@ -1,18 +1,20 @@
-"""Paths as users name them: with `~`, and perhaps misspelt."""
+"""Paths as users name them, with `~` and perhaps misspelt; and where their own files lie."""
 
 import difflib
 import os
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from smallgpt.utils.errors import UserError
 from smallgpt.utils.published import ASSETS
 
-ALIKE = 0.7
-"""How much of a name must agree (difflib's ratio) for it to be what a user meant."""
+ALIKE = 0.75
+"""How much of a name must agree (difflib's ratio), its first letter too, for it to be meant."""
 USUAL_FOLDERS = (Path(), Path("config"), Path("data"), Path("checkpoints"))
 MOST_NAMES = 5000
 """Of a folder are compared at most."""
+_BELOW_HOME = {"XDG_CACHE_HOME": ".cache", "XDG_STATE_HOME": ".local/state"}
 
 
 def without_tilde(path: str) -> str:
@@ -35,21 +37,21 @@ def named_path(named: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: it is no path at all, is too long, or this user has no home folder.
     """
+    if not isinstance(named, str | os.PathLike) or named == "":
+        raise UserError(f"{named!r} is not a path", "give text, or a pathlib.Path")
     try:
         path = Path(without_tilde(os.fspath(named)))
         path.exists()
         return path
-    except TypeError:
-        raise UserError(f"{named!r} is not a path", "give text, or a pathlib.Path") from None
     except OSError as error:
         raise UserError(f"{str(named)[:60]} … cannot be looked at: {error.strerror}") from None
 
 
 def exists(path: Path) -> bool:
-    """Whether it is there; what cannot be the name of anything is not."""
+    """Whether it is there; a name that is too long is not."""
     try:
         return path.exists()
-    except OSError:  # its name is too long
+    except OSError:
         return False
 
 
@@ -91,10 +93,30 @@ def _nearest_in(folder: Path, name: str) -> Path | None:
         names = [p.name for p in islice(folder.iterdir(), MOST_NAMES) if not p.name.startswith(".")]
     except OSError:
         return None
-    scored = [(_likeness(Path(other).stem, Path(name).stem), other) for other in names]
-    alike = [other for score, other in scored if score >= ALIKE]
+    alike = [other for other in names if _likeness(Path(other).stem, Path(name).stem) >= ALIKE]
     return folder / max(alike, key=lambda other: _likeness(other, name)) if alike else None
 
 
 def _likeness(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, one.casefold(), other.casefold()).ratio()
+    one, other = one.casefold(), other.casefold()
+    return difflib.SequenceMatcher(None, one, other).ratio() if one[:1] == other[:1] else 0.0
+
+
+def user_folder(variable: Literal["XDG_CACHE_HOME", "XDG_STATE_HOME"]) -> Path | None:
+    """Our folder for cached files, or for what is remembered between starts.
+
+    None where the user has no home, as a number without a name in a container.
+    """
+    base = Path(os.environ.get(variable, ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / _BELOW_HOME[variable]
+        except RuntimeError:
+            return None
+    return base / "smallgpt"
+
+
+def can_make(path: Path) -> bool:
+    """Whether `path`, which need not be there yet, can be written by this user."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK)

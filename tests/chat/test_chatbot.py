@@ -85,6 +85,13 @@ def test_sampling_may_be_changed_by_key(trained: Path) -> None:
     bot = smallgpt.load(trained, {"max_new_tokens": 2})
     assert bot.reply("早上好呀") == "早上"
     assert bot.sampling.temperature == 0  # as the checkpoint says
+    chunks, _ = bot.respond(["早上好呀"], torch.Generator(), {"max_new_tokens": 3})
+    assert "".join(chunks) == "早上好"
+    bot.sampling = {"max_new_tokens": 1}
+    assert len(bot.reply("早上好呀")) == 1 and bot.sampling.temperature == 0
+    for wrong in ({"top_p": 2}, {"temprature": 1}, 3):
+        assert "sampling: " in refusal(lambda wrong=wrong: setattr(bot, "sampling", wrong))  # type: ignore[misc]
+    assert bot.sampling.max_new_tokens == 1
 
 
 def test_a_conversation_can_be_copied_taken_back_and_kept() -> None:
@@ -297,7 +304,7 @@ def test_a_second_reply_does_not_disturb_one_that_is_not_over() -> None:
 
 
 @given(st.text() | st.text("\x00\x07\x1b\u200b\u2028\ud83d😀 \t", max_size=40))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_prompt_gets_a_printable_reply(untrained: Chatbot, prompt: str) -> None:
     assume(prompt.strip())
     reply = untrained.reply(prompt)

@@ -169,6 +169,10 @@ def test_set_shows_changes_and_refuses(typing: Type, trained: Path) -> None:
     assert "did you mean `temperature`?" in shown
     assert ENGLISH.usage.format("/set top_k …") in shown
     assert "  temperature 0.0\n" in shown and "  top_k 0\n" in shown
+    shown = typing(
+        bot, "／set　temperature　０.８", "/SET top_k＝3"
+    )  # as an input method writes it
+    assert "  temperature 0.8\n" in shown and "  top_k 3\n" in shown
 
 
 def test_what_is_saved_is_loaded_again_and_is_data(typing: Type, tmp_path: Path) -> None:
@@ -180,7 +184,7 @@ def test_what_is_saved_is_loaded_again_and_is_data(typing: Type, tmp_path: Path)
     assert list(read_dialogues(file)) == [["早", "早上好"]]
     assert [path.name for path in tmp_path.iterdir()] == ["talk.json"]
     other = ScriptedBot(["好"])
-    typing(other, "今天", f"/load {file}", "是")
+    typing(other, "今天", f"/load '{file}'", "是")
     assert other.heard()[1:] == ["早\n早上好\n是\n"]
 
 

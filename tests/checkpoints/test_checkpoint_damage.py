@@ -74,9 +74,7 @@ def test_a_disk_that_cannot_be_read(saved: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @given(st.data())
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_forged_file_makes_load_stumble(saved: Path, data: st.DataObject) -> None:
     """Whatever stands in a file, with right checksums: it loads, or a UserError tells why not."""
     names = ["config.json", "config.yaml", "tokenizer.json", "model.safetensors", "manifest.json"]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import smallgpt
 from smallgpt.checkpoints import checkpoint, legacy_pth
-from smallgpt.config import Config, config_from_dict
+from smallgpt.config import Config
+from smallgpt.config_file import config_from_dict
 from smallgpt.training import pretrain
 from tests.helpers.commands import refusal
 from tests.helpers.processes import Run

@@ -131,8 +131,11 @@ def test_the_same_mistake_has_the_same_message(
     shutil.copytree(models / kind, damaged)
     (damaged / "tokenizer.json").write_text("{}")
     file = models / "here" / "cpt4" / "model.safetensors"
+    training = "make demo, or python train.py config/demo.yaml"
+    if entry in WANT_A_CLASSIFIER:
+        training = "python sentimentalTrain.py config/sentimental_demo.yaml"
     mistakes = {
-        missing: f"checkpoint {missing} not found\n  -> train one: make demo, or python train.py",
+        missing: f"checkpoint {missing} not found\n  -> train one: {training}",
         file: f"{file} is a file, not a checkpoint directory\n  -> give the directory",
         empty: f"{empty} is not a checkpoint: it has no manifest.json\n  -> give the directory",
         damaged: f"{damaged / 'tokenizer.json'} is damaged or edited: its checksum is not",

@@ -85,7 +85,7 @@ def test_transformers_has_nothing_to_warn_about(
 TEXTS = st.text(st.sampled_from("你我好吗 ab\n\r\t\x00<pad>😀\u3000é")) | st.text()
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TEXTS)
 @example("<pad><sep><unk>")
 @example("你好😀\n\n 我 \r\n")
@@ -98,7 +98,7 @@ def test_the_same_ids(theirs: Any, text: str) -> None:
     assert theirs.decode(known) == TOKENIZER.decode(known)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(TEXTS, min_size=1, max_size=4))
 @example(["早上好呀", " 好\n呀 ", "<pad>你在吗\r\n", "<sep>好"])
 def test_the_chat_template_is_our_conversation(theirs: Any, said: list[str]) -> None:

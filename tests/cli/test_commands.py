@@ -189,6 +189,8 @@ def test_settings_of_the_chat(trained: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_chat_with_nothing_trained_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    assert "train one first: python -m smallgpt train demo\n" in refused_command("chat", "demo")
+    (tmp_path / "sentimentalTrain.py").touch()  # as in a clone
     chat = REPOSITORY / "config" / "chat90M.yaml"
     own = tmp_path / "own.yaml"
     own.write_text("checkpoint_root: runs/mine\n")

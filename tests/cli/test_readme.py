@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from smallgpt.checkpoints import checkpoint, legacy_pth
-from smallgpt.config import load_config
+from smallgpt.config_file import load_config
 from smallgpt.sentiment import recipe
 from smallgpt.training import pretrain
 from tests.helpers.commands import python_here

@@ -19,7 +19,8 @@ import yaml
 from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import get_args_parser
 
-from smallgpt.config import check_shares, load_config
+from smallgpt.config import check_shares
+from smallgpt.config_file import load_config
 from tests.helpers.processes import REPOSITORY, finished, started
 
 DEPLOY = REPOSITORY / "deploy"

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from smallgpt import runtime
-from smallgpt.config import Config, check_shares, load_config
+from smallgpt.config import Config, check_shares
+from smallgpt.config_file import load_config
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.packing import RowOrder
 from smallgpt.distributed import launch
@@ -108,7 +109,7 @@ PROGRAM = """
     import atexit, os, sys, time
     from pathlib import Path
     import torch
-    from smallgpt.config import load_config
+    from smallgpt.config_file import load_config
     from smallgpt.distributed import launch
     from smallgpt.training import pretrain
     from smallgpt import runtime

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from smallgpt.config import SentimentConfig, config_from_dict
+from smallgpt.config import SentimentConfig
+from smallgpt.config_file import config_from_dict
 
 NEUTRAL = "我你叫什么名字今天气走吧晚安做个梦"
 

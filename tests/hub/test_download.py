@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from smallgpt.config import load_config
+from smallgpt.config_file import load_config
 from smallgpt.hub import download
 from smallgpt.hub.download import fetch, named
 from smallgpt.utils import atomic

@@ -33,7 +33,7 @@ def test_nothing_counted_is_no_loss_and_no_gradient() -> None:
     assert not any(gradient.any() for gradient in torch.autograd.grad(loss, (x, weight)))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
 def test_value_and_gradients_are_those_of_cross_entropy(rows: int, chunk: int, seed: int) -> None:
     x, weight, targets = example(rows, 4, 11, seed)

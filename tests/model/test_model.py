@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smallgpt.checkpoints import checkpoint, legacy_pth
-from smallgpt.config import Config, ModelConfig, load_config
+from smallgpt.config import Config, ModelConfig
+from smallgpt.config_file import load_config
 from smallgpt.data.corpus import Corpus
 from smallgpt.data.packing import Batch, PackedRows
 from smallgpt.model.gpt import GPT, KeyValueCache
@@ -153,7 +154,7 @@ def test_logits_equal_a_plain_implementation(config: ModelConfig, length: int) -
         torch.testing.assert_close(logits[row], plain_logits(model, ids[row].tolist()))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 23), st.integers(0, 39))
 def test_later_ids_change_no_earlier_logits(place: int, other: int) -> None:
     model, ids = fresh(SMALL), random_ids(1, 24)
@@ -198,7 +199,7 @@ def packed(lengths: list[int]) -> Batch:
 
 
 @pytest.mark.parametrize("config", [SMALL, NGRAMS], ids=["plain", "n-grams"])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=10))
 @example(lengths=[5, 7, 3, 4, 4, 1, 60])
 def test_a_dialogue_among_others_has_the_logits_it_has_alone(
@@ -243,7 +244,7 @@ def test_packed_rows_in_mixed_precision() -> None:
 
 
 @pytest.mark.parametrize("config", [SMALL, NGRAMS], ids=["plain", "n-grams"])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(chunks=st.lists(st.integers(1, 8), min_size=1, max_size=24))
 @example(chunks=[10, 1, 1, 5, 1, 6])
 @example(chunks=[1] * 24)

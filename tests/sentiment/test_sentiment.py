@@ -16,7 +16,8 @@ import torch
 
 import smallgpt
 from smallgpt.checkpoints import checkpoint, run_folder
-from smallgpt.config import SentimentConfig, config_from_dict, config_to_yaml
+from smallgpt.config import SentimentConfig
+from smallgpt.config_file import config_from_dict, config_to_yaml
 from smallgpt.data.reviews import read_reviews
 from smallgpt.model.gpt import GPT
 from smallgpt.sentiment import ablation, baseline, recipe

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from smallgpt.config import SentimentConfig, load_config
+from smallgpt.config import SentimentConfig
+from smallgpt.config_file import load_config
 from smallgpt.data.reviews import read_reviews, split_reviews
 from smallgpt.sentiment import judging, recipe
 from tests.helpers.commands import python_here, refusal, refused_command, smallgpt
@@ -131,6 +132,9 @@ def test_outputs_that_would_not_be_what_their_name_says(
     source = write_reviews(tmp_path / "in.csv", 5)
     given = ("sentiment", "predict", model, "--input", source, "--output", tmp_path / name)
     assert "cannot be written\n  -> name a .csv" in refused_command(*given)
+    missing = tmp_path / "none" / "o.csv"
+    said = refused_command(*given[:-1], missing)
+    assert said.startswith(f"error: {missing} cannot be written")  # not behind a progress bar
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.csv"]
 
 

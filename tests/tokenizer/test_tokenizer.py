@@ -26,7 +26,6 @@ ANY = st.lists(PARTS).map("".join)
 # encoding
 
 
-@settings(deadline=None)
 @given(KNOWN | st.text(st.characters(exclude_categories=[])))
 def test_text_comes_back_with_unknown_characters_as_unk_one_by_one(text: str) -> None:
     ids = TOKENIZER.encode(text)
@@ -69,7 +68,7 @@ def test_vocabulary_of_anything_but_distinct_characters_is_refused(characters: l
 # on disk
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(characters=st.lists(st.characters(exclude_characters="\n", codec="utf-8"), unique=True))
 def test_saved_vocabulary_is_read_back(
     characters: list[str], tmp_path_factory: pytest.TempPathFactory
@@ -120,7 +119,7 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=ANY | KNOWN)
 @example(text="好<pad><unk>\n<sep>")
 @example(text="\r\n \u3000\x85")
@@ -134,7 +133,7 @@ def test_transformers_gives_the_same_ids_and_text(text: str, hugging_face: Any) 
     assert (hugging_face.unk_token_id, hugging_face.pad_token_id) == (UNK, PAD)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(messages=st.lists(ANY, min_size=1, max_size=5))
 @example(messages=["<pad>", "好<unk>"])
 @example(messages=[" 早上\r\n好\n\n呀\u3000", "\r", "\x1c\x85好\x1f\u200b "])

@@ -15,7 +15,8 @@ import smallgpt
 from smallgpt import evaluation
 from smallgpt.checkpoints import checkpoint, legacy_pth
 from smallgpt.checkpoints.open import open_checkpoint
-from smallgpt.config import Config, config_from_dict
+from smallgpt.config import Config
+from smallgpt.config_file import config_from_dict
 from smallgpt.data.corpus import Corpus
 from smallgpt.data.packing import PackedRows
 from smallgpt.model.loss import IGNORED

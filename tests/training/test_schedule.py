@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from smallgpt.checkpoints import checkpoint, run_folder
-from smallgpt.config import Config, load_config
+from smallgpt.config import Config
+from smallgpt.config_file import load_config
 from smallgpt.training import pretrain, trainer
 from smallgpt.training.metrics import StepResult
 from smallgpt.training.schedule import Schedule
@@ -222,6 +223,8 @@ def test_training_that_only_memorises_stops_and_the_best_is_taken(
     assert f"python chat.py {best}\n" in said
     assert train(tmp_path, *memorising, "resume_from=latest") == newest
     assert "to train on, raise patience" in capsys.readouterr().err
+    train(tmp_path, *memorising, f"max_steps={steps[0]}", "resume_from=latest")
+    assert "to train on, raise max_steps" in capsys.readouterr().err
 
 
 def test_a_short_warmup_and_a_model_that_guesses_are_said(
@@ -235,10 +238,13 @@ def test_a_short_warmup_and_a_model_that_guesses_are_said(
     assert warnings("warmup_steps=4", f"checkpoint_root={tmp_path / 'a'}") == []
     rising, blind = warnings("warmup_steps=50", "lr=5.0", "grad_clip=0")
     assert rising.startswith("warning: the learning rate was still rising for 50 of 8 steps: lower")
-    assert re.match(r"warning: validation perplexity [\d,]+, blind guessing has \d+: train", blind)
+    assert re.match(
+        r"warning: validation perplexity [\d,.e+]+, blind guessing has \d+: train", blind
+    )
     # Where it was better before, training longer is no advice.
     root = f"checkpoint_root={tmp_path / 'b'}"
     _, blind = warnings("warmup_steps=50", "lr=50.0", "grad_clip=0", "eval_freq=1", root)
+    assert "e+" in blind and len(blind) < 150  # a diverged perplexity has many digits
     assert blind.endswith(
-        "more dialogues are needed, or a base_model trained on text more like them"
+        "lower lr, or take more dialogues, or a base_model trained on text like them"
     )

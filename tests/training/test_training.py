@@ -22,7 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from smallgpt import runtime
 from smallgpt.checkpoints import checkpoint, run_folder
-from smallgpt.config import Config, config_from_dict
+from smallgpt.config import Config
+from smallgpt.config_file import config_from_dict
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.packing import PackedRows, RowOrder
 from smallgpt.distributed.world import World
