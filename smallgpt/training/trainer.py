@@ -161,6 +161,12 @@ class Trainer:
         if self.completed < self.last_step:
             patience = counted(self.config.patience, "validation")
             note(f"stopped at step {self.completed}: {patience} without a better one (patience)")
+        most, minutes = self.config.last_step(self.task.steps_per_epoch), self.config.max_minutes
+        if minutes and self.completed == self.last_step < most:
+            note(
+                f"these {minutes:g} minutes were enough for {self.last_step:,} of {most:,} steps: for a "
+                f"better model give it about max_minutes={math.ceil(minutes * most / self.last_step)}"
+            )
         if best != path:
             note(f"the best by validation is {best.name}")
         if 2 * self.schedule.warmup_steps > self.completed:

@@ -74,6 +74,7 @@ def test_max_minutes_chooses_the_steps_that_fit(
     assert train(tmp_path).name == "cpt29"
     said = capsys.readouterr().err
     assert "a step takes 1.00 s, so training ends at step 29 instead of 400" in said
+    assert "enough for 29 of 400 steps: for a better model give it about max_minutes=7\n" in said
     rates = [line["lr"] for line in metrics(tmp_path) if "lr" in line]
     whole = Schedule(load_config(tmp_path / "run.yaml"), 29)
     assert rates[13:] == [whole.learning_rate(step) for step in range(13, 29)]
@@ -132,7 +133,9 @@ def test_a_fast_machine_ends_at_max_steps(
     write_run(tmp_path, max_steps=110, save_freq=1000, max_minutes=0.5)
     clock(0.001)
     assert train(tmp_path).name == "cpt110"
-    assert "a step takes 0.00 s, so training ends at step 110\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "a step takes 0.00 s, so training ends at step 110\n" in said
+    assert "for a better model" not in said
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
