@@ -163,10 +163,9 @@ class Trainer:
             note(f"stopped at step {self.completed}: {patience} without a better one (patience)")
         most, minutes = self.config.last_step(self.task.steps_per_epoch), self.config.max_minutes
         if minutes and self.completed == self.last_step < most:
-            note(
-                f"these {minutes:g} minutes were enough for {self.last_step:,} of {most:,} steps: for a "
-                f"better model give it about max_minutes={math.ceil(minutes * most / self.last_step)}"
-            )
+            enough = f"{minutes:g} minutes were enough for {self.last_step:,} of {most:,} steps"
+            wanted = math.ceil(minutes * most / self.last_step)
+            note(f"{enough}: for a better model give it about max_minutes={wanted}")
         if best != path:
             note(f"the best by validation is {best.name}")
         if 2 * self.schedule.warmup_steps > self.completed:
