@@ -95,8 +95,8 @@ def card(stored: Checkpoint, licence: str) -> str:
         task, tag = "text-generation", "conversational"
         call, example = 'reply("早上好呀")', _REPLY
     if own:
-        kind = ', kind="classifier"' if stored.labels else ""
-        example = f'import smallgpt\nmodel = smallgpt.load("PATH"{kind})\nmodel.{call}'
+        argument = ', kind="classifier"' if stored.labels else ""
+        example = f'import smallgpt\nmodel = smallgpt.load("PATH"{argument})\nmodel.{call}'
     data = ModelCardData(
         language="zh",
         license=licence,

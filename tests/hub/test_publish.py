@@ -85,6 +85,8 @@ def test_a_model_of_our_own(tmp_path: Path) -> None:
     assert card.data.library_name == "smallgpt" and "which alone runs it" in card.content
     assert code_of(card, tmp_path / "ready")["model"]
     assert smallgpt.load(tmp_path / "ready").reply("早上好") == smallgpt.load(path).reply("早上好")
+    card = (tmp_path / "ready" / "README.md").read_text("utf-8")
+    assert "\nA language model of Chinese dialogues: a GPT-2 with " in card
 
 
 def test_a_converted_file_claims_no_training_of_ours(trained: Path, tmp_path: Path) -> None:
