@@ -33,6 +33,8 @@ def test_three_lines_are_enough(trained: Path) -> None:
     assert "".join(smallgpt.load(str(trained)).stream("早上好呀")) == "早上好！睡得好吗？"
     with pytest.raises(smallgpt.UserError, match="not found"):
         smallgpt.load(trained / "nowhere")
+    with pytest.raises(TypeError, match="temperature"):
+        smallgpt.load(trained, temperature=0.8)  # type: ignore[call-overload]
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         smallgpt.lod  # noqa: B018
 
@@ -111,6 +113,8 @@ def test_a_conversation_can_be_copied_taken_back_and_kept() -> None:
     fresh = bot.conversation()
     assert fresh.history == []
     assert "nothing has been said" in refusal(fresh.take_back)
+    bot.history.append({"role": "user", "content": "我"})  # to a copy
+    assert len(bot.history) == 4
     fresh.history = bot.history
     assert fresh.messages == bot.messages
     bot.flush()
