@@ -202,7 +202,9 @@ def _parse_yaml(text: str | bytes, where: str) -> Any:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if isinstance(error, yaml.reader.ReaderError) and error.encoding != "unicode":
-            raise UserError(f"{where} is not text in UTF-8", "save it as UTF-8") from None
+            raise UserError(
+                f"{where} is not text in UTF-8", "give a YAML file that is saved as UTF-8"
+            ) from None
         raise UserError(
             f"{where} is not valid YAML: {' '.join(str(error).split())}",
             "write one `key: value` a line, a list as [a, b], quotes around a name that has [ in "
@@ -228,10 +230,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             problem = f"{path} is not a config: it has no `key: value` lines"
             raise UserError(problem, "write one `key: value` a line")
     except UserError as error:
-        if wide := re.search(r"^ *\w+ *：", data.decode(errors="replace"), re.MULTILINE):
-            raise UserError(
-                f"{path}: {wide[0].strip()} has a Chinese colon", _CHINESE_COLON
-            ) from None
+        text = data.decode("utf-8-sig", "replace")
+        if wide := re.search(r"^ *[a-z_]+ *：.*", text, re.MULTILINE | re.ASCII):
+            problem = f"{path}: there is no key in `{wide[0].strip()[:40]}`"
+            raise UserError(problem, _CHINESE_COLON) from None
         raise error
     return {str(key): value for key, value in loaded.items()}
 

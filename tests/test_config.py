@@ -334,7 +334,7 @@ def test_keys_that_a_command_does_not_use_are_named_in_one_line(
             for wide in (
                 "data_path：my.txt",
                 "seed: 1\nlr：0.1",
-                "lr ： 1",
+                "\ufefflr ： 1",
                 "lr：1\nseed: 2",
                 "{lr：1}",
             )
