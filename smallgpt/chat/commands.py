@@ -105,7 +105,7 @@ def _set(given: str, conversation: Chatbot, words: Words) -> None:
         key, *rest = given.replace("=", " ", 1).split(maxsplit=1) or ["temperature"]
         value, now = "".join(rest), asdict(conversation.sampling)
         if key not in now:
-            note(words.unknown_key.format(_printable(key), ", ".join(now)))
+            note(words.unknown_key.format(_printable(key), words.comma.join(now)))
             return
         if not value:
             note(words.usage.format(f"/set {key} {now[key]}"))

@@ -20,6 +20,7 @@ class Words:
     joined: str
     left_out: str
     usage: str
+    comma: str
     unknown_key: str
     wrong_value: str
     limits: Mapping[str, str]
@@ -58,6 +59,7 @@ ENGLISH = Words(
     joined="(the {} lines were taken as one message)",
     left_out="(too long for the model: the first {:,} characters were left out)",
     usage="(usage: {})",
+    comma=", ",
     unknown_key="(unknown key {}; can be set: {})",
     wrong_value="({error})",
     limits={},
@@ -99,6 +101,7 @@ CHINESE = Words(
     joined="（粘贴的 {} 行作为一条消息发送）",
     left_out="（消息太长，模型看不到开头的 {:,} 个字）",
     usage="（用法：{}）",
+    comma="、",
     unknown_key="（没有 {} 这个参数；可以修改：{}）",
     wrong_value="（{key} 不能设为 {value}；应为{limit}）",
     limits={

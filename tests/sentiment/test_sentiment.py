@@ -276,7 +276,7 @@ def test_fewer_reviews_than_a_batch_and_one_of_a_million_characters(
 
 @pytest.mark.parametrize("changes", [{"frozen": True}, {"use_mask": False}])
 def test_language_model_loss_needs_text_that_learns(changes: dict[str, Any]) -> None:
-    assert "lm_weight: 0.5 needs" in refusal(
+    assert "lm_weight is 0.5; it needs" in refusal(
         lambda: config_from_dict({"lm_weight": 0.5} | changes, "test", SentimentConfig)
     )
 
