@@ -7,6 +7,7 @@ them.
 import dataclasses
 import difflib
 import os
+import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
@@ -34,6 +35,7 @@ from smallgpt.utils.paths import exists, not_found, without_tilde
 
 _AS_YAML = {"data_path": "[]", "label_map": "{}"}
 """Keys whose value on the command line is YAML where it stands in these."""
+_CHINESE_COLON = "`：` is the Chinese colon: write `: `, with a space"
 
 
 def typed_keys(overrides: Iterable[str]) -> frozenset[str]:
@@ -124,12 +126,12 @@ def config_from_dict(
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
         wanted = allowed_values(properties(schema)[key])
-        raise UserError(f"{place(key)}: {key}: {values[key]!r} must be {wanted}") from None
+        raise UserError(f"{place(key)}: {key} is {values[key]!r}; it must be {wanted}") from None
     if not isinstance(config, Config):
         return config
     for wrong, key, reason in config.conflicts():
         if wrong:
-            raise UserError(f"{place(key)}: {key}: {getattr(config, key)!r} {reason}")
+            raise UserError(f"{place(key)}: {key} is {getattr(config, key)!r}; it {reason}")
     check_shares(config, processes=1, where=f"{place('train_batch')}: ")
     return config
 
@@ -139,8 +141,10 @@ def _given(key: str, value: Any, where: str, schema: type[Any]) -> Any:
     known = schema.__dataclass_fields__
     if key not in known:
         nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        advice = f"did you mean `{nearest[0]}`?" if nearest else f"known keys: {', '.join(known)}"
-        if key in SentimentConfig.__dataclass_fields__:
+        advice = f"did you mean `{nearest[0]}`?" if nearest else f"can be set: {', '.join(known)}"
+        if "：" in key:
+            advice = _CHINESE_COLON
+        elif key in SentimentConfig.__dataclass_fields__ and schema is Config:
             advice = f"leave it out: only {CLASSIFY} uses it"
         raise UserError(f"{where}: unknown key `{key}`", advice)
     for text in value if isinstance(value, list) else [value]:
@@ -197,6 +201,10 @@ def _parse_yaml(text: str | bytes, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, yaml.reader.ReaderError) and error.encoding != "unicode":
+            raise UserError(
+                f"{where} is not text in UTF-8", "give a YAML file that is saved as UTF-8"
+            ) from None
         raise UserError(
             f"{where} is not valid YAML: {' '.join(str(error).split())}",
             "write one `key: value` a line, a list as [a, b], quotes around a name that has [ in "
@@ -206,9 +214,9 @@ def _parse_yaml(text: str | bytes, where: str) -> Any:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        loaded = _parse_yaml(path.read_bytes(), str(path))
+        data = path.read_bytes()
     except OSError as error:
-        known = f"one that comes with Small GPT, by its name: {', '.join(config_names())}"
+        known = f"give a file, or the name of a shipped config: {', '.join(config_names())}"
         if isinstance(error, FileNotFoundError):
             raise not_found(path, advice=known) from None
         if isinstance(error, IsADirectoryError):
@@ -216,9 +224,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
                 f"a model is named with resume_from={path} or base_model={path}, behind the config"
             )
         raise UserError(f"{path} cannot be read: {error.strerror}", known) from None
-    if not isinstance(loaded, dict | None):
-        raise UserError(f"{path} is not a mapping", "write one `key: value` a line")
-    return {str(key): value for key, value in (loaded or {}).items()}
+    try:
+        loaded = _parse_yaml(data, str(path))
+        if not isinstance(loaded, dict) or not loaded:
+            problem = f"{path} is not a config: it has no `key: value` lines"
+            raise UserError(problem, "write one `key: value` a line")
+    except UserError as error:
+        text = data.decode("utf-8-sig", "replace")
+        if wide := re.search(r"^ *[a-z_]+ *：.*", text, re.MULTILINE | re.ASCII):
+            problem = f"{path}: there is no key in `{wide[0].strip()[:40]}`"
+            raise UserError(problem, _CHINESE_COLON) from None
+        raise error
+    return {str(key): value for key, value in loaded.items()}
 
 
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -270,7 +287,7 @@ def allowed_values(known: dict[str, Any]) -> str:
     nouns = {
         "boolean": "True or False",
         "integer": "a whole number",
-        "number": "a finite number",
+        "number": "a number",
         "string": "text",
         "array": "a list of them",
         "object": "a mapping {label: text, …}",

@@ -1,6 +1,7 @@
 """What a line typed on a terminal can be besides a message: `/retry`, `/set`, `/save` …"""
 
 import json
+from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from smallgpt.utils.paths import named_path
 
 LARGEST_CONVERSATION = 10_000_000
 """Bytes of its file."""
+RETRIES = 5
+"""How often `/retry` draws at most until the reply is another."""
+_LEAVE = ("exit", "quit", "退出")
 
 
 def leaves(line: str) -> bool:
     """Whether a line ends the chat."""
-    return line.lower() in ("exit", "quit", "退出") or _parts(line)[0] in ("/exit", "/quit", "/bye")
+    return line.lower() in _LEAVE or _parts(line)[0] in ("/bye", *(f"/{word}" for word in _LEAVE))
 
 
 def is_command(line: str) -> bool:
@@ -27,18 +31,15 @@ def is_command(line: str) -> bool:
     return _parts(line)[0].startswith("/") or line == "flush"
 
 
-def run(line: str, conversation: Chatbot, words: Words) -> str | None:
-    """Carry out a command, and say what it did.
+def run(line: str, conversation: Chatbot, words: Words) -> Generator[str, None, None] | None:
+    """Carry out a command, and say what it did, or why it cannot be done.
 
     Returns:
-        the message that is to be replied to anew, if there is one.
-
-    Raises:
-        UserError: it cannot be done; the conversation is as before.
+        chunks of a reply that is to be shown, if there is one.
     """
     name, given = _parts(line)
     match name:
-        case "/help":
+        case "/help" | "/帮助":
             note(words.help)
         case "/flush" | "flush":
             conversation.flush()
@@ -52,7 +53,11 @@ def run(line: str, conversation: Chatbot, words: Words) -> str | None:
         case "/save" | "/load" if not given:
             note(words.usage.format(f"{name} talk.json"))
         case "/save" | "/load":
-            path = named_path(given.strip("\"'"))  # a terminal quotes a file that is dropped on it
+            try:  # a terminal quotes a file that is dropped on it
+                path = named_path(given.strip("\"'"))
+            except UserError as error:
+                note(words.no_path.format(error.problem))
+                return None
             note((_save if name == "/save" else _load)(conversation, path, words))
         case _:
             note(words.unknown.format(_printable(name)))
@@ -65,30 +70,59 @@ def _parts(line: str) -> tuple[str, str]:
     return normalize("NFKC", name).lower(), "".join(given).strip()
 
 
-def _retry(conversation: Chatbot, words: Words) -> str | None:
+def _retry(conversation: Chatbot, words: Words) -> Generator[str, None, None] | None:
     if not conversation.messages:
         note(words.nothing_said)
         return None
     if conversation.sampling.temperature == 0:
         note(words.always_the_same)
-    return conversation.take_back()
+        return conversation.stream(conversation.take_back())
+    return _another(conversation, words)
+
+
+def _another(conversation: Chatbot, words: Words) -> Generator[str, None, None]:
+    """A reply that differs from the last one, as it comes, from where it differs."""
+    last = conversation.messages[-1]
+    for _ in range(RETRIES):
+        said = ""
+        reply = conversation.stream(conversation.take_back())
+        for chunk in reply:
+            said += chunk
+            if not last.startswith(said):
+                yield said
+                yield from reply
+                return
+        if said != last:
+            yield said
+            return
+    note(words.same_again)
+    yield last
 
 
 def _set(given: str, conversation: Chatbot, words: Words) -> None:
     """`KEY VALUE` or `KEY=VALUE` changes a key; nothing shows all."""
     if given:
-        key, *value = given.replace("=", " ", 1).split(maxsplit=1) or [""]
-        if not value:
-            note(words.usage.format(f"/set {_printable(key) or 'temperature'} …"))
+        key, *rest = given.replace("=", " ", 1).split(maxsplit=1) or ["temperature"]
+        value, now = "".join(rest), asdict(conversation.sampling)
+        if key not in now:
+            note(words.unknown_key.format(_printable(key), words.comma.join(now)))
             return
-        conversation.sampling = {key: value[0]}
+        if not value:
+            note(words.usage.format(f"/set {key} {now[key]}"))
+            return
+        try:
+            conversation.sampling = {key: value}
+        except UserError as error:
+            limit, problem = words.limits.get(key), error.problem
+            note(words.wrong_value.format(key=key, value=value, limit=limit, error=problem))
+            return
     note("\n".join(f"  {key} {value}" for key, value in asdict(conversation.sampling).items()))
 
 
 def _show(conversation: Chatbot, words: Words) -> None:
     speakers = dict(zip(ROLES, (words.you, words.model), strict=True))
     said = conversation.history
-    lines = [f"{speakers[one['role']]}: {_printable(one['content'])}" for one in said]
+    lines = [f"{speakers[one['role']]}{_printable(one['content'])}" for one in said]
     note("\n".join(lines) or words.nothing_said)
 
 
@@ -122,7 +156,7 @@ def _load(conversation: Chatbot, path: Path, words: Words) -> str:
     except OSError as error:
         return words.unreadable.format(path, error.strerror)
     except UserError as error:
-        return words.unreadable.format(path, error)
+        return words.unreadable.format(path, words.no_conversation.format(error))
     except (ValueError, RecursionError):
         return words.unreadable.format(path, words.no_json)
     return words.loaded.format(path, len(conversation.messages))

@@ -6,7 +6,7 @@ output gets exactly one line a reply. All else, the >>> included, goes to standa
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
@@ -14,7 +14,7 @@ from smallgpt.chat import commands
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.chat.words import ENGLISH, Words, of_locale
 from smallgpt.tokenizer.characters import as_utterance
-from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.errors import note
 from smallgpt.utils.paths import user_folder
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _with_a_program(conversation: Chatbot) -> None:
         elif not prompt:
             note(ENGLISH.nothing_typed)
         else:
-            _answer(conversation, prompt, ENGLISH)
+            _show(conversation.stream(prompt), conversation, ENGLISH)
 
 
 def _with_a_person(conversation: Chatbot) -> None:
@@ -59,27 +59,26 @@ def _with_a_person(conversation: Chatbot) -> None:
         note(words.describe(conversation.source))
     note(words.welcome)
     for line in _typed_lines():
-        prompt: str | None = as_utterance(line)
+        prompt = as_utterance(line)
         if not prompt:
             note(words.nothing_typed)
             continue
         if commands.leaves(prompt):
             break
         if commands.is_command(prompt):
-            try:
-                prompt = commands.run(prompt, conversation, words)
-            except UserError as error:
-                note(str(error))
-                prompt = None
-        elif (lines := len(line.strip().splitlines())) > 1:
-            note(words.joined.format(lines))
-        if prompt:
-            _answer(conversation, prompt, words, stoppable=True)
+            reply = commands.run(prompt, conversation, words)
+        else:
+            if (lines := len(line.strip().splitlines())) > 1:
+                note(words.joined.format(lines))
+            reply = conversation.stream(prompt)
+        if reply:
+            _show(reply, conversation, words, stoppable=True)
 
 
-def _answer(conversation: Chatbot, prompt: str, words: Words, stoppable: bool = False) -> None:
+def _show(
+    reply: Generator[str, None, None], conversation: Chatbot, words: Words, stoppable: bool = False
+) -> None:
     """Print the reply as it comes. Ctrl-C ends the reply if it is `stoppable`, else the program."""
-    reply = conversation.stream(prompt)
     try:
         for chunk in reply:
             print(chunk, end="", flush=True)

@@ -4,6 +4,7 @@ A name is the directory of a checkpoint, the folder of a run, a GPT-2 directory 
 a legacy `.pth` file, or `latest`, `auto` or `best` in the folder of a run that is known already.
 """
 
+import difflib
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, best, checkpoints, validation_loss
 from smallgpt.utils.commands import training_of
 from smallgpt.utils.errors import UserError, note
-from smallgpt.utils.paths import named_path
+from smallgpt.utils.paths import ALIKE, named_path
 
 SPECIAL_NAMES = ("latest", "auto", "best")
 
@@ -85,6 +86,9 @@ def find_checkpoint(
             )
         return best(found) if str(named) == "best" else found[-1]
     path = named_path(named)
+    meant = difflib.get_close_matches(str(named).lower(), SPECIAL_NAMES, 1, ALIKE)
+    if meant and root is not None and not path.exists():
+        raise UserError(f"checkpoint {named} not found", f"did you mean {meant[0]}?")
     if legacy_pth.is_legacy(path):
         return legacy_pth.directory_beside(path, texts)
     found = checkpoints(path)

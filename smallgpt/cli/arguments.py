@@ -1,6 +1,7 @@
 """What the command lines share: their arguments, and how a function becomes a program."""
 
 import shlex
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -9,15 +10,34 @@ from typing import Annotated, Any, TypeVar, cast
 import typer
 
 from smallgpt.cli import streams
-from smallgpt.utils.commands import config_names, script
-from smallgpt.utils.errors import user_errors
-from smallgpt.utils.paths import without_tilde
+from smallgpt.config import SentimentConfig
+from smallgpt.utils.commands import SCRIPTS, config_names, script, with_config
+from smallgpt.utils.errors import UserError, user_errors
+from smallgpt.utils.paths import exists, without_tilde
+
+
+def _example(name: str) -> str:
+    """How a command that is called `name` may begin."""
+    config = "sentimental_demo" if "senti" in name else "demo"
+    return with_config(name, config) if name in SCRIPTS else f"{name} {config}"
+
+
+@user_errors()
+def _config_first(context: typer.Context, config: Path) -> Path:
+    """Refuse a `key=value` where the config should stand."""
+    key, equals, _ = str(config).partition("=")
+    if equals and key in SentimentConfig.__dataclass_fields__ and not exists(config):
+        example = f"{_example(context.command_path)} {shlex.quote(str(config))}"
+        raise UserError("a config comes first", f"write: {example}")
+    return config
+
 
 ConfigFile = Annotated[
     Path,
     typer.Argument(
         help=f"YAML file of the run, or the name of one of these: {', '.join(config_names())}.",
         metavar="CONFIG",
+        callback=_config_first,
     ),
 ]
 Overrides = Annotated[
@@ -67,6 +87,10 @@ def typed(name: str, config: Path, overrides: list[str]) -> str:
 
 def run_script(command: Callable[..., Any]) -> None:
     """Run one function as a whole command line program (train.py, chat.py)."""
+    if not sys.argv[1:]:
+        with user_errors():
+            example = _example(Path(sys.argv[0]).name)
+            raise UserError("no config is given", f"write: {example} (--help says more)")
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     script.command()(command)
     run_program(script)

@@ -117,10 +117,10 @@ class ReviewTask(Task):
             "learnt": torch.from_numpy(hashes(self.reviews.part(learnt).texts).copy()),
         }
 
-    def how_to_use(self, path: Path) -> str:
+    def how_to_use(self, path: Path, it: str = "it") -> str:
         """The command that judges a review with the best checkpoint of the run."""
         run = shlex.quote(str(path.parent))
-        return f'use it: {python_command()} -m smallgpt sentiment predict {run} "房间很干净"'
+        return f'use {it}: {python_command()} -m smallgpt sentiment predict {run} "房间很干净"'
 
     def keep_states(self) -> None:
         """Compute the states of frozen blocks once, in the folder of the run. Only now that the

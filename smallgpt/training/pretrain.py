@@ -98,8 +98,10 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     if resumed and trainer.is_finished:
         path = resumed.stored.path
         note(f"nothing to do: {path} is at step {trainer.completed} of {trainer.last_step}")
+        by_minutes = trainer.last_step < config.last_step(task.steps_per_epoch)
+        limit = "max_minutes, or type max_steps" if by_minutes else "max_steps"
         early = trainer.completed < trainer.last_step
-        note(f"to train on, raise {'patience' if early else 'max_steps'}")
+        note(f"to train on, raise {'patience' if early else limit}")
         return path
     path = trainer.train(command)
     note(f"done: the model is in {path}")
@@ -185,9 +187,9 @@ class DialogueTask(Task):
         size, most, seed = config.test_batch, config.eval_steps, config.seed
         return validate(self.model, rows, self.runtime, size, most, seed, stopped, world)
 
-    def how_to_use(self, path: Path) -> str:
+    def how_to_use(self, path: Path, it: str = "it") -> str:
         """The command that chats with it."""
-        return f"chat with it: {python_command()} {script('chat.py')} {shlex.quote(str(path))}"
+        return f"chat with {it}: {python_command()} {script('chat.py')} {shlex.quote(str(path))}"
 
     def weakness(self, best: Mapping[str, float], was_better_before: bool) -> str:
         """Perplexity above the size of the vocabulary: worse than drawing characters blindly."""
@@ -250,7 +252,8 @@ def _describe_run(config: Config, here: Runtime, task: DialogueTask, last_step: 
     note(f"model: {total:.2f} M parameters, {positions:.2f} M for positions")
     note(f"device: {here}" + (f"; {processes} processes" if processes > 1 else ""))
     passes = last_step / task.steps_per_epoch
-    note(f"length: {counted(last_step, 'step')}, {passes:,.1f} passes over the text")
+    about = f"about {passes:,.{0 if passes >= 10 else 1}f} passes over the text"
+    note(f"length: {counted(last_step, 'step')}, {about}")
     memory = _expected_memory(config, here, model, processes) / 2**30
     note(f"memory: about {memory:.1f} GiB for training" + (" each" if processes > 1 else ""))
 

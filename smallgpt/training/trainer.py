@@ -68,8 +68,8 @@ class Task(ABC):
         """How good the model is on what it does not learn from; None where `stopped()` is true."""
 
     @abstractmethod
-    def how_to_use(self, path: Path) -> str:
-        """The command that uses a checkpoint of this task, for people to copy."""
+    def how_to_use(self, path: Path, it: str = "it") -> str:
+        """The command that uses a checkpoint of this task, for people to copy, who call it `it`."""
 
     def weakness(self, best: Mapping[str, float], was_better_before: bool) -> str:
         """What the best validation says against the model, and what to change; empty if nothing.
@@ -150,7 +150,7 @@ class Trainer:
         if stop.requested():
             note(f"stopped at step {self.completed}, saved in {path}")
             note(f"go on with: {launch.launcher()} {command} resume_from=latest")
-            note(f"or {self.task.how_to_use(path)}")
+            note(f"or {self.task.how_to_use(path, 'the model as it is now')}")
             raise SystemExit(128 + stop.number)
         self._tell_the_end(path)
         return path

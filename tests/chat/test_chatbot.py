@@ -33,6 +33,8 @@ def test_three_lines_are_enough(trained: Path) -> None:
     assert "".join(smallgpt.load(str(trained)).stream("早上好呀")) == "早上好！睡得好吗？"
     with pytest.raises(smallgpt.UserError, match="not found"):
         smallgpt.load(trained / "nowhere")
+    with pytest.raises(TypeError, match="temperature"):
+        smallgpt.load(trained, temperature=0.8)  # type: ignore[call-overload]
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         smallgpt.lod  # noqa: B018
 
@@ -52,15 +54,16 @@ def check_types() -> None:
     [
         ({"device": "gpu"}, "device: 'gpu' is not a device we know"),
         ({"device": None}, "is not a device we know"),
-        ({"dtype": "float8"}, "dtype: 'float8' must be one of auto, float32"),
+        ({"dtype": "float8"}, "dtype is 'float8'; it must be one of auto, float32"),
         ({"dtype": torch.float32}, "must be one of auto"),
-        ({"seed": -1}, "seed: -1 must be a whole number"),
+        ({"seed": -1}, "seed is -1; it must be a whole number"),
         ({"seed": None}, "must be a whole number"),
         ({"sampling": "hot"}, "'hot' does not say how replies are drawn"),
         ({"sampling": []}, "does not say how replies are drawn"),
         ({"sampling": {"temprature": 1}}, "did you mean `temperature`?"),
-        ({"sampling": {"temperature": -1}}, "temperature: -1 must be a finite number of at least"),
-        ({"sampling": SamplingConfig(top_p=2)}, "top_p: 2 must be"),
+        ({"sampling": {"lr": 3}}, "unknown key `lr`\n  -> can be set: temperature, top_k, "),
+        ({"sampling": {"temperature": -1}}, "temperature is -1; it must be a number of at least"),
+        ({"sampling": SamplingConfig(top_p=2)}, "top_p is 2; it must be"),
         ({"kind": "robot"}, "kind: 'robot' is unknown"),
         ({"kind": "classifier"}, "is a language model, not a classifier"),
         ({"path": None}, "None is not a path"),
@@ -110,6 +113,8 @@ def test_a_conversation_can_be_copied_taken_back_and_kept() -> None:
     fresh = bot.conversation()
     assert fresh.history == []
     assert "nothing has been said" in refusal(fresh.take_back)
+    bot.history.append({"role": "user", "content": "我"})  # to a copy
+    assert len(bot.history) == 4
     fresh.history = bot.history
     assert fresh.messages == bot.messages
     bot.flush()

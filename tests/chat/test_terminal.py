@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import smallgpt
 from smallgpt.chat import terminal, words
 from smallgpt.chat.chatbot import Chatbot
+from smallgpt.chat.commands import RETRIES
 from smallgpt.config import SamplingConfig
 from smallgpt.data.dialogue_formats import read_dialogues
 from tests.helpers.models import ScriptedBot
@@ -134,7 +136,9 @@ def test_what_begins_with_a_slash_never_goes_to_the_model(typing: Type, line: st
     assert ENGLISH.help in shown if line == "/help me/" else "(unknown command /" in shown
 
 
-@pytest.mark.parametrize("line", ["exit", "quit", "退出", "/exit", "/bye", "/QUIT", "／exit now"])
+@pytest.mark.parametrize(
+    "line", ["exit", "quit", "退出", "/exit", "/bye", "/QUIT", "/退出", "／exit now"]
+)
 def test_ways_to_leave(typing: Type, line: str) -> None:
     bot = ScriptedBot(["好"])
     typing(bot, "早", line, "晚")
@@ -165,9 +169,9 @@ def test_set_shows_changes_and_refuses(typing: Type, trained: Path) -> None:
     shown = typing(
         bot, "/set temperature -1", "/set temprature 1", "/set top_k", "/set x=", "/set =", "/set"
     )
-    assert "temperature: '-1' must be a finite number of at least 0" in shown
-    assert "did you mean `temperature`?" in shown
-    assert ENGLISH.usage.format("/set top_k …") in shown
+    assert "temperature is '-1'; it must be a number of at least 0" in shown
+    assert "(unknown key temprature; can be set: temperature, top_k, " in shown
+    assert ENGLISH.usage.format("/set top_k 0") in shown
     assert "  temperature 0.0\n" in shown and "  top_k 0\n" in shown
     shown = typing(
         bot, "／set　temperature　０.８", "/SET top_k＝3"
@@ -238,8 +242,39 @@ def test_the_language_of_the_locale(typing: Type, trained: Path, locale: str) ->
     say, other = (CHINESE, ENGLISH) if locale.startswith("zh") else (ENGLISH, CHINESE)
     assert say.help in shown and say.welcome in shown and say.unknown.format("/x") in shown
     assert other.help not in shown and other.welcome not in shown
-    assert str(trained) in shown and "float32" in shown and "cpu" in shown
+    assert str(trained) in shown and "float32" in shown and "CPU" in shown
     assert ("没有系统提示词" if say is CHINESE else "There is no system prompt") in shown
+
+
+def test_all_that_the_chat_says_is_chinese(typing: Type, trained: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "talk.json"
+    wrong.write_text('[{"role": "system", "content": "a"}]', "utf-8")
+    lines = ("/set lr 3", "/set top_p 2", "/set top_p", f"/load {wrong}", f"/save {'a' * 999}")
+    typed = ("/retry", *lines, "/load", "/帮助", "早上好呀", "/retry", "/history", "flush")
+    shown = typing(smallgpt.load(trained), *typed, locale="zh_CN.UTF-8")
+    said = shown.partition(CHINESE.welcome)[2].replace(CHINESE.help, "").replace(str(wrong), "")
+    for name in ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens"):
+        assert name in CHINESE.limits and name in said
+        said = said.replace(name, "")
+    for name in ("/set", "/load", "/help", "/history", "talk.json", "exit", "flush", "lr", "JSON"):
+        said = said.replace(name, "")
+    said = re.sub(r"^ .*", "", said, flags=re.MULTILINE)  # keys and their values
+    assert not re.findall(r"[a-zA-Z,:;()]", said)
+    assert (
+        "（top_p 不能设为 2；应为大于 0、不大于 1 的数）" in shown and "\n你：早上好呀\n" in shown
+    )
+    assert CHINESE.help in shown
+
+
+def test_retry_draws_until_the_reply_is_another(typing: Type) -> None:
+    bot = ScriptedBot(["早上好", "早上好", "早上好", "早", "你好"])
+    shown = typing(bot, "早", "/retry", "/retry", "/history")
+    assert "早上好\n早\n你好\n" in shown and shown.endswith("you: 早\nmodel: 你好\n")
+    assert ENGLISH.same_again not in shown
+    same = ScriptedBot(["好"])
+    shown = typing(same, "早", "/retry", "/history")
+    assert shown.startswith("好\n好\n") and ENGLISH.same_again in shown
+    assert shown.endswith("you: 早\nmodel: 好\n") and len(same.heard()) == 1 + RETRIES
 
 
 def test_the_environment_says_which_language(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_no_forged_file_makes_load_stumble(saved: Path, data: st.DataObject) -> 
     [
         ("config.json", '{"model_type": "llama"}', "a model of type 'llama', not gpt2"),
         ("config.json", "\udcff", "config.json cannot be read"),
-        ("config.yaml", "\udcff", "config.yaml is not valid YAML"),
+        ("config.yaml", "\udcff", "config.yaml is not text in UTF-8"),
         ("tokenizer.json", "\udcff", "tokenizer.json"),
         ("config.json", "[" * 100_000, "config.json cannot be read"),
         ("config.yaml", "[" * 10_000, "config.yaml is not valid YAML"),
@@ -112,7 +112,7 @@ def test_no_forged_file_makes_load_stumble(saved: Path, data: st.DataObject) -> 
         ("manifest.json", "[" * 100_000, "manifest.json is damaged"),
         ("config.json", "[]", "config.json cannot be read: it is not an object"),
         ("config.json", "{}", "a model of type None, not gpt2"),
-        ("config.yaml", "[1, 2]", "config.yaml is not a mapping"),
+        ("config.yaml", "[1, 2]", "config.yaml is not a config"),
         ("config.yaml", "n_layers: 2", "did you mean `n_layer`?"),
         ("tokenizer.json", "{}", "tokenizer.json is not a vocabulary"),
         ("manifest.json", "[]", "manifest.json is damaged"),

@@ -161,7 +161,7 @@ def test_weights_in_other_forms(tmp_path: Path, form: str) -> None:
         ({"n_embd": 20}, "has shape"),
         ({"n_head": 3}, "n_head"),
         ({"n_positions": 64}, "has shape"),
-        ({"vocab_size": "many"}, "vocab_size: 'many' must be a whole number"),
+        ({"vocab_size": "many"}, "vocab_size is 'many'; it must be a whole number"),
         ({"vocab_size": 10}, "has shape"),
     ],
 )

@@ -253,7 +253,7 @@ W_Q = "transformer.h.0.attention.W_q.weight"
         ([1, 2], "refused"),
         (contents() | {"state_dict": {}}, "fewer tensors"),
         (contents() | {"state_dict": 3}, "state_dict"),
-        (contents() | {"n_embd": "wide"}, "n_embd: 'wide' must be a whole number"),
+        (contents() | {"n_embd": "wide"}, "n_embd is 'wide'; it must be a whole number"),
         (contents() | {"n_head": 3}, "n_head"),
         (contents() | {"n_layer": 10**9}, "fewer tensors"),
         (contents() | {"vocab_size": 0}, "wte.weight has shape"),

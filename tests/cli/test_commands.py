@@ -187,6 +187,28 @@ def test_settings_of_the_chat(trained: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (from_yaml.top_k, from_yaml.max_new_tokens) == (2, 12)
 
 
+@pytest.mark.parametrize(
+    ("command", "example"),
+    [("train", "demo"), ("chat", "demo"), ("sentiment train", "sentimental_demo")],
+)
+def test_a_key_where_the_config_should_stand(command: str, example: str) -> None:
+    said = refused_command(*command.split(), "seed=1")
+    assert "a config comes first" in said and f"{command} {example} seed=1\n" in said
+
+
+@pytest.mark.parametrize("script", [TRAIN, CHAT, REPOSITORY / "sentimentalTrain.py"])
+def test_a_script_without_arguments_names_an_example(run: Run, script: Path) -> None:
+    done = run(script)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert "error: no config is given\n  -> write: python " in done.stderr.decode()
+
+
+@pytest.mark.parametrize(("named", "meant"), [("lastest", "latest"), ("Best", "best")])
+def test_a_misspelt_name_of_a_checkpoint(tmp_path: Path, named: str, meant: str) -> None:
+    said = refused_command("chat", DEMO, f"resume_from={named}", f"checkpoint_root={tmp_path}")
+    assert f"did you mean {meant}?" in said
+
+
 def test_chat_with_nothing_trained_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "train one first: python -m smallgpt train demo\n" in refused_command("chat", "demo")

@@ -27,6 +27,24 @@ def test_an_old_python(run: Run, program: str) -> None:
     assert " is Python 3.8: type the name of a newer one" in said
 
 
+@pytest.mark.parametrize("program", PROGRAMS[:3])
+@pytest.mark.parametrize("version", ["2, 7", "3, 6"])
+def test_a_very_old_python(run: Run, program: str, version: str) -> None:
+    """It reads none of the package; of what Python 2 does not know, these scripts hold nothing."""
+    pretend = (
+        f"import runpy, sys; sys.version_info = ({version}, 9); sys.modules['smallgpt'] = None"
+    )
+    path = REPOSITORY / program
+    done = run("-c", f"{pretend}; runpy.run_path({str(path)!r}, run_name='__main__')")
+    said = done.stderr.decode()
+    assert (done.returncode, done.stdout, said.count("\n")) == (2, b"", 1)
+    assert said.startswith("error: Small GPT needs Python 3.11 or newer")
+    source = path.read_text("utf-8")
+    assert source.isascii() and "__future__" not in source
+    ast.parse(source, feature_version=(3, 4))
+    assert not [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.JoinedStr)]
+
+
 @pytest.mark.parametrize("file", [*PROGRAMS, "smallgpt/__init__.py", "smallgpt/cli/__init__.py"])
 def test_an_old_python_understands_what_comes_before(file: str) -> None:
     ast.parse((REPOSITORY / file).read_text("utf-8"), feature_version=(3, 8))

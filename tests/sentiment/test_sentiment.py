@@ -91,7 +91,9 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
         patch.setattr(Trainer, "step", interrupted)
         recipe.run(plan, "sentimentalTrain.py X")
     assert ended.value.code == 143
-    assert "sentimentalTrain.py X resume_from=latest" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "sentimentalTrain.py X resume_from=latest" in said
+    assert "or use the model as it is now: " in said
     assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt10", "cpt17"]
     recipe.run(dataclasses.replace(plan, resume_from="latest"))
     folders = (tmp_path / "whole", tmp_path)
@@ -276,7 +278,7 @@ def test_fewer_reviews_than_a_batch_and_one_of_a_million_characters(
 
 @pytest.mark.parametrize("changes", [{"frozen": True}, {"use_mask": False}])
 def test_language_model_loss_needs_text_that_learns(changes: dict[str, Any]) -> None:
-    assert "lm_weight: 0.5 needs" in refusal(
+    assert "lm_weight is 0.5; it needs" in refusal(
         lambda: config_from_dict({"lm_weight": 0.5} | changes, "test", SentimentConfig)
     )
 

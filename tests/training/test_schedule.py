@@ -78,6 +78,8 @@ def test_max_minutes_chooses_the_steps_that_fit(
     rates = [line["lr"] for line in metrics(tmp_path) if "lr" in line]
     whole = Schedule(load_config(tmp_path / "run.yaml"), 29)
     assert rates[13:] == [whole.learning_rate(step) for step in range(13, 29)]
+    train(tmp_path, "resume_from=latest")
+    assert "to train on, raise max_minutes, or type max_steps\n" in capsys.readouterr().err
 
 
 def test_a_resumed_run_keeps_the_number_of_steps(

@@ -561,6 +561,7 @@ def test_interrupted_run_saves_says_how_to_go_on_and_goes_on(
     assert [p.name for p in run_folder.checkpoints(tmp_path / "run")] == ["cpt3"]
     assert "stopped at step 3" in result.stderr
     assert f"{REPOSITORY / 'train.py'} run.yaml lr=0.02 resume_from=latest" in result.stderr
+    assert "or chat with the model as it is now: " in result.stderr
     assert f"chat.py {tmp_path / 'run' / 'cpt3'}" in result.stderr
     resumed = train(settings, lr=0.02, resume_from="latest")
     straight = train(settings, lr=0.02, checkpoint_root=str(tmp_path / "straight"))
