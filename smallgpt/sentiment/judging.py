@@ -99,7 +99,7 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
     Raises:
         UserError: a file cannot be read or written, or the text column is missing.
     """
-    as_jsonl = _check_target(source, target)
+    as_jsonl = _check_target(target)
     rows, again = itertools.tee(read_rows(source, [text_column]))
     columns = columns_of(source, [text_column])
     names = distinct([*columns, "verdict", "probability"])
@@ -143,10 +143,8 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
     note(f"{bar.n - empty:,} judged, {empty:,} without a text; written: {target} ({written})")
 
 
-def _check_target(source: Path, target: Path) -> bool:
+def _check_target(target: Path) -> bool:
     """Whether to write JSONL; a UserError where the name of the output cannot be meant."""
-    if target.is_dir() or (target.exists() and source.exists() and target.samefile(source)):
-        raise UserError(f"--output {target} is the input, or a directory", "name another file")
     suffix = target.suffix.lower()
     if suffix not in (*_TABLES, *_JSONL):
         raise UserError(

@@ -123,6 +123,7 @@ def test_a_header_alone_stays(model: str, tmp_path: Path, content: str) -> None:
     (tmp_path / "in.csv").write_text(content, "utf-8")
     judged(model, tmp_path / "in.csv", tmp_path / "out.csv")
     assert table(tmp_path / "out.csv") == [["id", "review", "verdict", "probability"]]
+    judged(model, tmp_path / "in.csv", Path(os.devnull))  # a device, which is written to
 
 
 @pytest.mark.parametrize("name", ["o.xlsx", "o.csv.gz", "o.jsonl.xz", "o.json"])
@@ -176,7 +177,8 @@ def test_a_broken_file_leaves_no_half_of_an_output(model: str, tmp_path: Path) -
     source.write_text('{"review": "好"}\n' * 600 + "broken\n", "utf-8")
     target = tmp_path / "out.csv"
     target.write_text("before", "utf-8")
-    done = smallgpt("sentiment", "predict", model, "--input", source, "--output", target)
+    given = ("sentiment", "predict", model, "--input", source, "--output", target, "--force")
+    done = smallgpt(*given)
     assert done.exit_code == 2 and "line 601: not JSON" in done.stderr
     assert target.read_text("utf-8") == "before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.csv"]
@@ -194,7 +196,10 @@ def test_explanations(model: str, tmp_path: Path) -> None:
     assert f"<b>{label} {100 * float(probability):.1f} %</b>" in text
     assert '<html lang="en">' in text and "padding:0 1.5em" in text
     # A character that is cut off.
-    done = smallgpt("sentiment", "predict", model, "错\udced", "--explain", "--html", page)
+    given = ("sentiment", "predict", model, "错\udced", "--explain", "--html", page)
+    assert f"{page} is there already\n  -> name another, or add --force" in refused_command(*given)
+    assert page.read_text("utf-8") == text
+    done = smallgpt(*given, "--force")
     assert done.exit_code == 0, done.output
     assert "\t错\ufffd\n" in done.stdout and ">\ufffd</span>" in page.read_text("utf-8")
 
@@ -203,11 +208,13 @@ def test_what_does_not_fit_is_refused(model: str, trained: Path, tmp_path: Path)
     source = write_reviews(tmp_path / "in.csv", 10)
     given = ("sentiment", "predict", model, "--input", source)
     to = ("--output", tmp_path / "o.csv")
+    there = write_reviews(tmp_path / "there.csv", 1)
     for told, arguments in {
+        "is there already\n  -> name another, or add --force": (*given, "--output", there),
         "go together": given,
         "no further texts": (*given, *to, "好"),
         "no column 'text'": (*given, *to, "--text-column", "text"),
-        "is the input": (*given, "--output", source),
+        "is an input": (*given, "--output", source),
         "is a language model, not a classifier": ("sentiment", "predict", trained, "好"),
         "not found": ("sentiment", "predict", tmp_path / "none", "好"),
         "is a classifier (0, 1), not a model to talk with": ("chat", model),
@@ -260,6 +267,10 @@ def test_text_for_the_language_model_has_no_review_of_the_test(
     written = tmp_path / "reviews.txt"
     assert smallgpt("sentiment", "text", yaml, *given, "--output", written).stdout == ""
     assert written.read_text("utf-8") == done.stdout.removesuffix("\n")
+    again: list[str | Path] = ["sentiment", "text", yaml, *given, "--output"]
+    assert "is there already" in refused_command(*again, written)
+    assert smallgpt(*again, written, "--force").exit_code == 0
+    assert "is an input" in refused_command(*again, other, "--force")
     own = read_reviews(Path(chosen.sentimental_data_path), "review", "label")
     split = split_reviews(own, 0.8, 0.1, 0)
     with other.open(encoding="utf-8", newline="") as file:
