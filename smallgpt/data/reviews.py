@@ -214,7 +214,7 @@ def texts_outside_test(config: SentimentConfig, also: list[Path]) -> Iterator[st
     others = (
         row.cells[config.text_column]
         for file in also
-        for row in read_rows(file, [config.text_column])
+        for row in read_rows(file, [config.text_column], keys="text_column")
     )
     for text in itertools.chain(own.texts, others):
         lines = [line.strip() for line in text.splitlines() if line.strip(BLANK)]
