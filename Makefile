@@ -52,7 +52,7 @@ FULL_ROOT := checkpoints/sentiment_full
 sentiment-full: $(VENV)/.run ## Train a classifier from scratch: language model, other domains, hotels (70 minutes)
 	@mkdir -p $(FULL_ROOT)
 	@$(BIN)/python -m smallgpt sentiment text config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \
-		--also $(DOMAINS) --also $(HOTELS) --also $(HOTELS) --output $(FULL_ROOT)/reviews.txt
+		--also $(DOMAINS) --also $(HOTELS) --also $(HOTELS) --output $(FULL_ROOT)/reviews.txt --force
 	@$(BIN)/python train.py config/sentiment_full_language.yaml data_path=[$(FULL_ROOT)/reviews.txt,$(CHATS)] $(FULL_KEYS)
 	@$(BIN)/python sentimentalTrain.py config/sentiment_full_domains.yaml sentimental_data_path=$(DOMAINS) $(FULL_KEYS)
 	@$(BIN)/python -m smallgpt sentiment ablation config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \

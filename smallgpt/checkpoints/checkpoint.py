@@ -234,12 +234,14 @@ def read_manifest(path: Path, example: str = "demo") -> dict[str, Any]:
     """
     file = path / MANIFEST_FILE
     advice = f"give the directory of a checkpoint, such as checkpoints/{example}/cpt1200"
+    run = path.parent if is_name(path.name) else path
+    train = f"train one: {training_of(run, other=example)}\n     or {advice}"
     if not path.exists():
-        run = path.parent if is_name(path.name) else path
-        train = f"train one: {training_of(run, other=example)}"
-        raise not_found(path, "checkpoint ", f"{train}\n     or {advice}")
+        raise not_found(path, "checkpoint ", train)
     if not path.is_dir():
         raise UserError(f"{path} is a file, not a checkpoint directory", advice)
+    if not file.is_file() and run == path and not any(path.glob("*.safetensors")):
+        raise UserError(f"there is no checkpoint in {path} yet", train)
     if not file.is_file():
         raise UserError(f"{path} is not a checkpoint: it has no {MANIFEST_FILE}", advice)
     try:

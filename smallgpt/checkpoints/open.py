@@ -14,7 +14,7 @@ from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, best, checkpoints, validation_loss
 from smallgpt.utils.commands import training_of
 from smallgpt.utils.errors import UserError, note
-from smallgpt.utils.paths import ALIKE, named_path
+from smallgpt.utils.paths import ALIKE, named_path, not_found
 
 SPECIAL_NAMES = ("latest", "auto", "best")
 
@@ -43,6 +43,11 @@ def open_checkpoint(
         path = named_path(named)
         if classifier and legacy_pth.is_legacy(path) and path.exists():
             raise checkpoint.other_kind(path, None)
+        there = path.exists() or (path.with_suffix("") / MANIFEST_FILE).is_file()
+        if key and legacy_pth.is_legacy(path) and not there:
+            own = Path("checkpoints", "demo")
+            advice = f"train one of your own ({training_of(own)}) and set {key}={own}"
+            raise not_found(path, advice=f"put it there, or {advice}")
         path = find_checkpoint(named, root=root, texts=texts, config=config)
         ours = any((path / name).exists() for name in (MANIFEST_FILE, checkpoint.CONFIG_FILE))
         if ours or not (path / huggingface.CONFIG_FILE).is_file():

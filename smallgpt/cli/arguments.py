@@ -11,6 +11,7 @@ import typer
 
 from smallgpt.cli import streams
 from smallgpt.config import SentimentConfig
+from smallgpt.utils.atomic import is_device
 from smallgpt.utils.commands import SCRIPTS, config_names, script, with_config
 from smallgpt.utils.errors import UserError, user_errors
 from smallgpt.utils.paths import exists, without_tilde
@@ -48,6 +49,9 @@ CheckpointPath = Annotated[
     Path,
     typer.Argument(help="A checkpoint directory, or the folder of a run.", metavar="CHECKPOINT"),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace files that are there already, not the inputs.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,6 +81,22 @@ def _at_home(function: F) -> F:
         return function(**{name: expanded(value) for name, value in arguments.items()})
 
     return cast(F, call)
+
+
+def check_output(inputs: list[Path], outputs: list[Path], force: bool) -> None:
+    """Refuse outputs that would replace something.
+
+    A device or a pipe is written to; an existing file is replaced only with --force.
+    """
+    if len({output.resolve() for output in outputs}) < len(outputs):
+        raise UserError(f"{outputs[0]} is to be two files", "name another for one of them")
+    for output in outputs:
+        if output.is_dir() or any(
+            output.exists() and i.exists() and output.samefile(i) for i in inputs
+        ):
+            raise UserError(f"{output} is an input, or a directory", "name another file")
+        if output.exists() and not force and not is_device(output):
+            raise UserError(f"{output} is there already", "name another, or add --force")
 
 
 def typed(name: str, config: Path, overrides: list[str]) -> str:

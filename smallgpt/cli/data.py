@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smallgpt.cli.arguments import command
+from smallgpt.cli.arguments import Force, check_output, command
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
@@ -36,9 +36,6 @@ Columns = Annotated[
         metavar="PROMPT RESPONSE",
         help="The columns (or keys) of prompt and reply, where their names are not known ones.",
     ),
-]
-Force = Annotated[
-    bool, typer.Option("--force", help="Replace files that are there already, not the inputs.")
 ]
 Picture = Annotated[Path | None, typer.Option(help="Draw the histogram of lengths (PNG).")]
 
@@ -81,7 +78,7 @@ def convert(
     from smallgpt.data.prepare import Survey, write
     from smallgpt.data.redact import Redactor
 
-    _check_output(files, [output, *([picture] if picture else [])], force)
+    _check_files(files, [output, *([picture] if picture else [])], force)
     if me and (kind or columns):
         raise UserError("--me does not go with --format or --columns", "leave these out")
     if gap and not me:
@@ -120,7 +117,7 @@ def stats(
     from smallgpt.data.chats.exports import warn_of_exports
     from smallgpt.data.prepare import Survey
 
-    _check_output(files, [picture] if picture else [], force)
+    _check_files(files, [picture] if picture else [], force)
     if not (kind or columns):
         warn_of_exports(files)
     survey = Survey()
@@ -155,7 +152,7 @@ def split(
         raise UserError(f"--validation {validation} and --test {test} leave nothing to train on")
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
     parts = {output_dir / f"{name}.txt": share for name, share in shares.items() if share}
-    _check_output(files, list(parts), force)
+    _check_files(files, list(parts), force)
     if not (kind or columns):
         warn_of_exports(files)
     survey = Survey()
@@ -186,7 +183,7 @@ def smalltalk(
     texts = tqdm(generate(dialogues, seed), total=dialogues, unit="dialogue", delay=1, leave=False)
     try:
         if output:
-            _check_output([], [output], force)
+            check_output([], [output], force)
             write((text.split("\n") for text in texts), {output: 1.0})
             return
         for number, text in enumerate(texts):
@@ -224,22 +221,12 @@ def _with_first(
         raise UserError("no dialogue came out of it", "\n     ".join(chats.lines()))
 
 
-def _check_output(files: list[Path], outputs: list[Path], force: bool) -> None:
-    """Refuse inputs that cannot be read, and outputs that would replace something.
-
-    A device or a pipe is written to; an existing file is replaced only with --force.
-    """
+def _check_files(files: list[Path], outputs: list[Path], force: bool) -> None:
+    """Refuse inputs that cannot be read, and outputs as `check_output` does."""
     from smallgpt.data.text import check_files
-    from smallgpt.utils.atomic import is_device
 
     check_files(files)
-    if len({output.resolve() for output in outputs}) < len(outputs):
-        raise UserError(f"{outputs[0]} is to be two files", "name another for one of them")
-    for output in outputs:
-        if output.is_dir() or any(output.exists() and output.samefile(file) for file in files):
-            raise UserError(f"{output} is an input, or a directory", "name another file")
-        if output.exists() and not force and not is_device(output):
-            raise UserError(f"{output} is there already", "name another, or add --force")
+    check_output(files, outputs, force)
 
 
 def _is_standard_output(path: Path) -> bool:

@@ -13,7 +13,9 @@ from smallgpt.cli.arguments import (
     CheckpointPath,
     ConfigFile,
     Device,
+    Force,
     Overrides,
+    check_output,
     command,
     typed,
 )
@@ -68,6 +70,7 @@ def predict(
         Path | None, typer.Option("--html", help="Write the explanations as a page.")
     ] = None,
     device: Device = "auto",
+    force: Force = False,
 ) -> None:
     """Judge reviews: label, probability and text, one a line.
 
@@ -77,6 +80,7 @@ def predict(
         raise UserError("--input and --output go together", "give both, or texts")
     if source is not None and (texts or explain or page):
         raise UserError("--input takes no further texts and no --explain", "do one of them")
+    check_output([source] if source else [], [file for file in (target, page) if file], force)
     os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
     from smallgpt.sentiment import judging, predictor
     from smallgpt.sentiment.explain import explain_texts
@@ -129,6 +133,7 @@ def text(
     output: Annotated[
         Path | None, typer.Option(help="The text to write, instead of standard output.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Write reviews as a text for train.py, one a dialogue.
 
@@ -138,6 +143,8 @@ def text(
     Example: smallgpt sentiment text config/sentimental_demo.yaml --output data/reviews.txt
     """
     settings = load_config(config, overrides, SentimentConfig, TEXT)
+    inputs = [Path(settings.sentimental_data_path), *(also or [])]
+    check_output(inputs, [output] if output else [], force)
     from smallgpt.data import reviews
 
     texts = reviews.texts_outside_test(settings, also or [])

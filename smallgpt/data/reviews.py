@@ -24,6 +24,8 @@ from smallgpt.utils.words import counted
 
 IntArray = npt.NDArray[np.int64]
 MOST_LABELS = 1000
+MANY_LABELS, FEW_REVIEWS = 20, 5
+"""More labels, or mostly labels with fewer reviews, may be those of a wrong column."""
 _MISSING = ("", "nan", "none", "null")
 _NUMBER = re.compile(r"-?[0-9]+")
 _WHOLE_NUMBER = re.compile(r"(-?[0-9]+)\.0*")  # as a table with gaps is often saved
@@ -149,6 +151,14 @@ def _names(path: Path, label_column: str, found: list[str]) -> list[str]:
             f"{path}: {counted(len(names), 'different label')} in column {label_column!r}",
             f"a classifier needs 2 to {MOST_LABELS:,}; is it the right column? set label_column",
         )
+    count = Counter(found)
+    few = 2 * sum(count[name] < FEW_REVIEWS for name in names) > len(names)
+    if few or len(names) > MANY_LABELS:
+        note(
+            f"warning: {path}: {counted(len(names), 'different label')} in column {label_column!r}"
+            f"{f', most with fewer than {FEW_REVIEWS} reviews' if few else ''}: "
+            "is label_column the right column?"
+        )
     return names
 
 
@@ -170,9 +180,10 @@ def split_reviews(
         validation = max(1, round((len(own) - test) * validation_percent))
         if len(own) < 3 or test + validation >= len(own):
             raise UserError(
-                f"too few reviews with the label {name!r}: {counted(len(own), 'different one')}",
-                "each label needs some for training, validation and test; "
-                "add more, or change train_percent and validation_percent",
+                f"only {counted(len(own), 'distinct review')} "
+                f"{'has' if len(own) == 1 else 'have'} the label {name!r}",
+                "each label needs some for training, validation and test; check label_column and "
+                "text_column, add more, or change train_percent and validation_percent",
             )
         part[own[:test]] = 2
         part[own[test : test + validation]] = 1
@@ -214,7 +225,7 @@ def texts_outside_test(config: SentimentConfig, also: list[Path]) -> Iterator[st
     others = (
         row.cells[config.text_column]
         for file in also
-        for row in read_rows(file, [config.text_column])
+        for row in read_rows(file, [config.text_column], keys="text_column")
     )
     for text in itertools.chain(own.texts, others):
         lines = [line.strip() for line in text.splitlines() if line.strip(BLANK)]

@@ -32,7 +32,10 @@ class Row(NamedTuple):
 
 
 def read_rows(
-    path: Path, columns: Iterable[str] = (), broken: Broken | None = None
+    path: Path,
+    columns: Iterable[str] = (),
+    broken: Broken | None = None,
+    keys: str = "text_column and label_column",
 ) -> Iterator[Row]:
     """Stream the rows of a table or of JSON objects (also .gz and .xz), by its name's ending.
 
@@ -42,6 +45,7 @@ def read_rows(
     Args:
         columns: that there must be.
         broken: called for broken rows, which are then left out.
+        keys: what the user says with which columns are meant.
 
     Raises:
         UserError: the file cannot be read, a column is missing, or without `broken`, a row is
@@ -53,16 +57,16 @@ def read_rows(
         raise UserError(f"{path} is a directory", advice)
     if not path.exists():
         raise not_found(path, advice=advice)
-    return (_json_rows if is_jsonl(path) else _table_rows)(path, columns, broken)
+    return (_json_rows if is_jsonl(path) else _table_rows)(path, columns, broken, keys)
 
 
-def columns_of(path: Path, columns: Iterable[str]) -> list[str]:
-    """All columns of such a file, in order, also where it has no rows; `columns` are among them.
+def columns_of(path: Path, columns: Iterable[str], keys: str) -> list[str]:
+    """All columns of such a file, in order, also where it has no rows; arguments as `read_rows`.
 
     The objects of a JSON file may have different ones: it is read to its end.
     """
     if is_jsonl(path):
-        rows = _json_rows(path, list(columns), None, quiet=True)
+        rows = _json_rows(path, list(columns), None, keys, quiet=True)
         return list(dict.fromkeys(column for row in rows for column in row.cells))
     return distinct(_first_line(path, read_lines(path, quiet=True), columns)[2])
 
@@ -89,7 +93,7 @@ def _suffix(path: Path) -> str:
 
 
 def _json_rows(
-    path: Path, columns: list[str], broken: Broken | None, quiet: bool = False
+    path: Path, columns: list[str], broken: Broken | None, keys: str, quiet: bool = False
 ) -> Iterator[Row]:
     is_list = beginning(path).lstrip().startswith("[")
     unit = "record" if is_list else "line"
@@ -101,7 +105,7 @@ def _json_rows(
             broken(number, "not an object")
             continue
         cells = {key: _cell(value) for key, value in values.items()}
-        _check_columns(f"{path}, {unit} {number:,}", cells, columns)
+        _check_columns(f"{path}, {unit} {number:,}", cells, columns, keys)
         yield Row(number, cells, values, unit)
 
 
@@ -111,12 +115,12 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _table_rows(path: Path, columns: list[str], broken: Broken | None) -> Iterator[Row]:
+def _table_rows(path: Path, columns: list[str], broken: Broken | None, keys: str) -> Iterator[Row]:
     advice = 'put texts that contain the delimiter or a quotation mark in quotes: "…"'
     broken = broken or refusing(path, advice)
     lines = read_lines(path)
     before, delimiter, given = _first_line(path, lines, columns)
-    _check_columns(str(path), given, columns)
+    _check_columns(str(path), given, columns, keys)
     names = distinct(given)
     for new in set(names) - set(given):
         note(f"{path}: another column {new.rpartition('.')[0]!r} is read as {new!r}")
@@ -227,13 +231,13 @@ def distinct(names: Iterable[str]) -> list[str]:
     return result
 
 
-def _check_columns(where: str, names: Iterable[str], columns: Iterable[str]) -> None:
+def _check_columns(where: str, names: Iterable[str], columns: Iterable[str], keys: str) -> None:
     names = list(names)
     for column in columns:
         if names.count(column) != 1:
             raise UserError(
                 f"{where}: {'two columns' if column in names else 'no column'} {column!r}",
-                f"the columns are: {', '.join(names)}; set text_column and label_column",
+                f"the columns are: {', '.join(names)}; set {keys}",
             )
 
 

@@ -166,6 +166,6 @@ def _facts(stored: Checkpoint) -> dict[str, str]:
                 "test accuracy": f"{test['accuracy']:.4f} (95 %: {low:.4f} to {high:.4f})",
                 "test macro F1": f"{test['macro_f1']:.4f}",
                 "the baseline's test accuracy": f"{baseline:.4f}",
-                **({"always the commonest label": f"{always:.4f}"} if always else {}),
+                **({"always the most frequent label": f"{always:.4f}"} if always else {}),
             }
     return facts | (figures or {"evaluation": "this checkpoint was not evaluated"})

@@ -84,7 +84,7 @@ def run(
             )
         cells.append(_read(name, folders, "test", "verdict"))
     # It is the same in each run.
-    cells.append(_read("baseline", folders[:1], "reference", "reference"))
+    cells.append(_read("baseline", folders[:1], "reference", "baseline"))
     path, text = root / TABLE_FILE, table(cells, seeds)
     path.write_text(text, "utf-8")
     with pictures.picture(root / PICTURE_FILE, width=8) as (axes,):
@@ -145,7 +145,9 @@ def _read(name: str, folders: list[Path], part: str, column: str) -> Cell:
             ) from None
         figures.append([test[key] for key, _, _ in _COLUMNS.values()])
         with (folder / report.VERDICTS_FILE).open(encoding="utf-8-sig", newline="") as verdicts:
-            right.append([row["label"] == row[column] for row in csv.DictReader(verdicts)])
+            rows = list(csv.DictReader(verdicts))
+        column = column if column in rows[0] else "reference"  # the baseline's in earlier versions
+        right.append([row["label"] == row[column] for row in rows])
     factors = [factor for _, factor, _ in _COLUMNS.values()]
     return Cell(name, np.array(figures, np.float64) * factors, np.mean(right, axis=0))
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smallgpt.data.text import BLANK
 from smallgpt.model.classifier import Classifier
-from smallgpt.sentiment.predictor import Prediction, Predictor
+from smallgpt.sentiment.predictor import Prediction, Predictor, note_blank, print_line
 from smallgpt.tokenizer.characters import PAD
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
@@ -90,7 +91,7 @@ class Explanation:
 
 def explain(predictor: Predictor, text: str) -> Explanation:
     """The verdict on a text and each character's share in it."""
-    (prediction,) = predictor.predict([text])
+    ((_, prediction),) = predictor.predict_each(text)
     verdict = predictor.names.index(prediction.label)
     examples = predictor.rows_of([text])
     rows = len(examples.rows)
@@ -141,14 +142,20 @@ def explain_texts(predictor: Predictor, texts: Iterable[str], page: Path | None)
     Raises:
         UserError: the page cannot be written.
     """
-    paragraphs = []
+    paragraphs, blank = [], 0
     colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for text in texts:
+        if not text.strip(BLANK):
+            blank += 1
+            print_line(None, text)
+            paragraphs.append("<h2>No text</h2>\n")
+            continue
         explanation = explain(predictor, text)
-        explanation.prediction.print(explanation.to_terminal() if colours else text)
+        print_line(explanation.prediction, explanation.to_terminal() if colours else text)
         if not colours:
             print(f"  {explanation.strongest()}", flush=True)
         paragraphs.append(explanation.to_html())
+    note_blank(blank, "not judged")
     if page is not None:
         try:
             with atomic.file(page) as work:

@@ -11,9 +11,9 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from smallgpt.data import encodings
-from smallgpt.data.tables import columns_of, distinct, read_rows
+from smallgpt.data.tables import columns_of, distinct, is_jsonl, read_rows
 from smallgpt.data.text import BLANK, encoding_of
-from smallgpt.sentiment.predictor import Predictor
+from smallgpt.sentiment.predictor import Predictor, note_blank, print_line
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
@@ -48,8 +48,8 @@ def argument(text: str) -> str:
 
 
 def lines_of(file: TextIO | None) -> Iterator[str]:
-    """The lines of standard input that are not blank, whatever the locale: UTF-8, and GB18030 from
-    the first one on that is in it, which is said.
+    """The lines of standard input, whatever the locale: UTF-8, and GB18030 from the first one on
+    that is in it, which is said.
 
     Raises:
         UserError: they are neither, or standard input is closed.
@@ -67,9 +67,8 @@ def lines_of(file: TextIO | None) -> Iterator[str]:
                 note(f"{where}: not UTF-8, read as GB18030 from here on")
             text = _decoded(data, encoding, where)
         text = text.removeprefix("\ufeff") if number == 1 else text
-        for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
-            if line.strip(BLANK):
-                yield line
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        yield from text.removesuffix("\n").split("\n")
 
 
 def _decoded(data: bytes, encoding: str, where: str) -> str:
@@ -81,12 +80,15 @@ def _decoded(data: bytes, encoding: str, where: str) -> str:
 
 
 def judge_texts(predictor: Predictor, texts: Iterable[str]) -> None:
-    """Print label, probability and text of each, as they come."""
+    """Print label, probability and text of each, as they come; of a blank one the text alone."""
     # One at a time from a terminal or a slow pipe; a list that is at hand all at once.
-    at_once, guesses = 64 if isinstance(texts, list) else 1, 0
+    at_once, blank, guesses = 64 if isinstance(texts, list) else 1, 0, 0
     for text, prediction in predictor.predict_each(texts, at_once):
-        prediction.print(text)
+        is_blank = not text.strip(BLANK)
+        print_line(None if is_blank else prediction, text)
+        blank += is_blank
         guesses += predictor.can_only_guess(text)
+    note_blank(blank, "not judged")
     _tell_guesses(guesses)
 
 
@@ -99,9 +101,12 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
     Raises:
         UserError: a file cannot be read or written, or the text column is missing.
     """
-    as_jsonl = _check_target(source, target)
-    rows, again = itertools.tee(read_rows(source, [text_column]))
-    columns = columns_of(source, [text_column])
+    as_jsonl = _check_target(target)
+    keys = "--text-column"
+    if not is_jsonl(source):
+        keys += f"; or where each line is a review, give it as standard input: < {source}"
+    rows, again = itertools.tee(read_rows(source, [text_column], keys=keys))
+    columns = columns_of(source, [text_column], keys)
     names = distinct([*columns, "verdict", "probability"])
     for name, new in zip(("verdict", "probability"), names[-2:], strict=True):
         if name != new:
@@ -116,7 +121,7 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
         with (
             atomic.file(target) as work,
             work.open("w", encoding=encoding, newline="") as file,
-            tqdm(pairs, "judging", unit=" reviews", dynamic_ncols=True) as bar,
+            tqdm(pairs, "judging", unit=" reviews", delay=1, dynamic_ncols=True) as bar,
         ):
             separator = "\t" if target.suffix.lower() == ".tsv" else ","
             table = csv.DictWriter(file, names, delimiter=separator)
@@ -143,10 +148,8 @@ def judge_file(predictor: Predictor, source: Path, target: Path, text_column: st
     note(f"{bar.n - empty:,} judged, {empty:,} without a text; written: {target} ({written})")
 
 
-def _check_target(source: Path, target: Path) -> bool:
+def _check_target(target: Path) -> bool:
     """Whether to write JSONL; a UserError where the name of the output cannot be meant."""
-    if target.is_dir() or (target.exists() and source.exists() and target.samefile(source)):
-        raise UserError(f"--output {target} is the input, or a directory", "name another file")
     suffix = target.suffix.lower()
     if suffix not in (*_TABLES, *_JSONL):
         raise UserError(

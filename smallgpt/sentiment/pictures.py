@@ -26,7 +26,7 @@ _CHINESE = (  # those made for the screen, before all others that have the chara
 _LINES = {  # part of report.json: name, style and colour of its line
     "test": ("the best model, test", "-", "C2"),
     "reference": ("TF-IDF baseline, test", "--", "C1"),
-    "commonest": ("always the commonest label, test", ":", "C3"),
+    "commonest": ("always the most frequent label, test", ":", "C3"),
 }
 
 
@@ -53,17 +53,17 @@ def draw(path: Path, result: dict[str, Any], bins: tuple[FloatArray, ...]) -> No
         bins: see `report.reliability`.
     """
     names = list(result["test"]["classes"])
-    ticks, judged_as = [_shortened(name) for name in names], "judged as"
+    ticks, predicted = [_shortened(name) for name in names], "predicted"
     if font_for("".join(names)) is None:
         ticks = [f"class {number}" for number in range(len(names))]
-        judged_as = "judged as (numbers: order in report.json)"
+        predicted = "predicted (numbers: order in report.json)"
         if len(names) <= MOST_NAMED:
             order = ", ".join(f"{number} is {name}" for number, name in enumerate(names))
             note(f"{path.name} shows numbers, as no font here has the labels' characters: {order}")
     with picture(path, 13, 3, "".join(names)) as (curve, confusion, calibration):
         _draw_accuracy(curve, result)
         _draw_confusion(confusion, np.array(result["test"]["confusion"]), ticks)
-        confusion.set(xlabel=judged_as, ylabel="label", title="confusion: reviews of the test")
+        confusion.set(xlabel=predicted, ylabel="label", title="confusion: reviews of the test")
         _draw_calibration(calibration, bins)
 
 
@@ -97,7 +97,7 @@ def _draw_calibration(calibration: Any, bins: tuple[FloatArray, ...]) -> None:
     calibration.bar(middle, accuracy, width=0.06, color=blues)
     calibration.plot([0, 1], [0, 1], linestyle=":", color="grey")
     calibration.plot(confidence, accuracy, "k.")
-    calibration.set(xlabel="confidence", ylabel="share right", title="calibration")
+    calibration.set(xlabel="confidence", ylabel="accuracy", title="calibration")
 
 
 def _shortened(name: str) -> str:

@@ -10,12 +10,14 @@ import torch
 
 from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import SentimentConfig
+from smallgpt.data.text import BLANK
 from smallgpt.model.classifier import Classifier
 from smallgpt.runtime import Runtime, choose_device, choose_precision
 from smallgpt.sentiment.examples import Examples
 from smallgpt.sentiment.task import judge
 from smallgpt.tokenizer.characters import UNK, Tokenizer
-from smallgpt.utils.errors import UserError
+from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.words import counted
 
 ROWS_AT_A_TIME = 64
 
@@ -32,10 +34,6 @@ class Prediction:
         """That of the label."""
         return self.probabilities[self.label]
 
-    def print(self, text: str) -> None:
-        """Print label, probability and text as a line."""
-        print(f"{self.label}\t{self.probability:.4f}\t{text}", flush=True)
-
 
 @dataclass(frozen=True)
 class Predictor:
@@ -51,15 +49,19 @@ class Predictor:
     runtime: Runtime
 
     def predict(self, texts: str | Iterable[str]) -> list[Prediction]:
-        """The verdict on each text, however long. A text of no characters has a verdict, too.
+        """The verdict on each text, however long. That on a blank one means nothing, and is noted.
 
         Args:
             texts: a list, an array, a column of a table, a generator …, or one text.
 
         Raises:
-            UserError: one of them is not a text.
+            UserError: one of them is not a string.
         """
         given = list(_checked(texts))
+        note_blank(sum(not text.strip(BLANK) for text in given), "the verdict means nothing")
+        return self._judged(given)
+
+    def _judged(self, given: list[str]) -> list[Prediction]:
         if not given:
             return []
         verdicts = judge(self.model, self.rows_of(given), self.runtime, ROWS_AT_A_TIME)
@@ -74,22 +76,36 @@ class Predictor:
     ) -> Iterator[tuple[str, Prediction]]:
         """Each text with its verdict, in bounded memory: `at_once` are read and judged together.
 
+        The verdict on a blank text means nothing.
+
         Raises:
             UserError: as `predict`, when its turn comes.
         """
         iterator = _checked(texts)
         while chunk := list(itertools.islice(iterator, max(1, at_once))):
-            yield from zip(chunk, self.predict(chunk), strict=True)
+            yield from zip(chunk, self._judged(chunk), strict=True)
 
     def can_only_guess(self, text: str) -> bool:
-        """Whether the model does not know most of the characters of a text."""
-        ids = self.tokenizer.encode(text)
+        """Whether the model does not know most of the characters of a text that has some."""
+        ids = self.tokenizer.encode(text.strip(BLANK))
         return 2 * ids.count(UNK) > len(ids)
 
     def rows_of(self, texts: Sequence[str]) -> Examples:
         """The texts as the model reads them; their labels are unknown, and 0."""
         config, unknown = self.config, np.zeros(len(texts), np.int64)
         return Examples(texts, unknown, self.tokenizer, config.block_size, config.use_mask)
+
+
+def print_line(prediction: Prediction | None, text: str) -> None:
+    """Print label, probability and text as a line; the first two are empty without a verdict."""
+    verdict = f"{prediction.label}\t{prediction.probability:.4f}" if prediction else "\t"
+    print(f"{verdict}\t{text}", flush=True)
+
+
+def note_blank(count: int, consequence: str) -> None:
+    """Say how many texts are blank, and what follows from it, where some are."""
+    if count:
+        note(f"{counted(count, 'text')} without a word: {consequence}")
 
 
 def _checked(texts: str | Iterable[str]) -> Iterator[str]:
@@ -106,7 +122,7 @@ def _checked(texts: str | Iterable[str]) -> Iterator[str]:
         raise UserError(f"{texts!r:.50} is not a list of texts", advice) from None
     for number, text in enumerate(iterator):
         if not isinstance(text, str):
-            raise UserError(f"text {number} (from 0) is {text!r:.50}, not a text", advice)
+            raise UserError(f"texts[{number}] is {text!r:.50}, not a string", advice)
         yield text
 
 

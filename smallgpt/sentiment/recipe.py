@@ -220,6 +220,7 @@ def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
     baseline_seconds = time.perf_counter() - began
     labels, root = reviews.labels[split.test], Path(config.checkpoint_root)
     commonest = int(np.bincount(reviews.labels[learnt]).argmax())
+    named = reviews.names[commonest]
     always = float((labels == commonest).mean())
     result: dict[str, Any] = {
         "model": str(path),
@@ -241,19 +242,19 @@ def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
             **report.score(expected, labels, reviews.names),
             "training_seconds": round(baseline_seconds, 3),
         },
-        "commonest": {"label": reviews.names[commonest], "accuracy": always},
+        "commonest": {"label": named, "accuracy": always},
     }
     report.write(root, result, verdicts, expected, reviews.part(split.test))
     print(f"{path}, step {result['best']['step']}, on reviews kept for the test:")
     print(report.describe(result["test"]))
     print(f"baseline ({baseline.NAME}), on the same reviews:")
     print(report.describe(result["reference"]))
-    print(f"always saying {reviews.names[commonest]}, the commonest: accuracy {100 * always:.2f} %")
+    print(f"always saying {named}, the most frequent: accuracy {100 * always:.2f} %")
     if result["test"]["accuracy"] <= always:
         step, last = result["best"]["step"], trainer.completed
         longer = f"more than {counted(last, 'step')} (max_epoch), " if step == last else ""
         note(
-            f"warning: it is no better than always saying {reviews.names[commonest]}; try {longer}"
+            f"warning: it is no better than always saying {named}; try {longer}"
             "more reviews, or a base_model that has read such texts"
         )
     note(f"written: {root / report.REPORT_FILE}, {report.PICTURE_FILE} and {report.VERDICTS_FILE}")

@@ -81,7 +81,7 @@ def describe(scores: dict[str, Any]) -> str:
         f"accuracy {100 * scores['accuracy']:.2f} % (95 %: {100 * low:.2f} to {100 * high:.2f}) "
         f"of {scores['reviews']:,} reviews",
         f"ROC-AUC {auc}, calibration error {scores['calibration_error']:.4f}",
-        f"{'label':>{width}}  precision  recall     F1  reviews   judged as "
+        f"{'label':>{width}}  precision  recall     F1  reviews   predicted "
         + " ".join(f"{name:>6}" for name in scores["classes"]),
     ]
     for (name, figures), judged in zip(scores["classes"].items(), scores["confusion"], strict=True):
@@ -111,7 +111,7 @@ def write(
         # As Excel reads it, see judging.py.
         with (root / VERDICTS_FILE).open("w", encoding="utf-8-sig", newline="") as file:
             table = csv.writer(file)
-            table.writerow(["label", "verdict", "reference", *(f"p_{n}" for n in names), "review"])
+            table.writerow(["label", "verdict", "baseline", *(f"p_{n}" for n in names), "review"])
             for text, label, row, other in zip(
                 reviews.texts, reviews.labels, probabilities, baseline.argmax(1), strict=True
             ):

@@ -51,13 +51,17 @@ def training_of(root: Path, config: Path | None = None, other: str = "demo") -> 
     """The command that trains what belongs into the folder of a run.
 
     A config of `CONFIGS` has a folder of its name; `config` is one of the user's own; `other` is
-    the one of `CONFIGS` to train where neither says more.
+    the one of `CONFIGS` to train where neither says more, or the folder's is of the other kind.
     """
     name = root.name if root.parent.name == "checkpoints" else ""
-    if name not in config_names():
+    if name not in config_names() or (_classifies(other) and not _classifies(name)):
         if config:
             return f"python {script('train.py')} {shlex.quote(str(config))}"
         name = other
     make = "make demo, or " if name == "demo" and _in_clone() else ""
-    classifies = name.startswith("sentimental")
-    return make + with_config("sentimentalTrain.py" if classifies else "train.py", name)
+    return make + with_config("sentimentalTrain.py" if _classifies(name) else "train.py", name)
+
+
+def _classifies(name: str) -> bool:
+    """Whether a config of `CONFIGS` trains a classifier."""
+    return name.startswith("sentiment") and not name.endswith("_language")

@@ -127,6 +127,9 @@ def test_the_same_mistake_has_the_same_message(
 ) -> None:
     missing, empty, damaged = (tmp_path / name for name in ("missing", "empty", "damaged"))
     empty.mkdir()
+    (empty / ".lock").touch()  # as a run that failed leaves it
+    unfinished = tmp_path / "cpt4"
+    unfinished.mkdir()
     kind = "classifier/cpt2" if entry in WANT_A_CLASSIFIER else "here/cpt4"
     shutil.copytree(models / kind, damaged)
     (damaged / "tokenizer.json").write_text("{}")
@@ -137,7 +140,8 @@ def test_the_same_mistake_has_the_same_message(
     mistakes = {
         missing: f"checkpoint {missing} not found\n  -> train one: {training}",
         file: f"{file} is a file, not a checkpoint directory\n  -> give the directory",
-        empty: f"{empty} is not a checkpoint: it has no manifest.json\n  -> give the directory",
+        empty: f"there is no checkpoint in {empty} yet\n  -> train one: {training}",
+        unfinished: f"{unfinished} is not a checkpoint: it has no manifest.json\n  -> give the",
         damaged: f"{damaged / 'tokenizer.json'} is damaged or edited: its checksum is not",
         tmp_path / "no.pth": f"{tmp_path / 'no.pth'} not found\n  -> put it there",
     }
@@ -153,6 +157,8 @@ def test_the_same_mistake_has_the_same_message(
     for path, expected in mistakes.items():
         said = opened(entry, path, tmp_path / "out", capsys)
         assert f"error: {key}{expected}" in said
+        if key and path.suffix == ".pth" and not path.exists():
+            assert "set base_model=checkpoints/demo" in said and "chat" not in said
     assert not (tmp_path / "it ran").exists()
 
 

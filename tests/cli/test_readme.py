@@ -166,7 +166,7 @@ def tiny_changes(command: str, place: Path) -> list[str]:
         changes += ["--seeds", "2"]
     if "smalltalk" in command:
         changes += ["--dialogues", "2"]
-    if re.search("data (convert|split|smalltalk .*--output)", command):
+    if re.search("data (convert|split|smalltalk .*--output)|--input|--html", command):
         changes += ["--force"]
     return changes
 

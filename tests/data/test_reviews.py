@@ -254,8 +254,31 @@ def test_identical_reviews_stay_together() -> None:
     assert not texts[0] & texts[1] | texts[0] & texts[2] | texts[1] & texts[2]
 
 
-@pytest.mark.parametrize(("count", "said"), [(1, "1 different one"), (2, "2 different ones")])
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "1 distinct review has"), (2, "2 distinct reviews have")]
+)
 def test_too_few_reviews_of_a_label(count: int, said: str) -> None:
     reviews = Reviews(list("abcdefgh")[: 6 + count], np.array([0] * 6 + [1] * count), ["好", "坏"])
     problem = refusal(lambda: split_reviews(reviews, 0.8, 0.1, 0))
-    assert f"too few reviews with the label '坏': {said}\n" in problem
+    assert f"only {said} the label '坏'\n" in problem
+    assert "check label_column and text_column" in problem
+
+
+@pytest.mark.parametrize(
+    ("labels", "each", "said"),
+    [
+        (2, 5, ""),
+        (20, 9, ""),
+        (21, 9, "21 different labels in column 'label': is label_column the right column?"),
+        (3, 4, "3 different labels in column 'label', most with fewer than 5 reviews: is label_c"),
+    ],
+)
+def test_labels_that_may_be_of_a_wrong_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: int, each: int, said: str
+) -> None:
+    path = write(tmp_path / "a.csv", [(f"2024-{n}", "好") for n in range(labels)] * each)
+    read(path)
+    shown = capsys.readouterr().err
+    assert f"warning: {path}: {said}" in shown if said else not shown
+    read(path, [f"2024-{n}" for n in range(labels)])  # of a classifier that there is
+    assert capsys.readouterr().err == ""

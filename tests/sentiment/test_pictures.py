@@ -82,12 +82,14 @@ def test_numbers_are_read_on_any_cell_and_one_validation_is_seen(
 ) -> None:
     curve: Any
     confusion: Any
-    curve, confusion, _ = drawn(monkeypatch, tmp_path, ["a", "b"], validations=1).axes
+    calibration: Any
+    curve, confusion, calibration = drawn(monkeypatch, tmp_path, ["a", "b"], validations=1).axes
+    assert (confusion.get_xlabel(), calibration.get_ylabel()) == ("predicted", "accuracy")
     inks = {text.get_text(): text.get_color() for text in confusion.texts}
     assert inks == {"30": "white", "0": "black"}
     assert curve.lines[0].get_marker() == "o" and len(curve.lines[0].get_xdata()) == 1
     legend = [text.get_text() for text in curve.get_legend().get_texts()]
-    assert "TF-IDF baseline, test" in legend and "always the commonest label, test" in legend
+    assert "TF-IDF baseline, test" in legend and "always the most frequent label, test" in legend
 
 
 def test_many_labels_and_long_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,16 @@ def test_one_text_and_none(classified: Path) -> None:
     assert judge.predict([]) == judge.predict(np.array([], str)) == []
 
 
+def test_blank_texts_are_noted(classified: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = smallgpt.load(classified, kind="classifier")
+    capsys.readouterr()
+    for texts, said in ((["", "好", "\u3000\n"], "2 texts"), ([""], "1 text"), ("", "1 text")):
+        assert len(judge.predict(texts)) == max(1, len(texts))
+        assert capsys.readouterr().err == f"{said} without a word: the verdict means nothing\n"
+    judge.predict(["好"])
+    assert capsys.readouterr().err == ""
+
+
 class Table:
     """Going through a table gives the names of its columns."""
 
@@ -56,10 +66,10 @@ class Table:
         (b"abc", "a bytes is not a list"),
         ({"review": "好"}, "a dict is not a list"),
         (Table(), "a Table is not a list"),
-        (["好", None], "text 1 (from 0) is None"),
-        (["好", float("nan")], "text 1 (from 0) is nan"),
-        ([["好"]], "text 0 (from 0) is ['好']"),
-        (np.array([["好"]]), "text 0 (from 0) is array"),
+        (["好", None], "texts[1] is None"),
+        (["好", float("nan")], "texts[1] is nan"),
+        ([["好"]], "texts[0] is ['好']"),
+        (np.array([["好"]]), "texts[0] is array"),
     ],
 )
 def test_what_is_no_text_is_refused(classified: Path, texts: Any, said: str) -> None:

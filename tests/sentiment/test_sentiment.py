@@ -236,7 +236,7 @@ def test_a_classifier_that_learnt_nothing_is_told_apart(
     recipe.run(classifier_config(tmp_path, trained, max_steps=1, lr=1e-9, min_lr=0.0))
     said, commonest = capsys.readouterr(), report(tmp_path)["commonest"]
     assert commonest["label"] == "0" and commonest["accuracy"] > 0.8
-    assert f"always saying 0, the commonest: accuracy {100 * commonest['accuracy']:.2f} %" in (
+    assert f"always saying 0, the most frequent: accuracy {100 * commonest['accuracy']:.2f} %" in (
         said.out
     )
     better = report(tmp_path)["test"]["accuracy"] > commonest["accuracy"]
@@ -384,6 +384,11 @@ def test_an_ablation_keeps_to_its_settings_and_reviews(
     assert "the reviews have changed" in refusal(lambda: ablation.run(chosen, 2, "X", ["mask"]))
     assert table.read_text("utf-8") == before
     write_reviews(tmp_path / "reviews.csv")
+    verdicts = table.parent / "mask" / "seed0" / "test.csv"
+    first = verdicts.read_text("utf-8-sig")
+    assert first.startswith("label,verdict,baseline,p_0,p_1,review")
+    # Earlier versions had another name for the column.
+    verdicts.write_text(first.replace(",baseline,", ",reference,"), "utf-8-sig")
     ablation.run(chosen, 2, "X", ["mask"])
     assert "2 seeds each" in table.read_text("utf-8")
 

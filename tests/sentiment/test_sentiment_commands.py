@@ -32,9 +32,36 @@ def test_texts_as_arguments_and_from_standard_input(model: str) -> None:
     lines = [line.split("\t") for line in given.stdout.splitlines()]
     assert [(label, text) for label, _, text in lines] == [("0", "今天好好"), ("1", "错错错")]
     assert all(0.5 <= float(probability) <= 1 for _, probability, _ in lines)
-    typed = smallgpt("sentiment", "predict", model, typed="今天好好\n\n错错错\n")
-    assert typed.stdout == given.stdout
+    assert smallgpt("sentiment", "predict", model, typed="今天好好\n错错错").stdout == given.stdout
     assert "tells apart: 0, 1" in smallgpt("inspect", model).stdout
+
+
+def test_blank_texts_have_a_line_and_no_verdict(model: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    for texts in (["今天好好", "", " \u3000", "错错错", "\u200b"], [""]):
+        for given, typed in ((texts, ""), ([], "".join(f"{text}\n" for text in texts))):
+            done = smallgpt("sentiment", "predict", model, *given, typed=typed)
+            lines = [line.split("\t") for line in done.stdout.splitlines()]
+            assert [text for _, _, text in lines] == texts
+            assert [bool(label + p) for label, p, _ in lines] == [len(text) > 2 for text in texts]
+            count = sum(len(text) <= 2 for text in texts)
+            assert f"{count} text{'s' * (count > 1)} without a word: not judged\n" in done.stderr
+        done = smallgpt("sentiment", "predict", model, *texts, "--html", page, "--force")
+        assert done.stdout.count("\t\t") == page.read_text("utf-8").count("No text") == count
+        assert "without a word: not judged\n" in done.stderr
+
+
+def test_a_text_without_a_header(model: str, tmp_path: Path) -> None:
+    """A review a line, which is no table: what is wrong and what to type."""
+    source = tmp_path / "my.txt"
+    source.write_text("今天好好\n错错错\n", "utf-8")
+    given = ("sentiment", "predict", model, "--input", source, "--output", tmp_path / "o.csv")
+    said = refused_command(*given)
+    assert "no column 'review'" in said and "; set --text-column; or where each line is" in said
+    assert f"standard input: < {source}\n" in said and "label_column" not in said
+    (tmp_path / "my.jsonl").write_text('{"a": "好"}\n', "utf-8")
+    said = refused_command(*given[:4], tmp_path / "my.jsonl", *given[5:])
+    assert said.endswith("-> the columns are: a; set --text-column\n")
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
@@ -84,7 +111,8 @@ def test_the_output_is_in_the_encoding_of_the_input(
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text("备注,review\n甲,今天好好\n", encoding)
     said, name = judged(model, source, target), encoding.upper()
-    assert said.count(f"not UTF-8, read as {name}") == 1 and f"({name})" in said
+    assert said.splitlines().count(f"{source}: not UTF-8, read as {name}") == 1  # behind no bar
+    assert f"({name})" in said
     header, row = table(target, encoding)
     assert header == ["备注", "review", "verdict", "probability"]
     assert row[:3] == ["甲", "今天好好", "0"]
@@ -123,6 +151,7 @@ def test_a_header_alone_stays(model: str, tmp_path: Path, content: str) -> None:
     (tmp_path / "in.csv").write_text(content, "utf-8")
     judged(model, tmp_path / "in.csv", tmp_path / "out.csv")
     assert table(tmp_path / "out.csv") == [["id", "review", "verdict", "probability"]]
+    judged(model, tmp_path / "in.csv", Path(os.devnull))  # a device, which is written to
 
 
 @pytest.mark.parametrize("name", ["o.xlsx", "o.csv.gz", "o.jsonl.xz", "o.json"])
@@ -141,7 +170,7 @@ def test_outputs_that_would_not_be_what_their_name_says(
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("今天好好\n\n错错错\n".encode("gb18030"), "not UTF-8, read as GB18030"),
+        ("今天好好\n错错错\n".encode("gb18030"), "not UTF-8, read as GB18030"),
         ("\ufeff今天好好\r\n错错错".encode(), ""),
         ("今天好好\r错错错\r".encode(), ""),
     ],
@@ -176,7 +205,8 @@ def test_a_broken_file_leaves_no_half_of_an_output(model: str, tmp_path: Path) -
     source.write_text('{"review": "好"}\n' * 600 + "broken\n", "utf-8")
     target = tmp_path / "out.csv"
     target.write_text("before", "utf-8")
-    done = smallgpt("sentiment", "predict", model, "--input", source, "--output", target)
+    given = ("sentiment", "predict", model, "--input", source, "--output", target, "--force")
+    done = smallgpt(*given)
     assert done.exit_code == 2 and "line 601: not JSON" in done.stderr
     assert target.read_text("utf-8") == "before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.csv"]
@@ -194,7 +224,10 @@ def test_explanations(model: str, tmp_path: Path) -> None:
     assert f"<b>{label} {100 * float(probability):.1f} %</b>" in text
     assert '<html lang="en">' in text and "padding:0 1.5em" in text
     # A character that is cut off.
-    done = smallgpt("sentiment", "predict", model, "错\udced", "--explain", "--html", page)
+    given = ("sentiment", "predict", model, "错\udced", "--explain", "--html", page)
+    assert f"{page} is there already\n  -> name another, or add --force" in refused_command(*given)
+    assert page.read_text("utf-8") == text
+    done = smallgpt(*given, "--force")
     assert done.exit_code == 0, done.output
     assert "\t错\ufffd\n" in done.stdout and ">\ufffd</span>" in page.read_text("utf-8")
 
@@ -203,11 +236,13 @@ def test_what_does_not_fit_is_refused(model: str, trained: Path, tmp_path: Path)
     source = write_reviews(tmp_path / "in.csv", 10)
     given = ("sentiment", "predict", model, "--input", source)
     to = ("--output", tmp_path / "o.csv")
+    there = write_reviews(tmp_path / "there.csv", 1)
     for told, arguments in {
+        "is there already\n  -> name another, or add --force": (*given, "--output", there),
         "go together": given,
         "no further texts": (*given, *to, "好"),
         "no column 'text'": (*given, *to, "--text-column", "text"),
-        "is the input": (*given, "--output", source),
+        "is an input": (*given, "--output", source),
         "is a language model, not a classifier": ("sentiment", "predict", trained, "好"),
         "not found": ("sentiment", "predict", tmp_path / "none", "好"),
         "is a classifier (0, 1), not a model to talk with": ("chat", model),
@@ -260,6 +295,10 @@ def test_text_for_the_language_model_has_no_review_of_the_test(
     written = tmp_path / "reviews.txt"
     assert smallgpt("sentiment", "text", yaml, *given, "--output", written).stdout == ""
     assert written.read_text("utf-8") == done.stdout.removesuffix("\n")
+    again: list[str | Path] = ["sentiment", "text", yaml, *given, "--output"]
+    assert "is there already" in refused_command(*again, written)
+    assert smallgpt(*again, written, "--force").exit_code == 0
+    assert "is an input" in refused_command(*again, other, "--force")
     own = read_reviews(Path(chosen.sentimental_data_path), "review", "label")
     split = split_reviews(own, 0.8, 0.1, 0)
     with other.open(encoding="utf-8", newline="") as file:
