@@ -123,6 +123,6 @@ def _check_columns(path: Path, names: list[str], columns: Columns | None) -> Non
     if missing or not (columns or known_columns(names)):
         raise UserError(
             f"{path}: {problem}; its columns are: {listed(names)}",
-            f"{NAME_COLUMNS}; has the table no header, put one above it: prompt,response; "
-            "is it no table, rename it to .txt",
+            f"{NAME_COLUMNS}; if it has no header, put one above it: prompt,response; "
+            "if it is not a table, rename it to .txt",
         )

@@ -72,9 +72,9 @@ class Survey:
             f"turns: {self.turns:,} ({self.turns / each:.1f} a dialogue)",
             f"characters: {self.characters:,} ({self.characters / each:.1f} a dialogue)",
             f"duplicates: {self.exact:,} exact, {self.near:,} near",
-            f"rejected: {self.rejected.total():,}",
+            f"unreadable records: {self.rejected.total():,}",
             *(f"  {count:,}: {reason}" for reason, count in self.rejected.most_common()),
-            "length (characters up to: dialogues)",
+            "dialogues by length (up to … characters):",
         ]
         longest = max(self.lengths.values(), default=1)
         for most, count in sorted(self.lengths.items()):
@@ -140,7 +140,7 @@ def write(
                 files[path].write("\n" * (written[path] > 0) + "\n".join(dialogue) + "\n")
                 written[path] += 1
             if not any(written.values()):
-                advice = "see what was rejected: smallgpt data stats"
+                advice = "see what could not be read: python -m smallgpt data stats"
                 raise UserError("there is no dialogue in it", advice)
     except FileExistsError as error:
         raise UserError(f"{error.filename} is a file, not a folder", "name another") from None

@@ -250,8 +250,8 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, encoding: str) -> Non
     ("name", "content", "said"),
     [
         ("x.csv", "时间,昵称,内容\n1,小明,早\n", "its columns are: 时间, 昵称, 内容"),
-        ("x.tsv", "早\t好\n在吗\t在\n", "has the table no header, put one above it"),
-        ("x.csv", "早\n好\n", "is it no table, rename it to .txt"),
+        ("x.tsv", "早\t好\n在吗\t在\n", "if it has no header, put one above it"),
+        ("x.csv", "早\n好\n", "if it is not a table, rename it to .txt"),
         ("x.jsonl", '{"prompt": "早", "chosen": "好"}\n', "its keys are: prompt, chosen"),
         ("x.jsonl", '{"text": "早"}\n', "its keys are: text"),
         ("x.json", '{\n"train": [["早", "好"]],\n"valid": []\n}', "its keys are: train, valid"),
@@ -526,7 +526,9 @@ def test_commands(tmp_path: Path) -> None:
         said = refused_command("data", "convert", tmp_path / file, "--output", out)
         assert said.startswith(f"error: {tmp_path / file} {problem}\n")
     said = run("data", "convert", path, "--output", out, "--skip-bad", "--picture", picture)
-    assert "dialogues: 2\n" in said and "1 exact, 0 near" in said and "rejected: 1\n" in said
+    assert (
+        "dialogues: 2\n" in said and "1 exact, 0 near" in said and "unreadable records: 1\n" in said
+    )
     assert picture.read_bytes().startswith(b"\x89PNG")
     check(out, SIMPLE)
     assert "turns: 6 (3.0 a dialogue)" in run("data", "stats", out)

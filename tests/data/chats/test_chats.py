@@ -176,8 +176,8 @@ def test_the_report_counts_what_is_dropped_and_left_over(tmp_path: Path) -> None
     assert "messages: 8, of which 5 are in dialogues" in report
     assert "1 dropped: pictures" in report
     assert "1 dropped: recalled" in report
-    assert "1 left over: yours" in report
-    assert "1 left over: of others" in report
+    assert "1 not used: what you say first" in report
+    assert "1 not used: what others say last" in report
     assert "group" not in report
     assert "no messages by this name" not in report
     chats = Chats(["小林", "小琳"], 3600)
@@ -363,7 +363,7 @@ def test_broken_rows_and_half_emoji(tmp_path: Path) -> None:
     assert "line 2" in refused_command(*arguments)
     assert "add --me" in refused_command("data", "convert", path, "--output", output)
     done = smallgpt(*arguments, "--skip-bad")
-    assert "rejected: 1\n" in done.stdout
+    assert "unreadable records: 1\n" in done.stdout
     assert output.read_text("utf-8") == "早\n早啊\n"
     half = telegram().replace("好呀", "好呀\\ud83d")
     assert converted(saved(tmp_path, half, "half.json"))[0][-1] == "好呀\ufffd"
@@ -437,7 +437,7 @@ def test_what_cannot_be_read_as_an_export(tmp_path: Path) -> None:
         QQ_HEAD.encode(): "no chat export was recognised",
         b"": "is empty",
         "2024-03-01 12:30,小林,早\n2024-03-01 12:31,小林,好\n".encode(): "no message of a person",
-        "2024-03-01 12:30 - 小林: a\n2024-03-01 12:31 - 小林: b\n".encode(): "2 left over: yours",
+        "2024-03-01 12:30 - 小林: a\n2024-03-01 12:31 - 小林: b\n".encode(): "2 not used: what you",
     }
     for data, words in cases.items():
         path = tmp_path / "chat.txt"
