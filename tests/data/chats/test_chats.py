@@ -390,6 +390,23 @@ def test_convert_an_export(tmp_path: Path) -> None:
     assert "replaced: 1 phone number, 1 name" in done.stderr
 
 
+def test_redact_knows_every_name_and_account_of_a_table(tmp_path: Path) -> None:
+    """The one that most people know is listed; a dump may name the other one, whoever sends."""
+    rows = [
+        "IsSender,CreateTime,StrContent,Remark,NickName,Sender,Alias",
+        "0,1709268605,老周找青 青老师 qing_teacher zhou_77 借书,老周,青老师,zhou_77,qing_teacher",
+        "1,1709268606,青说给zhou_77a,{},{},me_me,",
+    ]
+    for mine in (("小林", "林"), ("老周", "青老师")):
+        path = saved(tmp_path, "\n".join(rows).format(*mine), "x.csv")
+        output = tmp_path / "train.txt"
+        arguments = ["--me", "我", "--redact", "--force", "--output"]
+        done = smallgpt("data", "convert", path, *arguments, output)
+        assert "speakers: 老周 (1 message)" in done.stdout
+        said = "[名字]找青 [名字] [名字] [名字] 借书\n青说给zhou_77a\n"
+        assert output.read_text("utf-8") == said
+
+
 @pytest.mark.parametrize("name", [name for name in EXPORTS if name != "no times.txt"])
 def test_an_export_is_not_learnt_silently(tmp_path: Path, name: str) -> None:
     path, output = saved(tmp_path, EXPORTS[name], name), tmp_path / "train.txt"
