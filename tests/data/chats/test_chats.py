@@ -296,6 +296,8 @@ PLACEHOLDERS = """\
 [图片]|[动画表情]|[语音] 12秒|[语音 5"]|[文件] 表.pdf|<Media omitted>|<省略影音内容>
 图像已省略|sticker omitted|IMG-1.jpg (file attached)|<附件：a.jpg>|a.pdf (文件附件)
 [视频通话] 通话时长 00:32|<msg><emoji/></msg>
+对方已取消|以上是打招呼的消息|以上是打招呼的内容。|位置: https://maps.google.com/?q=30.1,120.2
+Location: https://maps.google.com/?q=1.5,2.5|live location shared
 [链接]:title:x|"阿青" 撤回了一条消息|You deleted this message|此消息已删除
 https://a.cn/b?c=1|我拍了拍 "阿青"|Missed voice call"""
 
@@ -306,7 +308,13 @@ https://a.cn/b?c=1|我拍了拍 "阿青"|Missed voice call"""
         *((text, "") for text in PLACEHOLDERS.replace("\n", "|").split("|")),
         ("[图片]好看吗", "好看吗"),
         ("photo-1.jpg (file attached)\n好看吗", "好看吗"),
-        ("[微笑]", "[微笑]"),
+        *((text, "") for text in ("[OK]", "[捂脸][旺柴]", "[表情]", "[让我看看] [Facepalm]")),
+        ("哈哈[捂脸][表情]真的", "哈哈 真的"),
+        ("[2024年] [in] [一二三四五]", "[2024年] [in] [一二三四五]"),
+        ("订单对方已取消", "订单对方已取消"),
+        ("位置: 教学楼三楼", "位置: 教学楼三楼"),
+        *((f"好的 {edited}", "好的") for edited in ("‹此消息已被编辑>", "<此消息已被编辑>")),
+        ("好的 ‹此消息已编辑›", "好的"),
         ("好的\n\n你撤回了一条消息", "好的"),
         ("看看 https://a.cn", "看看 https://a.cn"),
         ("他撤回了一条消息我没看到", "他撤回了一条消息我没看到"),
