@@ -246,6 +246,19 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, encoding: str) -> Non
     check(tmp_path / "x.txt", [["早", "好"]])
 
 
+@pytest.mark.parametrize("bad", ['"早"', "早", '["早"]', '{"prompt": "早"}', "17"])
+def test_bad_records_may_be_left_out_only_where_others_stay(tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(f"{bad}\n{bad}\n", "utf-8")
+    said = refusal(lambda: list(read_dialogues(path)))
+    assert "line 1" in said and "--skip-bad" not in said
+    for before, line in ((True, 2), (False, 1)):
+        good = '{"prompt": "早", "response": "好"}'
+        path.write_text("\n".join([good, bad] if before else [bad, good]), "utf-8")
+        said = refusal(lambda: list(read_dialogues(path)))
+        assert f"line {line}: " in said and "--skip-bad" in said and "--columns" not in said
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -254,6 +267,9 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, encoding: str) -> Non
         ("x.csv", "早\n好\n", "if it is not a table, rename it to .txt"),
         ("x.jsonl", '{"prompt": "早", "chosen": "好"}\n', "its keys are: prompt, chosen"),
         ("x.jsonl", '{"text": "早"}\n', "its keys are: text"),
+        ("x.jsonl", '{"prompt": "a", "reply": "b"}\n{"prompt": "c"}\n', "no key 'reply', which"),
+        ("x.jsonl", '{"prompt": "c"}\n{"ask": "a", "bot": "b"}\n', "no key 'ask', which"),
+        ("x.jsonl", '{"messages": ["a", "b"]}\n{"x": ["c"]}\n', "no key 'messages', which"),
         ("x.json", '{\n"train": [["早", "好"]],\n"valid": []\n}', "its keys are: train, valid"),
         ("x.json", '["第一篇", "第二篇"]', "is it one dialogue, or are they articles?"),
         ("x.json", '[\n"第一篇",\n"第二篇"\n]', "is it one dialogue, or are they articles?"),
