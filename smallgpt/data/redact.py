@@ -19,9 +19,9 @@ _UNIT = (
     r"(?:[号號][楼樓院]?|栋|幢|座|单元|層|层|[楼樓]|室|户))"
 )
 _LARGE_AND_SMALL = re.compile(r"(?:省|自治区|市).*[区區县縣州镇鎮市]")
-_SAID = r"(?:号码?|[iI][dD])?\s?(?:[:：]|是|为)?\s?"  # between the word and the number
+_SAID = r"(?:号码?|[iI][dD])?\s?[:：是为]{0,2}\s?"  # between the word and the number
 _WECHAT_WORD = r"(?:微信|[薇威vV]信|(?<![A-Za-z])(?:[vVwW][xX]|[wW]e[cC]hat))"
-_WECHAT_ID = r"[A-Za-z][\w-]{5,19}"
+_WECHAT_ID = r"[A-Za-z][A-Za-z\d_-]{5,19}"
 _KINDS = {
     "e-mail address": (
         "[邮箱]",
@@ -31,10 +31,9 @@ _KINDS = {
         "[微信号]",
         re.compile(
             # Without a sign that an id follows, it has a digit: 微信Windows版 is none.
-            rf"wxid_[\w-]+|(?P<said>加.{{0,4}}?{_WECHAT_WORD}{_SAID}(?={_WECHAT_ID})"
-            rf"|{_WECHAT_WORD}(?:号\s?(?:[:：]|是|为)?|\s?(?:[:：]|是|为))\s?(?={_WECHAT_ID})"
-            rf"|{_WECHAT_WORD}\s?(?=[A-Za-z_-]{{1,19}}\d)){_WECHAT_ID}",
-            re.ASCII,
+            rf"wxid_[A-Za-z\d_-]+|(?P<said>加.{{0,4}}?{_WECHAT_WORD}{_SAID}(?={_WECHAT_ID})"
+            rf"|{_WECHAT_WORD}(?:号\s?[:：是为]{{0,2}}|\s?[:：是为]{{1,2}})\s?(?={_WECHAT_ID})"
+            rf"|{_WECHAT_WORD}\s?(?=[A-Za-z_-]{{1,19}}\d)){_WECHAT_ID}"
         ),
     ),
     "QQ number": (
@@ -71,9 +70,7 @@ _KINDS = {
     ),
     "address": ("[地址]", re.compile(rf"(?:{_UNIT}\s?){{2,}}(?:\d{{2,4}}(?!\d))?")),
 }
-_WORTH_A_LOOK = re.compile(
-    rf"\d{{3}}|\d[A-Za-z]\d|@|\d[号號]|[市省县縣区區]|wxid_|{_WECHAT_WORD}", re.ASCII
-)
+_WORTH_A_LOOK = re.compile(rf"\d{{3}}|\d[A-Za-z]\d|@|\d[号號]|[市省县縣区區]|wxid_|{_WECHAT_WORD}")
 _FULL_WIDTH = {ord("０") + n: str(n) for n in range(10)} | {ord("＠"): "@"}
 _SHORTEST_NAME = 2
 
