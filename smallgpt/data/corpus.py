@@ -86,10 +86,14 @@ def open_corpus(paths: list[Path], read: ReadText = read_text) -> Corpus:
 
 def describe(corpus: Corpus) -> None:
     """Print what the text holds."""
+    fewer = corpus.conversations < len(corpus)
+    own = corpus.tokenizer
+    subwords = isinstance(own, SubwordTokenizer)
+    of_two = f" ({corpus.conversations:,} of two or more utterances)" if fewer else ""
     note(
-        f"text: {counted(len(corpus), 'dialogue')} "
-        f"({corpus.conversations:,} of two or more utterances), "
-        f"{counted(corpus.characters, 'character')}, vocabulary {len(corpus.tokenizer):,}"
+        f"text: {counted(len(corpus), 'dialogue')}{of_two}, "
+        f"{counted(corpus.characters, 'character')}, "
+        + (f"vocabulary {len(own):,}" if subwords else f"{len(own.characters):,} different ones")
     )
 
 

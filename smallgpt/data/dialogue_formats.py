@@ -7,11 +7,13 @@ own format: one utterance a line, a blank line between dialogues.
 
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from smallgpt.data.containers import recognise
 from smallgpt.data.dialogue_records import (
+    EXPECTED,
     FIX,
     NAME_COLUMNS,
     BadRecordError,
@@ -19,6 +21,7 @@ from smallgpt.data.dialogue_records import (
     is_not_to_be_learnt,
     known_columns,
     listed,
+    missing_key,
     utterances,
 )
 from smallgpt.data.json_files import Broken, json_items, json_lines, json_value
@@ -28,6 +31,7 @@ from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
 _TEXT_CHUNK = 1 << 20  # characters
+_FIRST_RECORDS = 1000
 
 
 def read_dialogues(
@@ -52,9 +56,15 @@ def read_dialogues(
         yield from _dialogues_of_text(path)
         return
 
-    def reject(number: int, reason: str, advice: str = FIX) -> None:
+    def reject(number: int, reason: str, advice: str = FIX, record: Any = None) -> None:
         if rejected is None:
             unit = "line" if container in ("lines", "table") else "record"
+            records = _records(path, container, lambda *_: None, columns)
+            good = _first_good(records, kind, columns)
+            if columns is None and (missing := missing_key(record, good)):
+                reason, advice = f"no key {missing!r}, which other records have", FIX
+            elif advice == FIX and good is None:  # without such records there would be none
+                advice = EXPECTED
             raise UserError(f"{path}, {unit} {number:,}: {reason}", advice)
         rejected(number, reason)
 
@@ -66,7 +76,7 @@ def read_dialogues(
             else:
                 yield utterances(record, kind, columns)
         except BadRecordError as error:
-            reject(number, str(error), error.advice)
+            reject(number, str(error), error.advice, record)
     if left_out:
         note(f"{path}: {counted(left_out, 'record')} left out, whose label is false or 0")
 
@@ -117,12 +127,24 @@ def _records(
     return ((row.number, row.cells) for row in filled)
 
 
+def _first_good(
+    records: Iterator[tuple[int, Any]], kind: str | None, columns: Columns | None
+) -> Any:
+    """The first record that is a dialogue; None where there is none near the beginning."""
+    with suppress(UserError):  # a list may be broken further down
+        for _, record in itertools.islice(records, _FIRST_RECORDS):
+            with suppress(BadRecordError):
+                utterances(record, kind, columns)
+                return record
+    return None
+
+
 def _check_columns(path: Path, names: list[str], columns: Columns | None) -> None:
     missing = [name for name in columns or () if name not in names]
     problem = f"no column {missing[0]!r}" if missing else "no columns such as prompt and response"
     if missing or not (columns or known_columns(names)):
         raise UserError(
             f"{path}: {problem}; its columns are: {listed(names)}",
-            f"{NAME_COLUMNS}; has the table no header, put one above it: prompt,response; "
-            "is it no table, rename it to .txt",
+            f"{NAME_COLUMNS}; if it has no header, put one above it: prompt,response; "
+            "if it is not a table, rename it to .txt",
         )

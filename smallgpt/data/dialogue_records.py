@@ -53,6 +53,10 @@ NAME_COLUMNS = (
     "name those of prompt and reply: python -m smallgpt data convert … --columns PROMPT RESPONSE"
 )
 FIX = "fix it, or leave such records out: python -m smallgpt data convert --skip-bad …"
+EXPECTED = (
+    'a record is a dialogue: {"prompt": …, "response": …}, {"messages": [{"role": …, "content": …}'
+    ', …]} or ["…", "…"]; texts with one utterance a line end with .txt: see docs/data.md'
+)
 
 
 class BadRecordError(Exception):
@@ -97,6 +101,14 @@ def known_columns(names: Iterable[str]) -> Columns | None:
     lower = {name.strip().lower(): name for name in names}
     prompt, reply = (_first(lower, known) for known in (PROMPTS, REPLIES))
     return (lower[prompt], lower[reply]) if prompt and reply else None
+
+
+def missing_key(record: Any, good: Any) -> str | None:
+    """The first key without which a record, unlike a good one, is no dialogue; None without one."""
+    if not isinstance(record, dict) or not isinstance(good, dict):
+        return None
+    needed = known_columns(map(str, good)) or [key for key in LISTS if key in good]
+    return next((key for key in needed if key not in record), None)
 
 
 def listed(names: Iterable[Any]) -> str:

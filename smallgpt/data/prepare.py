@@ -9,15 +9,22 @@ some 200 bytes a dialogue, never the text.
 
 import hashlib
 import re
+import tempfile
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO, Any
 from unicodedata import category
+
+import numpy as np
+import numpy.typing as npt
 
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError
+from smallgpt.utils.words import counted
 
 _OF_A_NUMBER = re.compile(r"((?<=\d)[\W_]+(?=\d)|[-.\u2010-\u2015](?=\d)|(?<=\d)[%‰])")
 _DIGIT, _RAISED = re.compile(r"\d"), re.compile("[²³¹¼-¾⁰-₉⅐-⅟]")
@@ -72,9 +79,9 @@ class Survey:
             f"turns: {self.turns:,} ({self.turns / each:.1f} a dialogue)",
             f"characters: {self.characters:,} ({self.characters / each:.1f} a dialogue)",
             f"duplicates: {self.exact:,} exact, {self.near:,} near",
-            f"rejected: {self.rejected.total():,}",
+            f"unreadable records: {self.rejected.total():,}",
             *(f"  {count:,}: {reason}" for reason, count in self.rejected.most_common()),
-            "length (characters up to: dialogues)",
+            "dialogues by length (up to … characters):",
         ]
         longest = max(self.lengths.values(), default=1)
         for most, count in sorted(self.lengths.items()):
@@ -123,9 +130,9 @@ def write(
 ) -> dict[Path, int]:
     """Write dialogues as texts for train.py; near duplicates come into the same one.
 
-    `shares` has the share of each file, of 1 together. The same seed gives each dialogue the same
-    file, whatever others there are. Returns the number of dialogues in each file. Where there is
-    none at all, or a file cannot be written, no file is, and a UserError says so.
+    `shares` has the share of each file, of 1 together; none stays empty. With the same seed nearly
+    all dialogues keep their file when others are added. Returns the number of dialogues in each.
+    Where there are fewer than files, or a file cannot be written, none is, and a UserError says so.
     """
     written = dict.fromkeys(shares, 0)
     try:
@@ -135,12 +142,17 @@ def write(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 work = stack.enter_context(atomic.file(path))
                 files[path] = stack.enter_context(work.open("w", encoding="utf-8", newline="\n"))
-            for dialogue in dialogues:
-                path = _file_of(dialogue, shares, seed)
-                files[path].write("\n" * (written[path] > 0) + "\n".join(dialogue) + "\n")
+            texts = map("\n".join, dialogues)
+            first = next(iter(shares))
+            placed: Iterator[tuple[Path, str]] = ((first, text) for text in texts)
+            if len(shares) > 1:
+                spool = stack.enter_context(tempfile.TemporaryFile(dir=first.parent))
+                placed = _in_parts(texts, shares, seed, spool)
+            for path, text in placed:
+                files[path].write("\n" * (written[path] > 0) + text + "\n")
                 written[path] += 1
             if not any(written.values()):
-                advice = "see what was rejected: smallgpt data stats"
+                advice = "see what could not be read: python -m smallgpt data stats"
                 raise UserError("there is no dialogue in it", advice)
     except FileExistsError as error:
         raise UserError(f"{error.filename} is a file, not a folder", "name another") from None
@@ -150,12 +162,41 @@ def write(
     return written
 
 
-def _file_of(dialogue: list[str], shares: dict[Path, float], seed: int) -> Path:
-    if len(shares) == 1:
-        return next(iter(shares))
-    place = int.from_bytes(_digest(essence(dialogue), seed), "little") / 2**64
-    for path, share in shares.items():
-        place -= share
-        if place < 0:
-            return path
-    return next(iter(shares))
+def _in_parts(
+    texts: Iterable[str], shares: dict[Path, float], seed: int, spool: IO[bytes]
+) -> Iterator[tuple[Path, str]]:
+    """Each text with its file; meanwhile they are on disk, for the parts depend on all of them."""
+    digests, lengths = array("Q"), array("L")
+    for text in texts:
+        digest = _digest(essence(text.split("\n")), seed)
+        digests.append(int.from_bytes(digest, "little"))
+        lengths.append(spool.write(text.encode()))
+    spool.seek(0)
+    paths = list(shares)
+    parts = _parts(np.array(digests, np.uint64), list(shares.values()))
+    for length, part in zip(lengths, parts, strict=True):
+        yield paths[part], spool.read(length).decode()
+
+
+def _parts(digests: npt.NDArray[np.uint64], shares: list[float]) -> npt.NDArray[Any]:
+    """The part of each dialogue, so that equal digests share one and each has its share nearly.
+
+    The largest groups come first, each into the part that lacks most.
+    """
+    groups, group_of, sizes = np.unique(digests, return_inverse=True, return_counts=True)
+    if 0 < len(groups) < len(shares):
+        problem = f"{counted(len(groups), 'different dialogue')} for {len(shares)} parts"
+        raise UserError(problem, "add more, or leave parts out: --validation 0, --test 0")
+    order = np.argsort(-sizes, kind="stable")
+    lacking = [share * len(digests) for share in shares]
+    empty, chosen = set(range(len(shares))), np.empty(len(groups), np.int64)
+    for n, size in enumerate(sizes[order].tolist()):
+        choice = empty if len(groups) - n <= len(empty) else range(len(shares))
+        part = max(choice, key=lacking.__getitem__)
+        lacking[part] -= size
+        empty.discard(part)
+        chosen[n] = part
+    # Among groups of one size the lowest digests are for the first part, whatever is added.
+    result = np.empty_like(chosen)
+    result[order] = chosen[np.lexsort((chosen, -sizes[order]))]
+    return result[group_of]

@@ -19,10 +19,37 @@ _UNIT = (
     r"(?:[号號][楼樓院]?|栋|幢|座|单元|層|层|[楼樓]|室|户))"
 )
 _LARGE_AND_SMALL = re.compile(r"(?:省|自治区|市).*[区區县縣州镇鎮市]")
+_SAID = r"(?:号码?|[iI][dD])?\s?[:：是为]{0,2}\s?"  # between the word and the number
+_WECHAT_WORD = r"(?:微信|[薇威vV]信|(?<![A-Za-z])(?:[vVwW][xX]|[wW]e[cC]hat))"
+_WECHAT_ID = r"[A-Za-z][A-Za-z\d_-]{5,19}"
 _KINDS = {
     "e-mail address": (
         "[邮箱]",
         re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+", re.ASCII),
+    ),
+    "WeChat id": (
+        "[微信号]",
+        re.compile(
+            # Without a sign that an id follows, it has a digit: 微信Windows版 is none.
+            rf"wxid_[A-Za-z\d_-]+|(?P<said>加.{{0,4}}?{_WECHAT_WORD}{_SAID}(?={_WECHAT_ID})"
+            rf"|{_WECHAT_WORD}(?:号\s?[:：是为]{{0,2}}|\s?[:：是为]{{1,2}})\s?(?={_WECHAT_ID})"
+            rf"|{_WECHAT_WORD}\s?(?=[A-Za-z_-]{{1,19}}\d)){_WECHAT_ID}"
+        ),
+    ),
+    "QQ number": (
+        "[QQ号]",
+        re.compile(rf"(?P<said>(?:[qQ]{{2}}|扣扣)群?{_SAID})[1-9]\d{{4,10}}(?!\d)"),
+    ),
+    "passport": (
+        "[护照]",
+        re.compile(rf"(?P<said>(?:护照|護照|通行证){_SAID})[A-Za-z]{{1,2}}\d{{7,8}}(?!\d)"),
+    ),
+    "car plate": (
+        "[车牌]",
+        re.compile(
+            r"[京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼][A-Za-z]\s?[·•.-]?\s?"
+            r"(?=(?:[A-Za-z]*\d){3})(?:[A-Za-z\d]{5,6}|[A-Za-z\d]{4}[挂学警港澳领])(?![A-Za-z\d])"
+        ),
     ),
     "identity number": (
         "[身份证]",
@@ -43,7 +70,7 @@ _KINDS = {
     ),
     "address": ("[地址]", re.compile(rf"(?:{_UNIT}\s?){{2,}}(?:\d{{2,4}}(?!\d))?")),
 }
-_HAS_DIGITS_OR_PLACE = re.compile(r"\d{3}|@|\d[号號]|[市省县縣区區]")
+_WORTH_A_LOOK = re.compile(rf"\d{{3}}|\d[A-Za-z]\d|@|\d[号號]|[市省县縣区區]|wxid_|{_WECHAT_WORD}")
 _FULL_WIDTH = {ord("０") + n: str(n) for n in range(10)} | {ord("＠"): "@"}
 _SHORTEST_NAME = 2
 
@@ -69,7 +96,7 @@ class Redactor:
 
     def _redacted(self, text: str) -> str:
         plain = text.translate(_FULL_WIDTH)
-        if _HAS_DIGITS_OR_PLACE.search(plain):
+        if _WORTH_A_LOOK.search(plain):
             for kind, (placeholder, pattern) in _KINDS.items():
                 plain = self._substitute(kind, placeholder, pattern, plain)
             text = plain if self.replace else text
@@ -81,7 +108,7 @@ class Redactor:
             if kind == "address" and not _is_address(match[0]):
                 return match[0]
             self.found[kind] += 1
-            return placeholder
+            return (match.groupdict().get("said") or "") + placeholder
 
         return pattern.sub(replaced, text)
 
@@ -89,9 +116,9 @@ class Redactor:
         if self._pattern[0] != len(self.names):
             names = sorted((n for n in self.names if len(n) >= _SHORTEST_NAME), key=len)[::-1]
             choices = "|".join(
-                (r"(?<![A-Za-z0-9])" if name[0].isascii() else "")
+                (r"(?<![A-Za-z0-9_])" if name[0].isascii() else "")
                 + re.escape(name)
-                + (r"(?![A-Za-z0-9])" if name[-1].isascii() else "")
+                + (r"(?![A-Za-z0-9_])" if name[-1].isascii() else "")
                 for name in names
             )
             self._pattern = len(self.names), re.compile(choices) if names else None

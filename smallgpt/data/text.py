@@ -26,6 +26,8 @@ CHUNK_BYTES = 1 << 20  # small enough that the processor's cache holds much of t
 GZIP_MAGIC, XZ_MAGIC = b"\x1f\x8b", b"\xfd7zXZ\x00"
 LONGEST = 1 << 24
 """Characters of a record at most: what a small packed file unpacks to must not fill the memory."""
+SMALL_TALK = Path("data/smalltalk.txt")
+"""Where config/demo.yaml looks for the built-in dialogues."""
 _BEGINNING = 1 << 20  # characters
 BLANK = "".join(
     [
@@ -200,12 +202,14 @@ def open_decompressed(path: Path) -> Iterator[IO[bytes]]:
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged or cut off: {error}", "get the file again") from None
     except FileNotFoundError:
+        example = path.name == SMALL_TALK.name
         raise not_found(
             path,
+            suffixes=() if example else (".txt", ".json", ".jsonl", ".csv", ".tsv", ".gz", ".xz"),
             advice="use your own text (UTF-8, one utterance a line, a blank line between "
             "dialogues), or the public text of 500,000 dialogues linked at "
             "github.com/yangjianxin1/GPT2-chitchat, or built-in small talk: "
-            f"python -m smallgpt data smalltalk --output {path}",
+            f"python -m smallgpt data smalltalk --output {path if example else SMALL_TALK}",
         ) from None
     except IsADirectoryError:
         raise UserError(f"{path} is a directory", "name the text file in it") from None

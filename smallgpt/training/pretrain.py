@@ -242,12 +242,15 @@ def _describe_run(config: Config, here: Runtime, task: DialogueTask, last_step: 
     describe(rows.corpus)
     if rows.id_map is not None:
         unknown = int((rows.id_map[3:] == UNK).sum())
-        note(f"      in the checkpoint's vocabulary, with {counted(unknown, 'unknown character')}")
+        known = f"does not know {unknown:,} of them" if unknown else "knows all of them"
+        note(f"      the model {known}")
     note(
         f"rows: {len(rows):,} of {config.block_size} for training, "
-        f"{100 * rows.efficiency():.1f} % of their positions used; "
-        f"{counted(rows.continued, 'long dialogue')} continued in further rows"
+        f"{100 * rows.efficiency():.1f} % of their positions used"
     )
+    if rows.continued:
+        long = counted(rows.continued, "dialogue")
+        note(f"      {long} too long for one row, continued in the next")
     total, positions = model.parameter_count() / 1e6, model.wpe.weight.numel() / 1e6
     note(f"model: {total:.2f} M parameters, {positions:.2f} M for positions")
     note(f"device: {here}" + (f"; {processes} processes" if processes > 1 else ""))

@@ -55,14 +55,17 @@ def exists(path: Path) -> bool:
         return False
 
 
-def not_found(path: Path, what: str = "", advice: str = "") -> UserError:
+def not_found(
+    path: Path, what: str = "", advice: str = "", suffixes: tuple[str, ...] = ()
+) -> UserError:
     """The error that `path` is not found, with the nearest path there is and how to fetch it.
 
     Args:
         what: goes before the path, such as "checkpoint ".
         advice: what else may help.
+        suffixes: of the files in its folder that may be meant, however they are called.
     """
-    near = nearest(path)
+    near = nearest(path) or _most_alike(path, suffixes)
     targets = {name: Path(asset.target) for name, asset in ASSETS.items()}
     fetched = [name for name, target in targets.items() if path.name in (target.name, target.stem)]
     hints = [
@@ -95,6 +98,21 @@ def _nearest_in(folder: Path, name: str) -> Path | None:
         return None
     alike = [other for other in names if _likeness(Path(other).stem, Path(name).stem) >= ALIKE]
     return folder / max(alike, key=lambda other: _likeness(other, name)) if alike else None
+
+
+def _most_alike(path: Path, suffixes: tuple[str, ...]) -> Path | None:
+    """The file beside `path` that is spelt most like it, of those that end so."""
+    try:
+        beside = [p for p in islice(path.parent.iterdir(), MOST_NAMES) if p.is_file()]
+    except OSError:
+        return None
+    ours = [p for p in beside if p.name.endswith(suffixes) and p.name[:1] != "."]
+    ours = [p for p in ours if not p.name.startswith("requirements")]  # pip's
+    return max(
+        sorted(ours),
+        key=lambda p: difflib.SequenceMatcher(None, p.name, path.name).ratio(),
+        default=None,
+    )
 
 
 def _likeness(one: str, other: str) -> float:

@@ -114,8 +114,10 @@ def test_ids_of_a_small_text(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     describe(corpus)
     describe(open_corpus([write(tmp_path / "t.txt", "好\n早")]))
     said = capsys.readouterr().err
-    assert "text: 2 dialogues (1 of two or more utterances), 7 characters, vocabulary 6\n" in said
-    assert "text: 1 dialogue (1 of" in said
+    assert (
+        "text: 2 dialogues (1 of two or more utterances), 7 characters, 3 different ones\n" in said
+    )
+    assert "text: 1 dialogue, 2 characters" in said
 
 
 def test_golden_vocabulary(tmp_path: Path) -> None:

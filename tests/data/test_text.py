@@ -186,3 +186,23 @@ def test_fingerprint_is_of_the_bytes_in_order(tmp_path: Path) -> None:
     assert fingerprint([one]) == fingerprint([copy])
     different = [[one], [two], [one, two], [two, one], [both], [both, rest]]
     assert len({fingerprint(paths) for paths in different}) == len(different)
+
+
+def test_a_misspelt_text_is_told_the_nearest_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never is another text to be made under the name that was typed."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("my.txt", "requirements.txt", "picture.png", "other.jsonl"):
+        (tmp_path / name).write_text("早\n好\n", "utf-8")
+    small_talk = "smallgpt data smalltalk --output data/smalltalk.txt"
+    for name in ("missing.txt", "mx.txt"):
+        said = problem_of(Path(name))
+        assert (
+            "did you mean my.txt?" in said and small_talk in said and f"output {name}" not in said
+        )
+    assert "did you mean other.jsonl?" in problem_of(Path("x.jsonl"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.txt").write_text("早\n好\n", "utf-8")
+    said = problem_of(Path("data/smalltalk.txt"))
+    assert "did you mean" not in said and small_talk in said

@@ -216,6 +216,14 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(
     assert states[0]["rows_used"] == states[1]["rows_used"] == 32
 
 
+def test_dialogues_longer_than_a_row_are_counted(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "long.txt").write_text("你好吗\n好呀\n\n" * 9 + "早上好\n" * 9, encoding="utf-8")
+    train(settings, max_steps=1, data_path=str(tmp_path / "long.txt"), train_percent=0.99)
+    assert "1 dialogue too long for one row, continued in the next\n" in capsys.readouterr().err
+
+
 def test_resume_with_another_text_keeps_the_vocabulary(
     settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,7 +233,8 @@ def test_resume_with_another_text_keeps_the_vocabulary(
     path = train(settings, resume_from="latest", **other)
     message = capsys.readouterr().err
     assert "knows no place in this text" in message
-    assert "with 1 unknown character\n" in message
+    assert "the model does not know 1 of them\n" in message
+    assert "too long for one row" not in message
     stored = checkpoint.load(path)
     assert "龘" not in stored.tokenizer.characters
     assert stored.training_state()["rows_used"] == 4 * 2

@@ -140,8 +140,8 @@ class Chats:
             result.append("in a group, each reply answers what others said since the last one")
         left = {
             **{f"dropped: {kind}": count for kind, count in self.dropped.most_common()},
-            "left over: yours, at the beginning of a dialogue": self.unprompted,
-            "left over: of others, with no reply of yours": self.unanswered,
+            "not used: what you say first, as it answers nothing": self.unprompted,
+            "not used: what others say last, as you do not answer it": self.unanswered,
         }
         result += [f"  {count:,} {what}" for what, count in left.items() if count]
         if self.moved:

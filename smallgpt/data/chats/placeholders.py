@@ -8,6 +8,7 @@ _NOTICE = "messages of the app"
 _RECALLED = "recalled or deleted messages"
 _MEDIA = "pictures, voice messages, files and the like"
 _LINK = "messages of links only"
+_EMOJI = "emoji that stand as words in brackets"
 _EMPTY = "empty messages"
 
 _WITH_TEXT = (
@@ -35,9 +36,13 @@ _BESIDE_TEXT = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _ALL_OF_IT = re.compile(
-    rf"\[(?:{_ALONE}){_AFTER_WORD}.*|<\?xml.*|<msg>.*|(?:语音|视频)?通话时长\s?[\d:：]+",
+    rf"\[(?:{_ALONE}){_AFTER_WORD}.*|<\?xml.*|<msg>.*|(?:语音|视频)?通话时长\s?[\d:：]+"
+    r"|对方(?:已取消|已拒绝|无应答|忙线中|正忙)|已在其[他它]设备接听|live location shared"
+    r"|(?:(?:live )?location|(?:实时|即時)?位置|定位)\s?[:：]\s*(?:https?://\S+|-?\d+\.\d+\s?[,，].*)",
     re.IGNORECASE | re.DOTALL,
 )
+# There are hundreds of names, and new ones each year: they are known by their length.
+_EMOJI_NAME = re.compile(r"\[(?:[\u4e00-\u9fff]{1,4}|[A-Z][A-Za-z]{1,9}|666|doge|emm|打call)\]")
 _RECALL = re.compile(
     r"[^\n]{0,40}?(?:撤回了?一条(?:成员)?消息|收回了?(?:一則)?訊息)(?:\s*重新编辑)?[。.]?"
     r"|[您你]?已?(?:撤回|删除|刪除)了?(?:此|这条|這則)(?:消息|訊息)[。.]?"
@@ -51,13 +56,13 @@ _APP_SAYS = re.compile(
     r"|訊息與通話已受端對端加密|missed (?:voice|video) call|未接(?:语音|视频|語音|視訊)通话"
     r"|waiting for this message).*"
     r"|(?:我|你|[\"“].+[\"”])\s?拍了拍\s?(?:我|你|自己|[\"“]).*"
-    r"|(?:以上是打招呼的内容|你已添加了.*现在可以开始聊天了。?|你和.*个共同好友.*|我通过了你的朋友验证请求.*)",
+    r"|(?:以上是打招呼的(?:内容|消息)[。.]?|你已添加了.*现在可以开始聊天了。?|你和.*个共同好友.*|我通过了你的朋友验证请求.*)",
     re.IGNORECASE | re.DOTALL,
 )
 _ONLY_LINKS = re.compile(r"(?:(?:https?://|www\.)\S+\s*)+", re.IGNORECASE)
 _QUOTED_OR_EDITED = re.compile(
     r"\A「.*?」\s*\n(?:[-—] ?){5,}\n|\n引用[:：].*\Z"
-    r"|\s?<(?:此消息已编辑|this message was edited)>\s*\Z",
+    r"|\s?[<‹](?:此(?:消息|訊息)已被?(?:编辑|編輯)|this message was edited)[>›]\s*\Z",
     re.DOTALL | re.IGNORECASE,
 )
 _TEXT_KIND = re.compile(r"[01]?|.*(?:文本|文字|引用|text|quote|reply|message).*", re.DOTALL)
@@ -83,7 +88,9 @@ def without_placeholders(message: Message) -> tuple[str, str]:
     if _ALL_OF_IT.fullmatch(text):
         return "", _MEDIA
     text, placeholders = _BESIDE_TEXT.subn(" ", text)
+    text, emoji = _EMOJI_NAME.subn(" ", text)
     text = " ".join(text.split())
     if _ONLY_LINKS.fullmatch(text):
         return "", _LINK
-    return text, dropped or (_MEDIA if placeholders else "" if text else _EMPTY)
+    beside = _MEDIA if placeholders else _EMOJI if emoji else ""
+    return text, dropped or beside or ("" if text else _EMPTY)

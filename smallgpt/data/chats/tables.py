@@ -30,10 +30,12 @@ from smallgpt.utils.errors import UserError
 
 _FIRST_RECORDS = 1000
 _FIELDS = {
-    "sender": "senderdisplayname sendername nickname 昵称 群昵称 发送者 发送人 发言人 发言者 "
-    "说话人 姓名 用户名 用户 名称 from sender author speaker accountname displayname remark 备注 "
+    "sender": "senderdisplayname sendername remark 备注 nickname 昵称 群昵称 发送者 发送人 "
+    "发言人 发言者 说话人 姓名 用户名 用户 名称 from sender author speaker accountname displayname "
     "username user name talker strtalker",
     "account": "fromid senderid senderusername wxid",
+    "names": "senderdisplayname sendername remark 备注 nickname 昵称 群昵称 alias 微信号 from "
+    "sender accountname displayname username user name fromid senderid senderusername wxid",
     "content": "content text message msg strcontent 内容 消息内容 聊天内容 消息 正文 文本 body",
     "time": "strtime time timestamp datetime createtime 时间 发送时间 消息时间 日期时间 sendtime "
     "msgtime createdat timestampms date 日期",
@@ -102,7 +104,8 @@ def read(path: Path, form: TableForm, broken: Broken | None = None) -> Export:
     for number, record in itertools.chain(first, records):
         _add(export, number, record, order)
     if ME in export.names:  # a raw dump names the other one, whoever sends
-        own = {name: n for name, n in export.names[ME].items() if name not in export.names}
+        others = {name for key in export.names if key != ME for name in (key, *export.names[key])}
+        own = {name: n for name, n in export.names[ME].items() if name not in others}
         export.names[ME] = Counter(own or {ME: 1})
     return export
 
@@ -182,6 +185,9 @@ def _add(export: Export, number: int, record: dict[str, Any], order: Order) -> N
     else:
         sender = intern(_cell(record, "account") or name or OTHER)
     export.names[sender][name or sender] += 1
+    if sender != SYSTEM:
+        also = (_plain(record[column]) for column in fields(record)["names"])
+        export.names[sender].update({one: 0 for text in also if (one := text.strip())})
     time, date = _cell(record, "time"), _cell(record, "date")
     stamps = (time, f"{date} {time}", f"{time} 0:00")
     moment = next((at for stamp in stamps if (at := seconds(stamp, order)) is not None), None)

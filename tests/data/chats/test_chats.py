@@ -176,8 +176,8 @@ def test_the_report_counts_what_is_dropped_and_left_over(tmp_path: Path) -> None
     assert "messages: 8, of which 5 are in dialogues" in report
     assert "1 dropped: pictures" in report
     assert "1 dropped: recalled" in report
-    assert "1 left over: yours" in report
-    assert "1 left over: of others" in report
+    assert "1 not used: what you say first" in report
+    assert "1 not used: what others say last" in report
     assert "group" not in report
     assert "no messages by this name" not in report
     chats = Chats(["小林", "小琳"], 3600)
@@ -296,6 +296,8 @@ PLACEHOLDERS = """\
 [图片]|[动画表情]|[语音] 12秒|[语音 5"]|[文件] 表.pdf|<Media omitted>|<省略影音内容>
 图像已省略|sticker omitted|IMG-1.jpg (file attached)|<附件：a.jpg>|a.pdf (文件附件)
 [视频通话] 通话时长 00:32|<msg><emoji/></msg>
+对方已取消|以上是打招呼的消息|以上是打招呼的内容。|位置: https://maps.google.com/?q=30.1,120.2
+Location: https://maps.google.com/?q=1.5,2.5|live location shared
 [链接]:title:x|"阿青" 撤回了一条消息|You deleted this message|此消息已删除
 https://a.cn/b?c=1|我拍了拍 "阿青"|Missed voice call"""
 
@@ -306,7 +308,13 @@ https://a.cn/b?c=1|我拍了拍 "阿青"|Missed voice call"""
         *((text, "") for text in PLACEHOLDERS.replace("\n", "|").split("|")),
         ("[图片]好看吗", "好看吗"),
         ("photo-1.jpg (file attached)\n好看吗", "好看吗"),
-        ("[微笑]", "[微笑]"),
+        *((text, "") for text in ("[OK]", "[捂脸][旺柴]", "[表情]", "[让我看看] [Facepalm]")),
+        ("哈哈[捂脸][表情]真的", "哈哈 真的"),
+        ("[2024年] [in] [一二三四五]", "[2024年] [in] [一二三四五]"),
+        ("订单对方已取消", "订单对方已取消"),
+        ("位置: 教学楼三楼", "位置: 教学楼三楼"),
+        *((f"好的 {edited}", "好的") for edited in ("‹此消息已被编辑>", "<此消息已被编辑>")),
+        ("好的 ‹此消息已编辑›", "好的"),
         ("好的\n\n你撤回了一条消息", "好的"),
         ("看看 https://a.cn", "看看 https://a.cn"),
         ("他撤回了一条消息我没看到", "他撤回了一条消息我没看到"),
@@ -363,7 +371,7 @@ def test_broken_rows_and_half_emoji(tmp_path: Path) -> None:
     assert "line 2" in refused_command(*arguments)
     assert "add --me" in refused_command("data", "convert", path, "--output", output)
     done = smallgpt(*arguments, "--skip-bad")
-    assert "rejected: 1\n" in done.stdout
+    assert "unreadable records: 1\n" in done.stdout
     assert output.read_text("utf-8") == "早\n早啊\n"
     half = telegram().replace("好呀", "好呀\\ud83d")
     assert converted(saved(tmp_path, half, "half.json"))[0][-1] == "好呀\ufffd"
@@ -388,6 +396,23 @@ def test_convert_an_export(tmp_path: Path) -> None:
     done = smallgpt("data", "convert", path, *arguments, output)
     assert output.read_text("utf-8").endswith("\n好呀 [名字]电话[电话]\n")
     assert "replaced: 1 phone number, 1 name" in done.stderr
+
+
+def test_redact_knows_every_name_and_account_of_a_table(tmp_path: Path) -> None:
+    """The one that most people know is listed; a dump may name the other one, whoever sends."""
+    rows = [
+        "IsSender,CreateTime,StrContent,Remark,NickName,Sender,Alias",
+        "0,1709268605,老周找青 青老师 qing_teacher zhou_77 借书,老周,青老师,zhou_77,qing_teacher",
+        "1,1709268606,青说给zhou_77a,{},{},me_me,",
+    ]
+    for mine in (("小林", "林"), ("老周", "青老师")):
+        path = saved(tmp_path, "\n".join(rows).format(*mine), "x.csv")
+        output = tmp_path / "train.txt"
+        arguments = ["--me", "我", "--redact", "--force", "--output"]
+        done = smallgpt("data", "convert", path, *arguments, output)
+        assert "speakers: 老周 (1 message)" in done.stdout
+        said = "[名字]找青 [名字] [名字] [名字] 借书\n青说给zhou_77a\n"
+        assert output.read_text("utf-8") == said
 
 
 @pytest.mark.parametrize("name", [name for name in EXPORTS if name != "no times.txt"])
@@ -437,7 +462,7 @@ def test_what_cannot_be_read_as_an_export(tmp_path: Path) -> None:
         QQ_HEAD.encode(): "no chat export was recognised",
         b"": "is empty",
         "2024-03-01 12:30,小林,早\n2024-03-01 12:31,小林,好\n".encode(): "no message of a person",
-        "2024-03-01 12:30 - 小林: a\n2024-03-01 12:31 - 小林: b\n".encode(): "2 left over: yours",
+        "2024-03-01 12:30 - 小林: a\n2024-03-01 12:31 - 小林: b\n".encode(): "2 not used: what you",
     }
     for data, words in cases.items():
         path = tmp_path / "chat.txt"
