@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,14 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 def metrics(root: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (root / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def hangup_not_ignored() -> Iterator[None]:
+    """As in a shell, also where the tests run under nohup."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
 
 
 @pytest.fixture
@@ -555,6 +563,7 @@ def test_metrics_of_a_run_killed_before_its_first_checkpoint_are_dropped(
     assert not (tmp_path / "run" / "metrics.jsonl.old").exists()
 
 
+@pytest.mark.usefixtures("hangup_not_ignored")
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
@@ -577,6 +586,7 @@ def test_interrupted_run_saves_says_how_to_go_on_and_goes_on(
     assert same_weights(straight, resumed)
 
 
+@pytest.mark.usefixtures("hangup_not_ignored")
 @pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"  # Python 3.12 on pty.fork
 )
