@@ -98,7 +98,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     if resumed and trainer.is_finished:
         path = resumed.stored.path
         note(f"nothing to do: {path} is at step {trainer.completed} of {trainer.last_step}")
-        by_minutes = trainer.last_step < config.last_step(task.steps_per_epoch)
+        by_minutes = trainer.last_step < trainer.most_steps
         limit = "max_minutes, or type max_steps" if by_minutes else "max_steps"
         early = trainer.completed < trainer.last_step
         note(f"to train on, raise {'patience' if early else limit}")

@@ -108,7 +108,9 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, config)
         scaled = runtime.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=scaled)
-        self.schedule = Schedule(config, config.last_step(task.steps_per_epoch))
+        self.most_steps = config.last_step(task.steps_per_epoch)
+        """Where training ends where neither `max_minutes` nor `patience` ends it before."""
+        self.schedule = Schedule(config, self.most_steps)
         self._timer = StepTimer() if config.max_minutes else None
         """Until the number of steps for `max_minutes` is chosen."""
         self.completed = 0
@@ -161,7 +163,7 @@ class Trainer:
         if self.completed < self.last_step:
             patience = counted(self.config.patience, "validation")
             note(f"stopped at step {self.completed}: {patience} without a better one (patience)")
-        most, minutes = self.config.last_step(self.task.steps_per_epoch), self.config.max_minutes
+        most, minutes = self.most_steps, self.config.max_minutes
         if minutes and self.completed == self.last_step < most:
             enough = f"{minutes:g} minutes were enough for {self.last_step:,} of {most:,} steps"
             wanted = math.ceil(minutes * most / self.last_step)
