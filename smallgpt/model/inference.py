@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smallgpt.config import SamplingConfig
+from smallgpt.model.generate import generate
 from smallgpt.model.gpt import GPT
 
 _ON_X86 = platform.machine() in ("x86_64", "AMD64")
@@ -54,7 +56,18 @@ def load_inference_weights(
         model.set_submodule(name, made)
     rest = {name: weight.to(device, dtype).contiguous() for name, weight in rest.items()}
     model.load_state_dict(rest, assign=True)
+    if device.type != "cpu":
+        _say_something(model)
     return model
+
+
+def _say_something(model: GPT) -> None:
+    """Half a context of prompt and two ids, so that the first reply need not wait until a GPU has
+    loaded its kernels."""
+    prompt = [0] * (model.config.block_size // 2)
+    two = SamplingConfig(temperature=0, max_new_tokens=2)
+    for _ in generate(model, prompt, two, (), (), torch.Generator()):
+        pass
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
