@@ -57,13 +57,13 @@ def load_inference_weights(
     rest = {name: weight.to(device, dtype).contiguous() for name, weight in rest.items()}
     model.load_state_dict(rest, assign=True)
     if device.type != "cpu":
-        _say_something(model)
+        _load_kernels(model)
     return model
 
 
-def _say_something(model: GPT) -> None:
-    """Half a context of prompt and two ids, so that the first reply need not wait until a GPU has
-    loaded its kernels."""
+def _load_kernels(model: GPT) -> None:
+    """Reply once, to half a context: a GPU loads its kernels when they are first used, and the
+    first real reply need not wait for them."""
     prompt = [0] * (model.config.block_size // 2)
     two = SamplingConfig(temperature=0, max_new_tokens=2)
     for _ in generate(model, prompt, two, (), (), torch.Generator()):

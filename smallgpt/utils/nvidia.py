@@ -65,6 +65,8 @@ def _unusable_driver(cuda: str) -> UserError:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        reason += f" (CUDA_VISIBLE_DEVICES={visible})"
     return UserError(
         f"PyTorch cannot use the NVIDIA GPU of this machine: {reason}",
         f"see what nvidia-smi says; CUDA {cuda} needs driver {needed} or newer. A new driver "

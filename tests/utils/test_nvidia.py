@@ -94,6 +94,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
             {"driver": OPEN.format("580.65.06"), "error": "Error 802: system not yet initialized"},
             ["machine: Error 802: system not yet initialized", "!CUDAFunctions", "nvidia-smi"],
         ),
+        (  # a number that no GPU has
+            {"error": "No CUDA GPUs are available", "CUDA_VISIBLE_DEVICES": "9"},
+            ["No CUDA GPUs are available (CUDA_VISIBLE_DEVICES=9)"],
+        ),
         ({"driver": "garbage"}, [TOO_OLD, "CUDA 13.0 needs driver 580"]),
         ({"files": "", "wsl": True}, [TOO_OLD, "CUDA 13.0 needs driver 580"]),
         ({"files": "", "wsl": True, "cuda": "12.6"}, [TOO_OLD, "CUDA 12.6 needs driver 525"]),
