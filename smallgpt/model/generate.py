@@ -88,27 +88,26 @@ def draw(
         logits_V = logits_V.index_copy(0, seen, score)
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    # Subtracting the largest first keeps a tiny temperature from overflowing.
-    scaled = (logits_V - logits_V.max()) / sampling.temperature
-    ids = torch.arange(len(scaled))
+    ids = torch.arange(len(logits_V))
     if sampling.top_k:
-        scaled, ids = scaled.topk(min(sampling.top_k, len(scaled)))
-    probabilities = torch.softmax(scaled, dim=0)
+        logits_V, ids = logits_V.topk(min(sampling.top_k, len(ids)))
+    # Subtracting the largest first keeps a tiny temperature from overflowing.
+    probabilities = torch.softmax((logits_V - logits_V.max()) / sampling.temperature, dim=0)
     if sampling.top_p < 1:
-        probabilities, order = nucleus(probabilities, sampling.top_p)
-        ids = ids[order]
+        kept = nucleus(logits_V, probabilities, sampling.top_p)
+        probabilities, ids = probabilities[kept], ids[kept]
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
 
 
-def nucleus(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """The fewest likeliest of these probabilities that reach `top_p` together, and their places.
+def nucleus(logits: Tensor, probabilities: Tensor, top_p: float) -> Tensor:
+    """Places of the fewest likeliest that reach the probability `top_p` together, likeliest first.
 
-    Sorting them all takes longer than the rest of `draw`, and most often a few are enough.
+    Sorting all takes longer than the rest of `draw`, and most often a few are enough.
     """
-    for count in (min(FEW, len(probabilities)), len(probabilities)):
-        likeliest, places = probabilities.topk(count)
-        before = likeliest.cumsum(0) - likeliest
-        inside = int((before < top_p).sum())
+    for count in (min(FEW, len(logits)), len(logits)):
+        places = logits.topk(count).indices
+        likeliest = probabilities[places]
+        inside = int((likeliest.cumsum(0) - likeliest < top_p).sum())
         if inside < count:
             break
-    return likeliest[:inside], places[:inside]
+    return places[:inside]
