@@ -47,8 +47,7 @@ def generate(
     new = list(context[cache.keep_prefix(context[:-1]) :])
     room = model.config.block_size - len(context)
     for _ in range(min(sampling.max_new_tokens, room)):
-        # The copy does not wait for the device; that of the logits is the one that does.
-        new_1T = torch.tensor([new]).to(cache.ids_BS.device, non_blocking=True)
+        new_1T = torch.tensor([new], device=cache.ids_BS.device)
         with without_cudnn_attention():
             logits_V = model(new_1T, cache=cache)[0, -1].cpu().double()
         logits_V = logits_V.masked_fill(never if reply else not_first, float("-inf"))
