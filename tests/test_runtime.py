@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import varlen
 
 from smallgpt import runtime
 from smallgpt.config import Config, Dtype
@@ -145,7 +146,7 @@ def test_a_torch_whose_variable_length_attention_is_another_one_takes_the_mask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(runtime, "varlen_attn", lambda query, key, value, is_causal: query)
+    monkeypatch.setattr(varlen, "varlen_attn", lambda query, key, value, is_causal: query)
     cuda = torch.device("cuda")
     assert not runtime.choose_varlen(Config(), cuda, torch.bfloat16)
     with pytest.raises(UserError, match="varlen needs a newer torch"):
