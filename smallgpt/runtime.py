@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from smallgpt.config import Config
 from smallgpt.utils.errors import UserError, note
@@ -161,6 +161,14 @@ def choose_precision(name: str, device: torch.device, parameters: int) -> Precis
     if name == "auto" and on_cpu and parameters < LARGE:
         return Precision(torch.float32)
     return Precision(choose_dtype(name, device)[0])
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`. To a CUDA GPU it is copied from pinned memory, without waiting for
+    the work that is queued there."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def seed_everything(*numbers: int) -> None:
