@@ -48,17 +48,24 @@ class Task(ABC):
     steps_per_epoch: float
     keeps_every_best = False
     """Whether a checkpoint is written whenever a validation is the best so far."""
+    saves_memory = "raise accumulate or lower train_batch"
+    """What to change where a step does not fit into memory."""
 
     @abstractmethod
     def parts(self, step: int, count: int) -> tuple[Sequence[Any], int]:
-        """The batch of a step in `count` parts, and how many tokens it has, without padding.
+        """The batch of a step in `count` parts, or more where memory is short, and how many tokens
+        it has, without padding.
 
         A function of the seed and the step alone, so that any run can be resumed.
         """
 
+    def on_device(self, part: Any) -> Any:
+        """What `loss` needs of a part, on the device; asked for ahead, while a step runs."""
+        return part
+
     @abstractmethod
     def loss(self, network: nn.Module, part: Any) -> Tensor:
-        """What a part adds to the mean loss of the step, a scalar.
+        """What a part, on the device, adds to the mean loss of the step, a scalar.
 
         It calls `network`, which is `model` replicated and compiled, once.
         """
@@ -145,7 +152,7 @@ class Trainer:
             reason = (str(error).splitlines() or ["the system has no more"])[0]
             raise UserError(
                 f"out of memory at step {self.completed + 1}: {reason}",
-                f"raise accumulate (now {self.config.accumulate}) or lower train_batch",
+                self.task.saves_memory,
             ) from None
         finally:
             metrics.close()
@@ -257,7 +264,7 @@ class Trainer:
             with nullcontext() if last else without_averaging(self.replica):
                 # Each part's share of the mean loss of the step, however it is split. What is
                 # averaged over the processes are their shares, times their number.
-                loss = self.task.loss(self.network, part)
+                loss = self.task.loss(self.network, self.task.on_device(part))
                 self.scaler.scale(loss * world.size).backward()
             total += loss.item()
         mean_loss = world.sum(total)[0]
@@ -276,7 +283,7 @@ class Trainer:
         run that was not interrupted. A compiler that fails is said, and the run goes on without.
         """
         self._ready = True
-        part = self._own_parts()[0][0]
+        part = self.task.on_device(self._own_parts()[0][0])
         if self.network is not self.replica:
             began = time.perf_counter()
             try:
