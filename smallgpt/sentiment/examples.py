@@ -64,13 +64,13 @@ class ReviewBatch:
         moved: dict[str, Any] = {name: to_device(getattr(self, name), device) for name in names}
         return dataclasses.replace(self, **moved)
 
-    def within(self, positions: int) -> Iterator[ReviewBatch]:
-        """Neighbouring reviews, as many together as have at most so many positions (rows x length
-        with padding). A review's loss needs all its rows: one with more is alone."""
-        counts = torch.bincount(self.texts).numpy()
+    def within(self, positions: int, reviews: IntArray) -> Iterator[ReviewBatch]:
+        """Some neighbouring reviews, as many together as have at most so many positions (rows x
+        length with padding). A review's loss needs all its rows: one with more is alone."""
+        counts = np.bincount(self.texts)
         lengths = np.maximum.reduceat(self.ends.numpy() + 1, np.cumsum(counts) - counts)
-        for reviews in _neighbours(counts, lengths, positions):
-            yield self.part(reviews)
+        for group in _neighbours(counts[reviews], lengths[reviews], positions):
+            yield self.part(reviews[group])
 
     def targets(self) -> Tensor:
         """The next ids, for the language-model loss, (R, T): the characters of the review."""

@@ -164,7 +164,7 @@ class ReviewTask(Task):
         parts: list[Part] = []
         for some in np.array_split(np.arange(len(batch.labels)), count):
             if len(some):
-                within = batch.part(some).within(config.max_positions)
+                within = batch.within(config.max_positions, some)
                 parts += [Part(part, len(batch.labels), characters) for part in within]
             else:  # there is no review left for it: it computes one that does not count
                 parts.append(Part(batch.part(np.arange(1)), math.inf, math.inf))
