@@ -118,7 +118,13 @@ class Config(ModelConfig, SamplingConfig):
     """What matrix products are computed in. float16 needs a GPU; int8 is for chat only: half the
     memory of bfloat16, and the fastest on a CPU."""
     compile: bool = _hardware(False)
-    """torch.compile the training step."""
+    """torch.compile the layers, for training and validation."""
+    attention: Literal["auto", "mask", "varlen"] = _hardware(
+        "auto", used_by=(TRAIN, TRAIN_FROM_BASE)
+    )
+    """What keeps the dialogues of a row apart. varlen, variable-length attention, needs an NVIDIA
+    GPU of Ampere (2020) or newer and 16 bits, and has no dropout on attention weights; mask works
+    everywhere. auto takes varlen where it can."""
     ddp: bool = _hardware(False)
     """Refuse to run without torchrun, which starts several processes for one run."""
     ddp_timeout: float = _hardware(600.0, gt=0)
@@ -146,9 +152,9 @@ class Config(ModelConfig, SamplingConfig):
     accumulate: int = _length(1, ge=1)
     """Split a step's rows into this many parts to save memory. The result is the same, to rounding
     and to where dropout falls."""
-    test_batch: int = _length(8, ge=1)
-    """Rows of `block_size` in a validation batch; of reviews, as many positions in rows of like
-    length."""
+    test_batch: int = _length(8, used_by=(TRAIN, TRAIN_FROM_BASE), ge=1)
+    """Rows in a validation batch, as `eval_steps` counts them; they are computed together as many
+    at a time as in training."""
     eval_freq: int = _length(500, ge=0)
     """Steps between validations; 0 validates only at the end."""
     patience: int = _length(0, ge=0)
@@ -254,9 +260,9 @@ class SentimentConfig(Config):
     lm_weight: float = _classifier(0.0, ge=0)
     """Weight of the language-model loss beside the label's (the lambda of GPT-1)."""
     max_positions: int = _classifier(6144, ge=1)
-    """Positions (rows x length with padding) of a step to compute at a time, beyond `accumulate`:
-    what 16 GB of GPU memory hold at 300M. The result is the same, to rounding and to where dropout
-    falls. A review is never split; it has 16 rows at most."""
+    """Positions (rows x length with padding) to compute at a time, beyond `accumulate`: what 16 GB
+    of GPU memory hold at 300M. The result is the same, to rounding and to where dropout falls. A
+    review is learnt from as a whole: 16 rows at most."""
     validation_percent: float = _reviews(0.1, gt=0, lt=1)
     """Share of the training part (`train_percent`) that chooses the best model."""
     split_seed: int = _reviews(0, ge=0, le=2**63 - 1)

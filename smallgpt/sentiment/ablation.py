@@ -36,7 +36,6 @@ TABLE_FILE, PICTURE_FILE, SETTINGS_FILE = "ablation.md", "ablation.png", "ablati
 _CHANGES_NOTHING = (
     *("sentimental_data_path", "checkpoint_root", "tensorboard_path", "save_freq"),
     *("device", "compile", "ddp", "ddp_timeout", "accumulate", "max_positions"),
-    "test_batch",
 )
 FloatArray = npt.NDArray[np.float64]
 

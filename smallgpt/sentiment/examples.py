@@ -190,8 +190,10 @@ class Examples:
         """The kept states of some rows, (R, T, E); None where none is kept."""
         if self._states is None:
             return None
-        places = to_device(torch.from_numpy(self._places(rows)[0]), self._states.device)
-        return to_device(F.embedding(places, self._states), device)
+        places = torch.from_numpy(self._places(rows)[0])
+        if self._states.device.type == "cpu":
+            return to_device(F.embedding(places, self._states), device)
+        return F.embedding(to_device(places, device), self._states)
 
     def rows_in_order(self, positions: int) -> list[IntArray]:
         """All rows once, in batches of like length, the longest first; of as many rows as have at

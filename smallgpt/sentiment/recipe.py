@@ -211,7 +211,7 @@ def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
     task.model.load_state_dict(checkpoint.load(path, classifier=True).weights)
     began = time.perf_counter()
     test = task.examples_of(split.test)
-    verdicts = judge(task.model, test, task.runtime, task.test_positions)
+    verdicts = judge(task.model, test, task.runtime, config.max_positions)
     assert verdicts is not None and best is not None
     judging = time.perf_counter() - began
     note("training the baseline ...")

@@ -111,8 +111,6 @@ class ReviewTask(Task):
         self.saves_memory = f"lower max_positions (now {config.max_positions:,})"
         if config.frozen:
             model.freeze()
-        self.test_positions = config.test_batch * config.block_size
-        """Positions of a validation batch."""
         self.steps_per_epoch = -(-len(self.examples) // config.train_batch)
         self._epoch: tuple[int, list[IntArray]] = (-1, [])
 
@@ -205,7 +203,7 @@ class ReviewTask(Task):
 
     def validate(self, stopped: Callable[[], bool]) -> Verdicts | None:
         """The verdicts on the reviews kept for validation."""
-        positions = self.test_positions
+        positions = self.config.max_positions
         return judge(self.model, self.validation, self.runtime, positions, stopped, self.world)
 
 

@@ -181,7 +181,7 @@ def test_nothing_waits_for_the_device_but_the_last_logits(
     asked = itertools.count()
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         task.validate(lambda: next(asked) < 0)
-    assert next(asked) == len(task.validation.rows_in_order(task.test_positions)) + 1
+    assert next(asked) == len(task.validation.rows_in_order(80)) + 1
 
 
 def test_states_that_stay_on_the_device_are_those_of_the_file(
