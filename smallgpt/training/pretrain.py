@@ -87,11 +87,14 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
             model.load_state_dict(checkpoint.weights_for_vocabulary(base, tokenizer))
         added = counted(len(tokenizer) - len(base.tokenizer), "new character")
         note(f"base: {base.path}; {added} added to its vocabulary")
+        base.weights.clear()
     model.to(here.device).train()
     task = DialogueTask(config, here, model, tokenizer, train_rows, validation_rows, world)
     trainer = Trainer(config, here, task, world)
     if resumed and not trainer.load_state(resumed.state, resumed.stored.manifest):
         note("the checkpoint knows no place in this text: its rows begin from the start")
+    if resumed:
+        resumed.release()
     _describe_run(config, here, task, trainer.last_step)
 
     # 4. Loop: step, and once in a while validate and save.

@@ -206,6 +206,36 @@ def test_processes_talk_and_take_turns(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
+def test_what_is_shared_arrives_whole_and_tensors_are_not_pickled(tmp_path: Path) -> None:
+    """Pickled, an optimizer's state would take several times its memory."""
+    body = """
+        from types import SimpleNamespace
+        import pickle
+        import torch.distributed as dist
+
+        numbers = torch.arange(60_000.0)
+        kinds = [numbers.to(t) for t in (torch.float64, torch.bfloat16, torch.int32)]
+        odd = [torch.tensor(3.5), torch.ones(0, 2), numbers.view(600, 100).t()[7:], numbers > 9]
+        tensors = [*kinds, *odd, numbers]
+        nested = {"first": kinds, 3: (odd, None, b"x"), "again": numbers}
+        pickled, send = [], dist.broadcast_object_list
+        def broadcast_object_list(box, **options):
+            pickled.append(len(pickle.dumps(box)))
+            send(box, **options)
+        dist.broadcast_object_list = broadcast_object_list
+        got = world.share(SimpleNamespace(state=nested) if world.is_first else None).state
+        assert list(got) == list(nested) and got[3][1:] == (None, b"x")
+        arrived = [*got["first"], *got[3][0], got["again"]]
+        for one, other in zip(arrived, tensors, strict=True):
+            assert one.dtype == other.dtype and torch.equal(one, other), (one, other)
+        assert pickled[0] < 5_000, pickled
+        Path(f"said{world.rank}").write_text("equal")
+    """
+    done = forked(tmp_path, program=write_program(tmp_path, body), processes=2)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"said{rank}").read_text() for rank in range(2)] == ["equal"] * 2
+
+
 # -- what is refused --------------------------------------------------------------------------
 
 
