@@ -7,6 +7,7 @@ import sys
 import textwrap
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from smallgpt.config import Config, check_shares
 from smallgpt.config_file import load_config
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.packing import RowOrder
-from smallgpt.distributed import launch
+from smallgpt.distributed import launch, world
 from smallgpt.training.pretrain import pack_corpus
 from smallgpt.utils import commands
 from tests.helpers.commands import refusal
@@ -110,7 +111,7 @@ PROGRAM = """
     from pathlib import Path
     import torch
     from smallgpt.config_file import load_config
-    from smallgpt.distributed import launch
+    from smallgpt.distributed import launch, world
     from smallgpt.training import pretrain
     from smallgpt import runtime
     from smallgpt.data.corpus import open_corpus
@@ -234,6 +235,22 @@ def test_what_is_shared_arrives_whole_and_tensors_are_not_pickled(tmp_path: Path
     done = forked(tmp_path, program=write_program(tmp_path, body), processes=2)
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / f"said{rank}").read_text() for rank in range(2)] == ["equal"] * 2
+
+
+def test_gradients_of_a_large_model_are_sent_in_larger_buckets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DDP's own 25 MiB would be 46 messages a step at 300M."""
+    asked: list[float | None] = []
+
+    def replicated(model: torch.nn.Module, *, bucket_cap_mb: float | None, **_: Any) -> None:
+        asked.append(bucket_cap_mb)
+
+    monkeypatch.setattr(world, "DistributedDataParallel", replicated)
+    for width in (1_000, 17_000):
+        model = torch.nn.Linear(width, width, device="meta")
+        world.replicate(model, world.World(size=2))
+    assert asked == [None, pytest.approx(92, rel=0.01)]
 
 
 # -- what is refused --------------------------------------------------------------------------
