@@ -103,6 +103,8 @@ def check(
         return needed[1]
     free, total = torch.cuda.mem_get_info(here.device)
     free += torch.cuda.memory_reserved(here.device)  # held by this process already
+    if torch.cuda.get_device_properties(here.device).is_integrated:
+        free = total  # shared with the system, whose file cache does not count as free
     safe = (1 - MARGIN) * free
     if needed[1] <= safe:
         return needed[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,8 +95,10 @@ def test_of_a_classifier_only_layers_that_learn_keep_something(frozen: bool) -> 
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Make the GPU have so many GiB free, in all, and held by this process."""
 
-    def has(free: float, total: float = 0, held: float = 0) -> None:
+    def has(free: float, total: float = 0, held: float = 0, integrated: bool = False) -> None:
         sizes = round(free * GIB), round((total or free) * GIB)
+        properties = SimpleNamespace(is_integrated=integrated)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: sizes)
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: round(held * GIB))
 
@@ -161,8 +164,12 @@ def test_where_it_is_close_a_run_begins_with_a_warning(
     assert "if it runs out, set accumulate: 2, with" in said
 
 
-def test_what_this_process_holds_already_counts_as_free(gpu: Callable[..., None]) -> None:
+def test_what_is_held_already_or_a_cache_of_the_system_counts_as_free(
+    gpu: Callable[..., None],
+) -> None:
     gpu(7, total=15, held=7)
+    check(SHIPPED["300M"])
+    gpu(7, total=15, integrated=True)
     check(SHIPPED["300M"])
     gpu(7, total=15)
     with pytest.raises(UserError):
