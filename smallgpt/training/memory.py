@@ -47,6 +47,20 @@ def rows_apart(config: Config, processes: int) -> Iterator[Part]:
             yield Part(f"accumulate: {count}", rows * config.block_size, whole)
 
 
+def positions_apart(bound: int, most: int, least: int) -> Iterator[Part]:
+    """The ways to split a step of reviews by `max_positions`, from `bound` on.
+
+    Args:
+        most: positions of what a process computes of a step, at most.
+        least: positions of the largest review, which is never split.
+    """
+    while True:
+        yield Part(f"max_positions: {bound}", min(most, max(least, bound)), False)
+        if bound <= least:
+            return
+        bound = max(least, bound // 2)
+
+
 def expected(
     config: Config, here: Runtime, model: nn.Module, part: Part, of_tokens: bool = True
 ) -> float:

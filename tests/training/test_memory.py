@@ -20,7 +20,7 @@ from smallgpt.model.classifier import Classifier
 from smallgpt.model.gpt import GPT
 from smallgpt.runtime import Runtime
 from smallgpt.training import memory, pretrain
-from smallgpt.training.memory import Part, expected, rows_apart
+from smallgpt.training.memory import Part, expected, positions_apart, rows_apart
 from smallgpt.utils.errors import UserError
 from tests.helpers.models import DIALOGUES
 from tests.helpers.processes import REPOSITORY, SMALL
@@ -140,6 +140,19 @@ def test_accumulate_that_is_named_can_be_shared_among_processes(gpu: Callable[..
         ("accumulate: 3", 512),
         ("accumulate: 6", 256),
     ]
+
+
+def test_reviews_are_told_the_positions_that_fit(gpu: Callable[..., None]) -> None:
+    assert [part[:2] for part in positions_apart(6144, 5000, 2000)] == [
+        ("max_positions: 6144", 5000),
+        ("max_positions: 3072", 3072),
+        ("max_positions: 2000", 2000),
+    ]
+    with torch.device("meta"):
+        model = Classifier(SHIPPED["300M"], 2)
+    gpu(9)
+    with pytest.raises(UserError, match="set max_positions: 2048, with"):
+        memory.check(SHIPPED["300M"], GPU, model, positions_apart(8192, 98304, 1000), False)
 
 
 def test_a_model_that_fits_in_no_parts_is_told_what_else_helps(gpu: Callable[..., None]) -> None:
