@@ -416,7 +416,7 @@ class Trainer:
             self._diverged |= skipped
         skipped |= self._diverged
         for optimizer in self.optimizers:
-            if isinstance(optimizer, torch.optim.AdamW):
+            if isinstance(optimizer, torch.optim.AdamW) and skipped.device.type != "mps":
                 # The fused kernels skip the step themselves, and nobody need wait to know it.
                 optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
                 optimizer.step()
