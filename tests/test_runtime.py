@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -130,3 +131,11 @@ def test_compiling_without_a_compiler_says_so(
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert not runtime.can_compile(CPU)
     assert "no C++ compiler" in capsys.readouterr().err
+
+
+def test_copies_to_a_gpu_are_pinned_and_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned, here, gpu = Mock(), torch.zeros(2), torch.device("cuda", 0)
+    assert runtime.to_device(here, CPU) is here
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned)
+    assert runtime.to_device(here, gpu) is pinned.to.return_value
+    pinned.to.assert_called_once_with(gpu, non_blocking=True)

@@ -210,7 +210,8 @@ def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
     config, reviews, split, best = task.config, task.reviews, task.split, trainer.best
     task.model.load_state_dict(checkpoint.load(path, classifier=True).weights)
     began = time.perf_counter()
-    verdicts = judge(task.model, task.examples_of(split.test), task.runtime, config.test_batch)
+    test = task.examples_of(split.test)
+    verdicts = judge(task.model, test, task.runtime, config.max_positions)
     assert verdicts is not None and best is not None
     judging = time.perf_counter() - began
     note("training the baseline ...")
