@@ -5,9 +5,11 @@
 Two steps are taken with tensors that have no contents (torch's FakeTensorMode), and the bytes of
 those that are alive are counted; attention and dropout are the GPU's. It is not compiled: compiled
 layers keep 5 % less. What a GPU needs besides is not in it: CUDA itself, some 0.4 GB, and what lies
-unused between tensors. In GB: weights, gradients, moments; 16-bit copies of weights, kept from the
-forward pass to the backward pass as the activations are; what the loss takes on top at the peak;
-the peak; and what `smallgpt.training.memory` expects, which runs print and refuse by.
+unused between tensors.
+
+In GB: weights, gradients, moments; 16-bit copies of weights and the activations, both kept from the
+forward pass to the backward pass; what the loss, chiefly its logits, takes besides for a moment;
+the peak; and what `smallgpt.training.memory` expects, by which a run is refused.
 """
 
 from __future__ import annotations
@@ -96,23 +98,26 @@ def measure(config: Config, dtype: torch.dtype, build: Build, parts: int = 1) ->
         weights = count.alive.total()
         optimizers = make_optimizers(model, config)
         for _ in range(2):
-            before, count.peak = count.alive.total(), 0
+            before, peaks = count.alive.total(), []
             for _ in range(parts):
+                count.peak = 0
                 with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
                     value = loss()
                 kept = count.alive.total(), count.alive["copies"]
                 of_loss = count.peak - kept[0]
                 value.backward()
                 del value
+                peaks.append(count.peak)
             gradients = count.alive.total() - before
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
+            peaks.append(count.peak)
             model.zero_grad(set_to_none=True)
     earlier = gradients if parts > 1 else 0
     activations = kept[0] - kept[1] - before - earlier
     moments = before - weights
-    return Taken(weights, gradients, moments, kept[1], activations, of_loss, count.peak)
+    return Taken(weights, gradients, moments, kept[1], activations, of_loss, max(peaks))
 
 
 @contextmanager

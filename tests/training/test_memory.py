@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.memory import dialogue_step, measure
+from benchmarks.memory import main as memory_of_steps
 from smallgpt import runtime
 from smallgpt.config import Config
-from smallgpt.config_file import config_from_dict, load_config
+from smallgpt.config_file import config_from_dict, config_to_yaml, load_config
 from smallgpt.model.classifier import Classifier
 from smallgpt.model.gpt import GPT
 from smallgpt.runtime import Runtime
@@ -86,6 +88,18 @@ def test_of_a_classifier_only_layers_that_learn_keep_something(frozen: bool) -> 
     part = Part("", rows * MIDDLE.block_size, True)
     needed = expected(MIDDLE, GPU, classifier(), part, of_tokens=False)
     assert needed == pytest.approx(taken.peak, rel=0.1)
+
+
+def test_the_benchmark_prints_what_takes_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(config_to_yaml(replace(MIDDLE, train_batch=32, accumulate=4)))
+    memory_of_steps([plan])
+    line = json.loads(capsys.readouterr().out)
+    assert line["positions"] == 2048
+    assert line["weights_gb"] == line["gradients_gb"] == pytest.approx(line["moments_gb"] / 2, 0.1)
+    assert line["expected_gb"] == pytest.approx(line["peak_gb"], rel=0.1)
 
 
 # -- checked before training --------------------------------------------------------------------
