@@ -131,6 +131,12 @@ class Examples:
         """Number of reviews."""
         return len(self.labels)
 
+    @property
+    def largest(self) -> int:
+        """Positions of the review with most: its rows times the longest of them."""
+        begins = np.cumsum(self.counts) - self.counts
+        return int((self.counts * np.maximum.reduceat(self.widths, begins)).max())
+
     def batch(self, reviews: npt.ArrayLike) -> ReviewBatch:
         """Gather reviews by number, padded to the longest row."""
         reviews = np.asarray(reviews, np.int64)

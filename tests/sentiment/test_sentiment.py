@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from smallgpt.model.gpt import GPT
 from smallgpt.sentiment import ablation, baseline, recipe
 from smallgpt.sentiment.explain import explain
 from smallgpt.sentiment.task import ReviewTask
+from smallgpt.training import memory
 from smallgpt.training.trainer import Trainer
+from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refusal
 from tests.helpers.processes import REPOSITORY, forked, losses
 from tests.helpers.reviews import classifier_config, write_reviews
@@ -173,6 +176,26 @@ def test_out_of_memory_says_what_to_lower(
     monkeypatch.setattr(ReviewTask, "loss", fail)
     said = refusal(lambda: recipe.run(classifier_config(tmp_path, trained)))
     assert "out of memory at step 1" in said and "lower max_positions (now 6,144)" in said
+
+
+def test_a_gpu_that_is_too_small_is_told_before_training(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe.run(classifier_config(tmp_path, trained, max_steps=1))
+    assert "memory: about 0.4 GiB for training" in capsys.readouterr().err
+
+    def check(config: Any, here: Any, model: Any, parts: Iterator[memory.Part], *_: Any) -> float:
+        settings, positions, _ = zip(*parts, strict=True)
+        assert settings[0] == "max_positions: 6144"
+        assert positions[0] == 8 * positions[-1]  # the 8 reviews of a step, and one of them
+        raise UserError("it has too little", f"set {settings[-1]}")
+
+    monkeypatch.setattr(memory, "check", check)
+    other = classifier_config(tmp_path, trained, checkpoint_root=str(tmp_path / "other"))
+    assert "set max_positions: " in refusal(lambda: recipe.run(other))
 
 
 def test_on_resume_the_shape_is_the_checkpoints(trained: Path, tmp_path: Path) -> None:

@@ -59,6 +59,12 @@ def plain_logits(model: Classifier, ids: list[int], end: int) -> Tensor:
     return model.score(torch.cat([x[end], x[: end + 1].mean(0)]) if model.with_mean else x[end])
 
 
+def test_the_largest_review_is_the_one_with_most_positions() -> None:
+    assert examples().largest == 4 * 26  # 96 characters in rows of 24 and two marks
+    assert examples(use_mask=False).largest == 4 * TINY.block_size
+    assert examples(texts=["好", "好" * 7, "不"]).largest == 9
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("bias", [True, False])
