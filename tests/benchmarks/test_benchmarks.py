@@ -259,7 +259,7 @@ def test_wrong_arguments_end_with_a_clear_line(name: str, option: str, value: st
     assert f"error: {option}: " in done.stderr and value in done.stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: `make bench-gpu` uses it")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_the_gpu_benchmark_says_so() -> None:
     done = bench("training", "--device", "cuda")
     assert (done.exit_code, done.stdout) == (0, "")

@@ -1,0 +1,280 @@
+"""Checks of single steps: speed, memory, precision, compilation, synchronisations, validation."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import mean
+from typing import Any
+
+import torch
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from benchmarks.gpu_check.report import Figures, Row, must, target
+from benchmarks.gpu_check.setting import Setting, run_steps
+from benchmarks.measure import timed
+from benchmarks.training import OurSide
+from smallgpt.config import Config
+from smallgpt.training.pretrain import DialogueTask
+
+SYNCHRONISING = {
+    "cuda": (
+        "cudaStreamSynchronize",
+        "cudaEventSynchronize",
+        "cudaDeviceSynchronize",
+        "cudaMemcpy",
+    ),
+    "cpu": ("aten::_local_scalar_dense",),  # what waits for the device where there is one
+}
+"""Calls after which the host has waited for the device."""
+ATTENTION = re.compile("^(?!autograd).*(flash|fmha|attention|attn|sdpa)", re.IGNORECASE)
+_SPAN = "gpu_check"
+
+
+def measure_product(setting: Setting) -> Figures:
+    """Square matrix products in bfloat16, one after the other."""
+    device = torch.device(setting.device)
+    shape = (setting.product, setting.product)
+    a, b = (torch.randn(shape, device=device).bfloat16() for _ in range(2))
+    a @ b
+    seconds = _seconds(lambda: [a @ b for _ in range(setting.products)], device)
+    return {"flops_per_second": 2 * setting.product**3 * setting.products / seconds}
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Between two CUDA events; on a CPU by the clock."""
+    if device.type != "cuda":
+        return timed(work)[0]
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began.record()
+    work()
+    ended.record()
+    ended.synchronize()
+    return began.elapsed_time(ended) / 1000
+
+
+def judge_product(figures: Figures) -> list[Row]:
+    """What the others are divided by."""
+    teraflops = figures["flops_per_second"] / 1e12
+    what, wanted = "bfloat16 matrix product", "550–800 TFLOP/s on an H100"
+    return [Row(what, f"{teraflops:.4g} TFLOP/s", wanted)]
+
+
+# -- speed and memory -------------------------------------------------------------------------
+
+
+def measure_large(setting: Setting) -> Figures:
+    """Training of 300M."""
+    return measure_training(setting.large, setting)
+
+
+def measure_medium(setting: Setting) -> Figures:
+    """Training of 90M."""
+    return measure_training(setting.medium, setting)
+
+
+def measure_training(config: Config, setting: Setting) -> Figures:
+    """Steps as train.py takes them. GB are 1e9 bytes; `first_seconds` are those of the first step,
+    compilation included."""
+    side = OurSide(config)
+    cuda, device = side.here.device.type == "cuda", side.here.device
+    first_seconds, results = timed(lambda: run_steps(side.trainer, 1), device)
+    results += run_steps(side.trainer, setting.warm_up)
+    seconds, timed_results = timed(lambda: run_steps(side.trainer, setting.steps), device)
+    rate = setting.steps * config.train_batch * config.block_size / seconds
+    return {
+        "precision": str(side.here.dtype).removeprefix("torch."),
+        "parameters": side.parameters,
+        "first_seconds": first_seconds,
+        "step_seconds": seconds / setting.steps,
+        "positions_per_second": rate,
+        "utilisation": 6 * side.parameters * rate / setting.peak,
+        "allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0,
+        "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if cuda else 0.0,
+        "losses": [result.loss for result in results + timed_results],
+    }
+
+
+def judge_large(figures: Figures) -> list[Row]:
+    """It fits into 16 GB and uses the card."""
+    return judge_training(figures, 11.5, 13.0)
+
+
+def judge_medium(figures: Figures) -> list[Row]:
+    """It fits into 16 GB and uses the card."""
+    return judge_training(figures, 10.0, 13.0)
+
+
+def judge_training(figures: Figures, allocated: float, reserved: float) -> list[Row]:
+    """Utilisation is 6 x parameters x positions a second, without attention, by the peak of the
+    matrix product; most memory in GB."""
+    share, losses = figures["utilisation"], figures["losses"]
+    speed = f"{1000 * figures['step_seconds']:.1f} ms, {figures['positions_per_second']:,.0f}"
+    return [
+        must(f"allocated, {figures['precision']}", *_at_most(figures["allocated_gb"], allocated)),
+        must("reserved", *_at_most(figures["reserved_gb"], reserved)),
+        must(
+            "loss, first and last step",
+            f"{losses[0]:.3f}, {losses[-1]:.3f}",
+            "falls",
+            losses[-1] < losses[0],
+        ),
+        target("share of the peak product", f"{share:.1%}", "40 % (dream 50 %)", share >= 0.4),
+        Row("a step, positions a second", speed),
+        Row("first step, with compilation", f"{figures['first_seconds']:.1f} s"),
+    ]
+
+
+def _at_most(gigabytes: float, most: float) -> tuple[str, str, bool]:
+    return f"{gigabytes:.2f} GB", f"at most {most:g} GB", gigabytes <= most
+
+
+def measure_compiled(setting: Setting) -> Figures:
+    """The same training without compilation and with it."""
+    figures: Figures = {}
+    for name, wanted in (("eager", False), ("compiled", True)):
+        torch._dynamo.utils.counters.clear()
+        some = measure_training(replace(setting.medium, compile=wanted), setting)
+        figures[name] = {
+            "step_seconds": some["step_seconds"],
+            "first_seconds": some["first_seconds"],
+            "loss": mean(some["losses"][-setting.last :]),
+        }
+        gc.collect()
+        torch.cuda.empty_cache()
+    frames = torch._dynamo.utils.counters["frames"]
+    return figures | {"frames_ok": frames["ok"], "frames": frames["total"]}
+
+
+def judge_compiled(figures: Figures) -> list[Row]:
+    """All of the model is compiled, it is worth it, and the loss is the same."""
+    eager, compiled = figures["eager"], figures["compiled"]
+    ok, total = figures["frames_ok"], figures["frames"]
+    times = eager["step_seconds"] / compiled["step_seconds"]
+    apart = abs(eager["loss"] - compiled["loss"])
+    return [
+        must("frames compiled", f"{ok} of {total}", "all", 0 < total == ok),
+        must("mean of the last losses, apart", f"{apart:.4f} nats", "at most 0.05", apart <= 0.05),
+        target("compiled against eager", f"{times:.2f} ×", "1.25 ×", times >= 1.25),
+    ]
+
+
+def measure_precisions(setting: Setting) -> Figures:
+    """The same training without dropout in several precisions: the mean of the last losses."""
+    losses = {}
+    for dtype in setting.precisions:
+        side = OurSide(replace(setting.medium, dropout=0.0, dtype=dtype))
+        results = run_steps(side.trainer, setting.precision_steps)
+        losses[dtype] = mean(result.loss for result in results[-setting.last :])
+        del side
+        gc.collect()
+        torch.cuda.empty_cache()
+    return {"losses": losses}
+
+
+def judge_precisions(figures: Figures) -> list[Row]:
+    """All of them learn the same."""
+    exact = figures["losses"]["float32"]
+    return [
+        must(
+            f"{dtype} against float32, mean loss",
+            f"{loss:.4f}, {exact:.4f}",
+            "at most 0.02 nats apart",
+            abs(loss - exact) <= 0.02,
+        )
+        for dtype, loss in figures["losses"].items()
+        if dtype != "float32"
+    ]
+
+
+# -- what a profiler sees ---------------------------------------------------------------------
+
+
+def events_of(work: Callable[[], object], device: torch.device) -> list[Any]:
+    """What the host called and the device did while `work` ran."""
+    kinds = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        kinds.append(ProfilerActivity.CUDA)
+        torch.cuda.synchronize()
+    with profile(activities=kinds) as profiler, record_function(_SPAN):
+        work()
+    # Before and after it the profiler waits for the device itself.
+    (span,) = (e for e in profiler.events() if e.name == _SPAN and _on_host(e))
+    begin, end = span.time_range.start, span.time_range.end
+    return [e for e in profiler.events() if not _on_host(e) or begin < e.time_range.start < end]
+
+
+def _on_host(event: Any) -> bool:
+    return bool(event.device_type == DeviceType.CPU)
+
+
+def _in_optimizer(event: Any) -> bool:
+    """A CPU's fused AdamW asks its own counters of steps, which lie in host memory."""
+    parent = event.cpu_parent
+    return parent is not None and (parent.name == "aten::_fused_adamw_" or _in_optimizer(parent))
+
+
+def measure_profile(setting: Setting) -> Figures:
+    """A few steps under the profiler."""
+    side = OurSide(setting.large)
+    run_steps(side.trainer, setting.warm_up)
+    count, device = setting.profiled_steps, side.here.device
+    events = events_of(lambda: run_steps(side.trainer, count), device)
+    waiting = SYNCHRONISING[device.type]
+    waits = Counter(e.name for e in events if e.name in waiting and not _in_optimizer(e))
+    attention: Counter[str] = Counter()
+    for event in events:
+        if _on_host(event) == (device.type == "cpu") and ATTENTION.search(event.name):
+            attention[event.name] += event.time_range.elapsed_us()
+    unpinned = sum("Memcpy HtoD (Pageable" in event.name for event in events)
+    return {
+        "synchronisations": {name: number / count for name, number in waits.items()},
+        "unpinned_copies": unpinned / count,
+        "attention_microseconds": {n: t / count for n, t in attention.most_common(4)},
+    }
+
+
+def judge_profile(figures: Figures) -> list[Row]:
+    """The host seldom waits for the device, and attention has a kernel of its own."""
+    waits, attention = figures["synchronisations"], figures["attention_microseconds"]
+    total = sum(waits.values())
+    names = ", ".join(waits)
+    kernel = next(iter(attention), "")
+    return [
+        must("synchronisations a step", f"{total:g} ({names})", "at most 2", total <= 2),
+        Row("copies from unpinned memory a step", f"{figures['unpinned_copies']:g}"),
+        must("attention's kernel", kernel or "none found", "a fused one", bool(kernel)),
+    ]
+
+
+def measure_validation(setting: Setting) -> Figures:
+    """Validation of 300M, and what of it is a backward pass."""
+    config = replace(setting.large, eval_steps=setting.validation_batches)
+    side = OurSide(config)
+    task, device = side.trainer.task, side.here.device
+    assert isinstance(task, DialogueTask)
+    run_steps(side.trainer, 1)
+    never = lambda: False  # noqa: E731
+    task.config = replace(config, eval_steps=2)
+    events = events_of(lambda: task.validate(never), device)
+    task.config = config
+    seconds, measured = timed(lambda: task.validate(never), device)
+    rows = min(len(task.validation_rows), config.test_batch * config.eval_steps)
+    return {
+        "backward": sorted({e.name for e in events if "backward" in e.name.lower()}),
+        "milliseconds": 1000 * seconds / (rows * config.block_size / 2048),
+        "validation_loss": measured.as_dict()["validation_loss"] if measured else None,
+    }
+
+
+def judge_validation(figures: Figures) -> list[Row]:
+    """It computes no gradients, and is quick."""
+    found, took = figures["backward"], figures["milliseconds"]
+    return [
+        must("backward kernels in validation", ", ".join(found) or "none", "none", not found),
+        target("validation of 2,048 positions", f"{took:.2f} ms", "at most 10 ms", took <= 10),
+    ]
