@@ -42,8 +42,8 @@ bench-sentiment: $(VENV)/.dev ## Measure fine-tuning a classifier against the pl
 # A PYTHON whose torch has a card needs no environment: a machine with a card may have no package index.
 WITH_CARD := import sys, torch; sys.exit(not torch.cuda.is_available())
 OPTIONS ?=
-gpu-check: ## Check everything on an NVIDIA card in 9 minutes (OPTIONS="--json gpu.json --only train90M"); skips without one
-	@if $(PYTHON) -c '$(WITH_CARD)' 2>/dev/null; then python=$(PYTHON); else \
+gpu-check: ## Check everything on an NVIDIA card (9 minutes; OPTIONS=--help); skips without one
+	@if $(PYTHON) -c '$(WITH_CARD)' >/dev/null 2>&1; then python=$(PYTHON); else \
 		$(MAKE) --no-print-directory $(VENV)/.run && python=$(BIN)/python; fi && \
 		$$python -m benchmarks.gpu_check $(OPTIONS)
 

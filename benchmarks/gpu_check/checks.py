@@ -31,7 +31,7 @@ CHECKS = {
     "product": Check(training.measure_product, training.judge_product, 10),
     "train300M": Check(training.measure_large, training.judge_large, 50),
     "train90M": Check(training.measure_medium, training.judge_medium, 35),
-    "sentiment": Check(models.measure_sentiment, models.judge_sentiment, 75),
+    "sentiment": Check(models.measure_sentiment, models.judge_sentiment, 90),
     "resume": Check(runs.measure_resume, runs.judge_resume, 25),
     "profile": Check(training.measure_profile, training.judge_profile, 30),
     "compiled": Check(training.measure_compiled, training.judge_compiled, 35),

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.generation import Ours, characters_for, save_random, shape_of
 from benchmarks.gpu_check.report import Figures, Row, must, target
-from benchmarks.gpu_check.setting import Setting, own_root, run_steps
+from benchmarks.gpu_check.setting import Setting, give_back_memory, own_root, run_steps
 from benchmarks.measure import read_bandwidth, timed
 from benchmarks.sentiment import made_reviews
 from smallgpt.chat.chatbot import Chatbot
@@ -82,6 +82,7 @@ def measure_sentiment(setting: Setting) -> Figures:
         found = {"base_model": str(base), "sentimental_data_path": str(file)}
         changes: dict[str, Any] = found | {"device": setting.device}
         whole = _fine_tune(replace(setting.whole, **changes, max_epoch=1))
+        give_back_memory()
         frozen = _epochs(replace(setting.frozen, **changes), 2)
     return whole | {"frozen_epochs": frozen, "large_step": setting.large_step}
 

@@ -83,7 +83,7 @@ def _apart(one: Sequence[float], other: Sequence[float]) -> float:
 def measure_torchrun(setting: Setting) -> Figures:
     """Losses of one process and of two that share the card; how these end after SIGTERM."""
     steps = setting.ddp_steps
-    config = replace(setting.small, dropout=0.0, max_steps=steps, eval_freq=0)
+    config = replace(setting.small, dropout=0.0, dtype="float32", max_steps=steps, eval_freq=0)
     with own_root(config) as alone, own_root(config) as together:
         pretrain.run(alone)
         endless = replace(together, max_steps=100_000, save_freq=100_000)
@@ -127,7 +127,7 @@ def _two_processes(config: Config, setting: Setting) -> tuple[int | None, str]:
                     with suppress(ProcessLookupError):
                         os.kill(process, signal.SIGKILL)
         text = said.read_text("utf-8", errors="replace")
-    code = re.search(r"exitcode: (-?\d+)", text)
+    code = re.search(r"exitcode\s*: (-?\d+)", text)
     return int(code[1]) if code else None, text
 
 

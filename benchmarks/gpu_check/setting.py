@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
+
+import torch
 
 from benchmarks.measure import SIZES
 from benchmarks.training import our_config
@@ -47,6 +50,8 @@ class Setting:
     resumed_steps: int = 40
     """Of a run; it is resumed in the middle."""
     profiled_steps: int = 5
+    most_synchronisations: int = 2
+    """A step; a CPU counts what is read from host memory, too."""
     validation_batches: int = 200
     characters: int = 100
     """Of a reply."""
@@ -79,6 +84,12 @@ def own_root(config: C) -> Iterator[C]:
     """The config with a `checkpoint_root` of its own, which is gone at the end."""
     with TemporaryDirectory() as folder:
         yield replace(config, checkpoint_root=folder, tensorboard_path="")
+
+
+def give_back_memory() -> None:
+    """That of objects that nobody uses any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def run_steps(trainer: Trainer, count: int) -> list[StepResult]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,9 @@ class Failing:
     def say(self, word: str) -> str:
         return word
 
+    def sleep(self) -> None:
+        time.sleep(60)
+
     def fail(self) -> None:
         raise ValueError("as asked")
 
@@ -118,6 +122,11 @@ def test_a_contestant_answers_and_its_failures_are_told() -> None:
         assert 1e6 < contestant.peak_memory() < 1e11
         with pytest.raises(RuntimeError, match="as asked"):
             contestant.call("fail")
+
+
+def test_a_contestant_that_takes_too_long_is_given_up() -> None:
+    with Contestant(Failing) as contestant, pytest.raises(TimeoutError):
+        contestant.call("sleep", seconds=0.01)
 
 
 def test_the_limits_of_the_machine_are_measured() -> None:

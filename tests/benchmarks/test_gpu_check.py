@@ -1,0 +1,393 @@
+"""`make gpu-check` on a CPU, at tiny sizes: each check passes, and fails on a planted fault."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import Result
+
+from benchmarks.gpu_check import __main__ as program
+from benchmarks.gpu_check import report, runs
+from benchmarks.gpu_check.checks import CHECKS
+from benchmarks.gpu_check.report import FAILED, Figures
+from benchmarks.gpu_check.setting import Setting
+from smallgpt import runtime
+from smallgpt.chat import chatbot
+from smallgpt.checkpoints.checkpoint import Checkpoint
+from smallgpt.config import Config, SentimentConfig
+from smallgpt.model import gpt
+from smallgpt.model.gpt import GPT
+from smallgpt.sentiment.task import ReviewTask
+from smallgpt.training.metrics import METRICS_FILE
+from smallgpt.training.pretrain import DialogueTask
+from smallgpt.training.schedule import Schedule
+from smallgpt.training.trainer import Trainer
+from smallgpt.utils.errors import UserError
+from tests.helpers.commands import python_here
+from tests.helpers.models import DIALOGUES
+from tests.helpers.processes import REPOSITORY
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    text = tmp_path_factory.mktemp("gpu_check") / "text.txt"
+    text.write_text("\n".join([DIALOGUES] * 20), encoding="utf-8")
+    dialogues = Config(
+        data_path=str(text),
+        vocab_size=64,
+        block_size=32,
+        n_layer=2,
+        n_head=2,
+        n_embd=16,
+        max_new_tokens=4,
+        device="cpu",
+        dtype="float32",
+        lr=0.01,
+        warmup_steps=3,
+        decay_steps=100,
+        max_steps=100,
+        train_batch=8,
+        test_batch=2,
+        eval_steps=4,
+    )
+    reviews = SentimentConfig(
+        device="cpu", dtype="float32", train_batch=8, eval_freq=3, warmup_steps=2
+    )
+    return Setting(
+        large=dialogues,
+        medium=dialogues,
+        small=dialogues,
+        whole=reviews,
+        frozen=replace(reviews, frozen=True),
+        chat_size="tiny",
+        device="cpu",
+        product=64,
+        products=2,
+        warm_up=2,
+        steps=20,
+        precisions=("bfloat16", "float32"),
+        precision_steps=20,
+        last=5,
+        resumed_steps=10,
+        profiled_steps=2,
+        most_synchronisations=3,
+        validation_batches=4,
+        characters=5,
+        reviews=60,
+        large_step=100,
+        ddp_steps=4,
+        patience=120,
+        quality_minutes=60,
+        peak=1e10,
+    )
+
+
+@pytest.fixture(scope="module")
+def measure(setting: Setting) -> Callable[[str], Figures]:
+    """The figures of a check as all is now; those without a fault are measured once."""
+
+    @functools.cache
+    def healthy(name: str) -> Figures:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+            return CHECKS[name].measure(setting)
+
+    return healthy
+
+
+def failures(name: str, figures: Figures) -> list[str]:
+    return [row.what for row in CHECKS[name].judge(figures) if row.verdict == FAILED]
+
+
+# -- without a fault --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHECKS.keys() - {"driver"})
+def test_nothing_fails_where_all_is_right(name: str, measure: Callable[[str], Figures]) -> None:
+    figures = measure(name)
+    assert json.loads(json.dumps(figures)) == figures
+    assert CHECKS[name].judge(figures)
+    assert not failures(name, figures)
+
+
+# -- with a fault in the code -----------------------------------------------------------------
+
+
+def learn_in_reverse(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Schedule, "learning_rate", lambda self, step: -0.01)
+
+
+def shift_a_precision(patch: pytest.MonkeyPatch) -> None:
+    loss = DialogueTask.loss
+
+    def shifted(self: DialogueTask, network: Any, part: Any) -> Tensor:
+        return loss(self, network, part) * (1.05 if self.runtime.dtype == torch.bfloat16 else 1)
+
+    patch.setattr(DialogueTask, "loss", shifted)
+
+
+def lose_the_moments(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch.optim.Optimizer, "load_state_dict", lambda self, state: None)
+
+
+def lose_the_weights(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Checkpoint, "model", lambda self, config: GPT(config))
+
+
+def wait_in_attention(patch: pytest.MonkeyPatch) -> None:
+    attend = gpt.attend
+
+    def waiting(q: Tensor, *others: Any) -> Tensor:
+        assert q.sum().item() is not None
+        return attend(q, *others)
+
+    patch.setattr(gpt, "attend", waiting)
+
+
+def attend_without_a_kernel(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(gpt, "attend", lambda q, k, v, *others: (q @ k.transpose(-1, -2)).softmax(-1) @ v)
+
+
+def validate_with_gradients(patch: pytest.MonkeyPatch) -> None:
+    validate = DialogueTask.validate
+
+    def training_too(self: DialogueTask, *arguments: Any) -> Any:
+        self.loss(self.model, self.parts(0, 1)[0][0]).backward()
+        return validate(self, *arguments)
+
+    patch.setattr(DialogueTask, "validate", training_too)
+
+
+def compile_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch, "compile", lambda model, **options: model)
+
+
+def reply_differently(patch: pytest.MonkeyPatch) -> None:
+    ids = itertools.count(5)
+    patch.setattr(chatbot, "generate", lambda *arguments: iter([next(ids)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "plant", "fails"),
+    [
+        ("train300M", learn_in_reverse, "loss, first and last step"),
+        ("precisions", shift_a_precision, "bfloat16 against float32, mean loss"),
+        ("resume", lose_the_moments, "largest deviation later"),
+        ("resume", lose_the_weights, "first loss, resumed"),
+        ("profile", wait_in_attention, "synchronisations a step"),
+        ("profile", attend_without_a_kernel, "attention's kernel"),
+        ("validation", validate_with_gradients, "backward kernels in validation"),
+        ("compiled", compile_nothing, "frames compiled"),
+        ("chat", reply_differently, "the same reply twice"),
+    ],
+)
+def test_a_fault_in_the_code_fails(
+    name: str, plant: Plant, fails: str, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    assert fails in failures(name, CHECKS[name].measure(setting))
+
+
+def test_two_processes_that_learn_something_else_fail(
+    setting: Setting, measure: Callable[[str], Figures], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = measure("torchrun")["two"]
+
+    def as_before(config: Config, setting: Setting) -> tuple[int, str]:
+        lines = "".join(json.dumps({"loss": loss}) + "\n" for loss in two)
+        Path(config.checkpoint_root, METRICS_FILE).write_text(lines, encoding="utf-8")
+        return 143, ""
+
+    monkeypatch.setattr(runs, "_two_processes", as_before)
+    loss = DialogueTask.loss
+    monkeypatch.setattr(DialogueTask, "loss", lambda *arguments: 1.001 * loss(*arguments))
+    figures = CHECKS["torchrun"].measure(setting)
+    assert failures("torchrun", figures) == [
+        "losses of two processes and one",
+        "SIGTERM: saved",
+    ]
+
+
+def test_training_on_the_cpu_instead_of_the_card_fails(measure: Callable[[str], Figures]) -> None:
+    if Path("/dev/nvidia0").exists():
+        pytest.skip("a card is here")
+    assert len(failures("driver", measure("driver"))) == 1
+
+
+def test_int8_may_be_refused(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = runtime.choose_precision
+
+    def refusing(name: str, *others: Any) -> runtime.Precision:
+        if name == "int8":
+            raise UserError("dtype: int8 is slower here", "use bfloat16")
+        return choose(name, *others)
+
+    monkeypatch.setattr("benchmarks.generation.choose_precision", refusing)
+    rows = CHECKS["chat"].judge(CHECKS["chat"].measure(setting))
+    assert (rows[-1].measured, rows[-1].verdict) == ("refused: dtype: int8 is slower here", "pass")
+
+
+# -- with a fault in the figures --------------------------------------------------------------
+
+
+def changed(figures: Figures, path: str, value: Any) -> Figures:
+    """A copy with another value at `path`, such as `a.b`."""
+    key, _, rest = path.partition(".")
+    return figures | {key: changed(figures[key], rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "verdict"),
+    [
+        ("train300M", "allocated_gb", 11.6, FAILED),
+        ("train300M", "reserved_gb", 13.1, FAILED),
+        ("train90M", "allocated_gb", 10.1, FAILED),
+        ("train300M", "losses", [4.0, float("nan")], FAILED),
+        ("train300M", "utilisation", 0.39, "target missed"),
+        ("train300M", "utilisation", float("nan"), "target missed"),
+        ("compiled", "frames_ok", 0, FAILED),
+        ("compiled", "compiled.loss", 9.0, FAILED),
+        ("compiled", "eager.step_seconds", 0.0, "target missed"),
+        ("precisions", "losses.bfloat16", [4.0] * 20, FAILED),
+        ("precisions", "losses.bfloat16", [float("nan")] * 20, FAILED),
+        ("precisions", "skipped.bfloat16", 20, FAILED),
+        ("resume", "resumed", [], FAILED),
+        ("profile", "synchronisations", {"cudaStreamSynchronize": 3.2}, FAILED),
+        ("profile", "attention_microseconds", {}, FAILED),
+        ("validation", "backward", ["MulBackward0"], FAILED),
+        ("validation", "milliseconds", 10.1, "target missed"),
+        ("chat", "bfloat16.second", 0.0051, "target missed"),
+        ("chat", "bfloat16.first", 1.0, "target missed"),
+        ("chat", "int8.second", 1.0, "target missed"),
+        ("sentiment", "most_positions", 99, FAILED),
+        ("sentiment", "saving_share", 0.21, "target missed"),
+        ("sentiment", "frozen_epochs", [9.0, 9.0], "target missed"),
+        ("torchrun", "two", [], FAILED),
+        ("torchrun", "saved", [], FAILED),
+        ("torchrun", "exit_code", 1, FAILED),
+        ("torchrun", "exit_code", None, FAILED),
+        ("quality", "validation_loss", float("nan"), FAILED),
+    ],
+)
+def test_a_figure_beyond_its_limit_is_marked(
+    name: str, path: str, value: Any, verdict: str, measure: Callable[[str], Figures]
+) -> None:
+    figures, judge = measure(name), CHECKS[name].judge
+    before, after = (
+        [row.verdict for row in judge(some)].count(verdict)
+        for some in (figures, changed(figures, path, value))
+    )
+    assert after == before + 1 if verdict == FAILED else after >= max(1, before)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "holds"),
+    [
+        (2, "error: device: cuda: the driver is too old\n  -> install 580\n", True),
+        (0, "device: no CUDA GPU here, using the CPU\n", False),
+        (2, "error: data_path: run.txt not found\n", False),
+        (1, "Traceback …\nerror: device: cuda\n", False),
+    ],
+)
+def test_only_a_clear_refusal_passes(code: int, said: str, holds: bool) -> None:
+    assert bool(failures("driver", {"exit_code": code, "said": said})) != holds
+
+
+# -- all together -----------------------------------------------------------------------------
+
+
+class InThisProcess(contextlib.nullcontext[Any]):
+    """A contestant without a process of its own."""
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        super().__init__(self)
+        self._made = make(*arguments)
+
+    def call(self, method: str, *arguments: Any, seconds: float) -> Any:
+        if arguments == ("chat",):
+            raise TimeoutError
+        return getattr(self._made, method)(*arguments)
+
+
+def test_no_check_ends_the_others(
+    setting: Setting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def no_memory(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(program, "Contestant", InThisProcess)
+    monkeypatch.setattr(ReviewTask, "loss", no_memory)
+    monkeypatch.setattr(Trainer, "_update", no_memory)
+    written: list[list[str]] = []
+    write = report.write
+
+    def watched(file: Path, result: Any) -> None:
+        write(file, result)
+        written.append(list(json.loads(file.read_text("utf-8"))["checks"]))
+
+    monkeypatch.setattr(report, "write", watched)
+    names = ["product", "sentiment", "train300M", "chat", "quality"]
+    file = tmp_path / "figures.json"
+    assert not program.run(names, setting, 239, file)
+    assert written == [names[: count + 1] for count in range(len(names))]
+    result = json.loads(file.read_text("utf-8"))
+    rows = {name: check["rows"] for name, check in result["checks"].items()}
+    assert result["checks"]["product"]["figures"]["flops_per_second"] > 0
+    assert "out of memory at step 1" in rows["sentiment"][0]["measured"]
+    assert "Tried to allocate 2 GiB" in rows["train300M"][0]["measured"]
+    assert "not done in 90 s" in rows["chat"][0]["measured"]
+    assert "it takes about 240" in rows["quality"][0]["measured"]
+    said = capsys.readouterr().out
+    assert f"torch: {torch.__version__}" in said
+    verdicts = [rows[name][0]["verdict"] for name in names]
+    assert verdicts == ["", FAILED, FAILED, FAILED, "not run"]
+
+
+def test_a_check_has_a_process_of_its_own(setting: Setting) -> None:
+    figures, rows = program.check("product", setting, 100)
+    assert figures["flops_per_second"] > 0 and [row.verdict for row in rows] == [""]
+
+
+def gpu_check(*options: str) -> Result:
+    return python_here(REPOSITORY, "-m", "benchmarks.gpu_check.__main__", *options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card is here")
+def test_without_a_card_nothing_is_checked() -> None:
+    done = gpu_check()
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "nothing was checked" in done.stderr
+
+
+def test_an_unknown_check_is_refused() -> None:
+    done = gpu_check("--only", "train30M")
+    assert done.exit_code == 2
+    assert "error: --only: 'train30M' is unknown" in done.stderr and "train300M" in done.stderr
+
+
+# -- one card for several processes -----------------------------------------------------------
+
+
+def test_processes_share_a_card_only_where_a_test_wants_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="no GPU for process 1"):
+        runtime.device_of_process(torch.device("cuda"), 1)
+    monkeypatch.setenv("SMALLGPT_SHARE_GPU", "1")
+    assert runtime.device_of_process(torch.device("cuda"), 1) == torch.device("cuda", 0)
