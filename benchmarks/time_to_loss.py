@@ -146,7 +146,7 @@ def our_curve(task: Task, planned_seconds: float, target: float) -> Curve:
     for step, took in _steps(contestant):
         seconds.append(took)
         if step % max(1, steps // POINTS) == 0:
-            validation = validate(contestant.model, held_out, here, 32, len(held_out), task.seed)
+            validation = validate(contestant.model, held_out, here, np.arange(len(held_out)), 32)
             assert validation is not None
             points.append(_point("ours", step, validation.validation_loss, median(seconds)))
             if points[-1].loss <= target or step >= GIVE_UP * steps:

@@ -118,7 +118,13 @@ class Config(ModelConfig, SamplingConfig):
     """What matrix products are computed in. float16 needs a GPU; int8 is for chat only: half the
     memory of bfloat16, and the fastest on a CPU."""
     compile: bool = _hardware(False)
-    """torch.compile the training step."""
+    """torch.compile the layers, for training and validation."""
+    attention: Literal["auto", "mask", "varlen"] = _hardware(
+        "auto", used_by=(TRAIN, TRAIN_FROM_BASE)
+    )
+    """What keeps the dialogues of a row apart. varlen, variable-length attention, needs an NVIDIA
+    GPU of Ampere (2020) or newer and 16 bits, and has no dropout on attention weights; mask works
+    everywhere. auto takes varlen where it can."""
     ddp: bool = _hardware(False)
     """Refuse to run without torchrun, which starts several processes for one run."""
     ddp_timeout: float = _hardware(600.0, gt=0)
@@ -147,7 +153,8 @@ class Config(ModelConfig, SamplingConfig):
     """Split a step's rows into this many parts to save memory. The result is the same, to rounding
     and to where dropout falls."""
     test_batch: int = _length(8, ge=1)
-    """Rows in a validation batch."""
+    """Rows in a validation batch, as `eval_steps` counts them; they are computed together as many
+    at a time as in training."""
     eval_freq: int = _length(500, ge=0)
     """Steps between validations; 0 validates only at the end."""
     patience: int = _length(0, ge=0)

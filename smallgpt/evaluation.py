@@ -38,7 +38,7 @@ def on_text(path: Path, files: list[Path], device: str = "auto", dtype: str | No
         here = runtime.Runtime(here.device, torch.float32, "the weights have the precision")
     corpus, id_map = match_tokenizer(open_corpus(files, text_chunks), stored.tokenizer)
     rows = PackedRows(corpus, np.arange(len(corpus)), config.block_size, config.seed, id_map)
-    measured = validate(model, rows, here, config.test_batch, len(rows), config.seed)
+    measured = validate(model, rows, here, np.arange(len(rows)), config.test_batch)
     return str(measured)
 
 

@@ -1,14 +1,17 @@
 """Where a run computes: device, precision, and the seeds that make it repeatable."""
 
 import ctypes
+import inspect
 import os
 import platform
 import shutil
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
 from smallgpt.config import Config
 from smallgpt.utils.errors import UserError, note
@@ -24,6 +27,8 @@ class Runtime:
     device: torch.device
     dtype: torch.dtype
     reason: str
+    varlen: bool = False
+    """Whether packed rows have variable-length attention, or a mask."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """Matrix products in `dtype`; weights, norms and the loss stay in float32."""
@@ -55,7 +60,33 @@ def start(config: Config, local_rank: int | None = None) -> Runtime:
         if device.index is not None:
             torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    return Runtime(device, dtype, reason)
+    return Runtime(device, dtype, reason, choose_varlen(config, device, dtype))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device; to a GPU it is copied while the host goes on."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def begin_to_read(figures: Tensor) -> Callable[[], list[float]]:
+    """Begin to copy a few figures from the device, (N,); the function waits for them.
+
+    It waits for what was queued before, and not for what the device was given since.
+    """
+    if figures.device.type != "cuda":
+        return figures.tolist
+    copy = torch.empty_like(figures, device="cpu", pin_memory=True)
+    copy.copy_(figures, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return copy.tolist()
+
+    return read
 
 
 def reuse_freed_memory() -> None:
@@ -148,6 +179,28 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, "this CPU has no native bfloat16"
 
 
+def choose_varlen(config: Config, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether packed rows get variable-length attention, as `attention` has it.
+
+    Raises:
+        UserError: it is asked for, and cannot be had.
+    """
+    if config.attention == "mask":
+        return False
+    width, missing = config.n_embd // config.n_head, ""
+    if "window_size" not in inspect.signature(varlen_attn).parameters:
+        missing = f"a newer torch (here is {torch.__version__})"
+    elif device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        missing = "an NVIDIA GPU of Ampere (2020) or newer"
+    elif dtype == torch.float32:
+        missing = "dtype: bfloat16 or float16"
+    elif width % 8 or width > 256:
+        missing = f"heads whose width is a multiple of 8 up to 256 (n_embd / n_head is {width})"
+    if missing and config.attention == "varlen":
+        raise UserError(f"attention: varlen needs {missing}", "set attention: auto")
+    return not missing
+
+
 @dataclass(frozen=True)
 class Precision:
     """What a trained model computes in; int8 keeps the layers' matrices as scaled 8-bit integers.
@@ -180,15 +233,30 @@ def seed_everything(*numbers: int) -> None:
     torch.manual_seed(mixed)
 
 
-def compiled(model: nn.Module, wanted: bool, device: torch.device) -> nn.Module:
-    """`torch.compile`d where wanted and possible; says so where it is not possible."""
-    if not wanted:
-        return model
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` can work here; says so where it cannot."""
     if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         note("compile: no C++ compiler (g++ or clang++) found, running without")
-        return model
+        return False
     if device.type == "mps":
         note("compile: not on an Apple GPU, running without")
-        return model
-    note("compile: before the first step, it takes a minute or so")
-    return torch.compile(model)  # type: ignore[return-value]
+        return False
+    return True
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Let each block be compiled, when it is called first: in place, so that whoever uses the model
+    uses what is compiled. All blocks together need one graph.
+
+    Where the compiler fails or would have to leave a part out, the call raises.
+    """
+    torch._dynamo.config.optimize_ddp = False  # a block is one graph, however DDP sends it
+    torch._dynamo.config.recompile_limit = 64  # training, validation; any length of a review
+    for block in blocks:
+        block.compile(fullgraph=True)
+
+
+def undo_compile(blocks: Iterable[nn.Module]) -> None:
+    """Let each block run as it is written."""
+    for block in blocks:
+        block._compiled_call_impl = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from benchmarks.training import our_config
 from smallgpt.config import Config, Dtype, SentimentConfig
 from smallgpt.config_file import load_config
 from smallgpt.training.metrics import StepResult
-from smallgpt.training.trainer import Trainer
+from smallgpt.training.trainer import LaunchedStep, Trainer
 
 C = TypeVar("C", bound=Config)
 
@@ -94,4 +95,10 @@ def give_back_memory() -> None:
 
 def run_steps(trainer: Trainer, count: int) -> list[StepResult]:
     """Take steps as the training loop does."""
-    return [trainer.step() for _ in range(count)]
+    launched: deque[LaunchedStep] = deque()
+    results = []
+    for _ in range(count):
+        launched.append(trainer.launch())
+        if len(launched) > trainer.steps_ahead:
+            results.append(trainer.finish(launched.popleft()))
+    return results + [trainer.finish(step) for step in launched]

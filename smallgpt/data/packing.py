@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from smallgpt.data.corpus import Corpus, IntArray
@@ -37,14 +38,27 @@ class Batch(NamedTuple):
     positions: Tensor
     documents: Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        tensors = [t.pin_memory() for t in self] if device.type == "cuda" else self
-        return Batch(*(t.to(device, non_blocking=True) for t in tensors))
-
     def parts(self, count: int) -> list[Batch]:
         """`count` batches of equal size, for gradient accumulation."""
         return [Batch(*part) for part in zip(*(t.chunk(count) for t in self), strict=True)]
+
+    def filled_up(self, rows: int) -> Batch:
+        """The same batch with empty rows behind it, `rows` in all."""
+        missing = (0, 0, 0, rows - len(self.ids))
+        filled = zip(self, (PAD, IGNORED, 0, -1), strict=True)
+        return Batch(*(F.pad(values, missing, value=empty) for values, empty in filled))
+
+    def bounds(self) -> Tensor:
+        """Where each dialogue begins, as `GPT.forward` has it; what is empty counts as a dialogue.
+
+        Filled up with its end, which are dialogues of no length, to a power of two: a compiled
+        model meets few sizes.
+        """
+        begins = torch.ones_like(self.documents, dtype=torch.bool)
+        begins[:, 1:] = self.documents[:, 1:] != self.documents[:, :-1]
+        (starts,) = begins.flatten().nonzero(as_tuple=True)
+        size = 1 << len(starts).bit_length()
+        return F.pad(starts, (0, size - len(starts)), value=begins.numel()).int()
 
     def target_count(self) -> int:
         """Number of targets that count: real characters, each `<sep>` and end of dialogue."""

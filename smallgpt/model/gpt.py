@@ -7,6 +7,7 @@ Shapes, used as suffixes of names:
     B  rows of a batch          E  width (n_embd)         V  vocabulary
     T  new positions of a row   H  heads                  D  width of a head, E / H
     S  positions attended to: T, and in generation those in the cache before them
+    N  texts packed into the rows of a batch
 """
 
 import itertools
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
 from smallgpt.config import ModelConfig
 from smallgpt.model.loss import next_token_loss
@@ -74,10 +76,19 @@ class Attention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x_BTE: Tensor, mask: Tensor | None, cache: KeyValueCache | None, ends_B: Tensor | None
+        self,
+        x_BTE: Tensor,
+        mask: Tensor | None,
+        cache: KeyValueCache | None,
+        ends_B: Tensor | None,
+        bounds_N: Tensor | None,
     ) -> Tensor:
         """Mix in what the other positions of the row hold; arguments as of `Block.forward`."""
         B, T, E = x_BTE.shape
+        if bounds_N is not None:
+            q, k, v = self.c_attn(x_BTE).view(B * T, 3, self.n_head, E // self.n_head).unbind(1)
+            y = varlen_attn(q, k, v, bounds_N, bounds_N, T, T, window_size=(-1, 0))
+            return self.resid_dropout(self.c_proj(y.view(B, T, E)))  # type: ignore[union-attr]
         if ends_B is None:
             qkv = self.c_attn(x_BTE).split(E, dim=2)
         else:
@@ -89,10 +100,11 @@ class Attention(nn.Module):
         q_BHTD, k_BHSD, v_BHSD = (
             part.view(B, -1, self.n_head, E // self.n_head).transpose(1, 2) for part in qkv
         )
+        dtype = q_BHTD.dtype
         if cache is not None:
             k_BHSD, v_BHSD = cache.extend(self.layer, k_BHSD, v_BHSD)
         dropout = self.dropout if self.training else 0.0
-        y_BHTD = attend(q_BHTD.to(k_BHSD.dtype), k_BHSD, v_BHSD, mask, dropout).to(x_BTE.dtype)
+        y_BHTD = attend(q_BHTD.to(k_BHSD.dtype), k_BHSD, v_BHSD, mask, dropout).to(dtype)
         return self.resid_dropout(self.c_proj(y_BHTD.transpose(1, 2).reshape(B, -1, E)))
 
 
@@ -155,11 +167,16 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
         ends_B: Tensor | None = None,
+        bounds_N: Tensor | None = None,
     ) -> Tensor:
         """Run the layer, (B, T, E); with `ends_B`, only for this position of each row, (B, 1, E),
         which is a fraction of the work.
+
+        Args:
+            mask: added to the attention scores; without it and `bounds_N` attention is causal.
+            bounds_N: where the texts of the batch begin and end, see `GPT.forward`.
         """
-        mixed = self.attn(self.ln_1(x_BTE), mask, cache, ends_B)
+        mixed = self.attn(self.ln_1(x_BTE), mask, cache, ends_B, bounds_N)
         if ends_B is not None:
             x_BTE = at_positions(x_BTE, ends_B)
         x_BTE = x_BTE + mixed
@@ -247,6 +264,7 @@ class GPT(nn.Module):
         documents_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         targets_BT: Tensor | None = None,
+        bounds_N: Tensor | None = None,
     ) -> Tensor:
         """Logits of the next token at every position, (B, T, V); with targets, their loss.
 
@@ -259,11 +277,16 @@ class GPT(nn.Module):
             cache: filled and moved on in generation; excludes `documents_BT`.
             targets_BT: the next ids; the result is then their summed loss, a scalar in nats
                 (see loss.next_token_loss).
+            bounds_N: instead of `documents_BT`, for variable-length attention: where each text of
+                the batch begins, counted over the positions of all rows, and B * T at the end;
+                int32. No text goes over the end of its row.
         """
         x_BTE = self.embed(ids_BT, positions_BT, cache)
-        mask = _attention_mask(x_BTE, documents_BT, cache)
+        mask = None if bounds_N is not None else _attention_mask(x_BTE, documents_BT, cache)
         for block in self.h:
-            x_BTE = block(x_BTE, mask, cache)
+            # Compiled are whole rows only: in generation each id would be another length.
+            run = block if cache is None else block.forward
+            x_BTE = run(x_BTE, mask, cache, None, bounds_N)
         if cache is not None:
             cache.length += ids_BT.shape[1]
         x_BTE = self.ln_f(x_BTE)

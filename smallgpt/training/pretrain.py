@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from smallgpt import runtime
@@ -14,7 +15,7 @@ from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import checkpoint
 from smallgpt.config import Config, check_shares
 from smallgpt.data.chats.exports import warn_of_exports
-from smallgpt.data.corpus import Corpus, describe, match_tokenizer, open_corpus, split
+from smallgpt.data.corpus import Corpus, IntArray, describe, match_tokenizer, open_corpus, split
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import Batch, PackedRows, RowOrder
 from smallgpt.distributed import launch
@@ -25,7 +26,15 @@ from smallgpt.runtime import Runtime
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
 from smallgpt.training import resume
 from smallgpt.training.trainer import Task, Trainer
-from smallgpt.training.validation import Validation, no_targets, sample_of, summed_loss, validate
+from smallgpt.training.validation import (
+    Validation,
+    in_batches,
+    inputs_of,
+    no_targets,
+    sample_of,
+    summed_loss,
+    validate,
+)
 from smallgpt.utils.commands import python_command, script
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
@@ -124,13 +133,19 @@ def pack_corpus(
 
 def _check_targets(config: Config, rows: PackedRows, validation_rows: PackedRows) -> None:
     """Stop before the first step where there is nothing to learn or to validate on."""
-    for purpose, part, most_batches in (
-        ("learn", rows, len(rows)),
-        ("validate on", validation_rows, config.eval_steps),
+    sample = validation_sample(config, validation_rows)
+    for purpose, part, numbers in (
+        ("learn", rows, np.arange(len(rows))),
+        ("validate on", validation_rows, sample),
     ):
-        batches = sample_of(part, config.test_batch, most_batches, config.seed)
-        if not any(part.batch(numbers).target_count() for numbers in batches):
+        batches = in_batches(numbers, config.train_batch)
+        if not any(part.batch(some).target_count() for some in batches):
             raise no_targets(purpose)
+
+
+def validation_sample(config: Config, rows: PackedRows) -> IntArray:
+    """The numbers of the rows to validate on."""
+    return sample_of(rows, config.test_batch * config.eval_steps, config.seed)
 
 
 class DialogueTask(Task):
@@ -170,22 +185,29 @@ class DialogueTask(Task):
         return self._first_row + step * self.config.train_batch
 
     def parts(self, step: int, count: int) -> tuple[Sequence[tuple[Batch, int]], int]:
-        """The rows of a step in `count` parts, each with the number of targets of all."""
+        """The rows of a step in `count` parts, each with the number of targets of the step."""
         rows = self.order.take(self.rows_used(step), self.config.train_batch)
         batch = self.rows.batch(rows, self.config.unk_rate, (self.config.seed, 4, step))
         tokens = max(1, batch.target_count())
         return [(part, tokens) for part in batch.parts(count)], tokens
 
-    def loss(self, network: nn.Module, part: tuple[Batch, int]) -> Tensor:
-        """Next-token loss of the part's rows over the number of targets of the step."""
+    def on_device(self, part: tuple[Batch, int]) -> tuple[dict[str, Tensor], int]:
+        """The inputs of the model, and the number of targets of the step."""
         batch, tokens = part
-        return summed_loss(network, batch, self.runtime) / tokens
+        return inputs_of(batch, self.runtime), tokens
+
+    def loss(self, network: nn.Module, part: tuple[dict[str, Tensor], int]) -> Tensor:
+        """Next-token loss of the part's rows over the number of targets of the step."""
+        inputs, tokens = part
+        return summed_loss(network, inputs, self.runtime) / tokens
 
     def validate(self, stopped: Callable[[], bool]) -> Validation | None:
         """Loss on dialogues kept for validation."""
         config, rows, world = self.config, self.validation_rows, self.world
-        size, most, seed = config.test_batch, config.eval_steps, config.seed
-        return validate(self.model, rows, self.runtime, size, most, seed, stopped, world)
+        # Without gradients so many rows need less memory than in training.
+        size = config.train_batch // (config.accumulate * world.size)
+        sample = validation_sample(config, rows)
+        return validate(self.model, rows, self.runtime, sample, size, stopped, world)
 
     def how_to_use(self, path: Path, it: str = "it") -> str:
         """The command that chats with it."""
@@ -254,6 +276,9 @@ def _describe_run(config: Config, here: Runtime, task: DialogueTask, last_step: 
     total, positions = model.parameter_count() / 1e6, model.wpe.weight.numel() / 1e6
     note(f"model: {total:.2f} M parameters, {positions:.2f} M for positions")
     note(f"device: {here}" + (f"; {processes} processes" if processes > 1 else ""))
+    if here.varlen:
+        without = f", without dropout ({config.dropout} elsewhere); attention: mask has it"
+        note(f"attention: variable-length{without if config.dropout else ''}")
     passes = last_step / task.steps_per_epoch
     about = f"about {passes:,.{0 if passes >= 10 else 1}f} passes over the text"
     note(f"length: {counted(last_step, 'step')}, {about}")

@@ -1,6 +1,7 @@
 """How many steps a run takes, and the learning rate of each."""
 
 import math
+import time
 from dataclasses import dataclass
 
 from smallgpt.config import Config
@@ -71,3 +72,16 @@ class StepTimer:
     def steps_in(self, seconds: float) -> int:
         """How many steps fit into so many seconds, at least 0."""
         return max(0, int(_SHARE_FOR_STEPS * seconds / (self.seconds / self.steps)))
+
+
+class Stopwatch:
+    """Measures wall-clock seconds from one moment to the next."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    def restart(self) -> float:
+        """Seconds since it was made or restarted."""
+        now = time.perf_counter()
+        began, self._began = self._began, now
+        return now - began

@@ -7,8 +7,10 @@ what its loss is, and what a validation measures. Everything else is here, once.
 import math
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,15 +21,27 @@ from smallgpt.checkpoints import checkpoint, run_folder
 from smallgpt.config import Config
 from smallgpt.distributed import launch
 from smallgpt.distributed.world import ALONE, World, replicate, without_averaging
+from smallgpt.model.gpt import Block
 from smallgpt.model.parameters import parameter_groups
-from smallgpt.runtime import Runtime, compiled, seed_everything
+from smallgpt.runtime import (
+    Runtime,
+    begin_to_read,
+    can_compile,
+    compile_blocks,
+    seed_everything,
+    undo_compile,
+)
 from smallgpt.tokenizer.characters import Tokenizer
 from smallgpt.training.interruption import StopRequest, stop_on_signals
 from smallgpt.training.metrics import Metrics, StepResult
 from smallgpt.training.optimizer import apply_settings, make_optimizers
-from smallgpt.training.schedule import Schedule, StepTimer
+from smallgpt.training.schedule import Schedule, StepTimer, Stopwatch
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
+
+MOST_OVERFLOWS = 40
+"""Steps in a row with an infinite gradient, after which float16 is given up: from 65,536, the first
+one, the loss scale has then fallen below what any gradient needs."""
 
 
 class Measured(Protocol):
@@ -56,11 +70,15 @@ class Task(ABC):
         A function of the seed and the step alone, so that any run can be resumed.
         """
 
+    def on_device(self, part: Any) -> Any:
+        """What `loss` needs of a part, on its way to the device; it is asked for ahead."""
+        return part
+
     @abstractmethod
     def loss(self, network: nn.Module, part: Any) -> Tensor:
-        """What a part adds to the mean loss of the step, a scalar.
+        """What a part, as `on_device` gave it, adds to the mean loss of the step, a scalar.
 
-        It calls `network`, which is `model` replicated and compiled, once.
+        It calls `network`, which is `model` replicated, once.
         """
 
     @abstractmethod
@@ -91,6 +109,24 @@ class Task(ABC):
         return True
 
 
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step that the device was given, and may still be computing.
+
+    read: waits for it, and gives the norm of its gradient before clipping and the loss of each part
+    that this process computes.
+    """
+
+    number: int
+    read: Callable[[], list[float]]
+    lr: float
+    tokens: int
+
+
+class DivergedError(UserError):
+    """The loss or the gradient is not finite."""
+
+
 class Trainer:
     """A task's model, its optimizers, and the steps they have taken.
 
@@ -103,11 +139,21 @@ class Trainer:
         self.config, self.runtime, self.task, self.world = config, runtime, task, world
         self.model = task.model
         self.root = Path(config.checkpoint_root)
-        self.replica = replicate(self.model, world)
-        self.network = compiled(self.replica, config.compile, runtime.device)
+        self.network = replicate(self.model, world)
+        self.compiles = config.compile and can_compile(runtime.device)
         self.optimizers = make_optimizers(self.model, config)
         scaled = runtime.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=scaled)
+        self.steps_ahead = 1 if runtime.device.type == "cuda" else 0
+        """Steps that a GPU is given before the result of an earlier one is read: it never waits."""
+        self._next: tuple[Sequence[Any], int] | None = None
+        """The parts of the next step and its tokens, where they were made ahead."""
+        self._diverged = torch.zeros((), dtype=torch.bool, device=runtime.device)
+        """Set by the first step that is not finite; then no step changes anything any more."""
+        self._overflows = 0
+        """Steps in a row whose gradient was not finite."""
+        self.most_overflows = MOST_OVERFLOWS if scaled else 1
+        """So many end the run."""
         self.most_steps = config.last_step(task.steps_per_epoch)
         """Where training ends where neither `max_minutes` nor `patience` ends it before."""
         self.schedule = Schedule(config, self.most_steps)
@@ -119,7 +165,7 @@ class Trainer:
         """Of training, of resumed runs together; without validating and saving."""
         self.history: list[dict[str, float]] = []
         """The validations so far."""
-        self._ready = world.size == 1 and self.network is self.model
+        self._ready = world.size == 1 and not self.compiles
 
     @property
     def last_step(self) -> int:
@@ -141,6 +187,10 @@ class Trainer:
         try:
             with stop_on_signals() as stop:
                 path = self._loop(metrics, stop)
+        except DivergedError:
+            if self.world.is_first and self.completed:
+                note(f"saved as it was before step {self.completed + 1}: {self._save({})}")
+            raise
         except (torch.OutOfMemoryError, MemoryError) as error:
             reason = (str(error).splitlines() or ["the system has no more"])[0]
             raise UserError(
@@ -184,21 +234,24 @@ class Trainer:
 
     def _loop(self, metrics: Metrics, stop: StopRequest) -> Path:
         config, task = self.config, self.task
+        launched: deque[LaunchedStep] = deque()
+        clock = Stopwatch()
+
+        def finish(most_left: int = 0) -> None:
+            while len(launched) > most_left:
+                self._record(launched.popleft(), clock, metrics)
+
         while True:
-            began = time.perf_counter()
-            result = self.step()
-            seconds = time.perf_counter() - began
-            self.seconds += seconds
+            launched.append(self.launch())
+            finish(most_left=self.steps_ahead)
             step = self.completed
-            metrics.step(step, result, seconds, self.seconds)
-            if self._timer:
-                self._choose_last_step(seconds, metrics)
 
             # Once in a while: validate. A checkpoint has the scores of its step.
             last = step >= self.last_step
             save = last or step % config.save_freq == 0
             figures: dict[str, float] = {}
             if last or (config.eval_freq and (save or step % config.eval_freq == 0)):
+                finish()
                 measured = task.validate(stop.requested)
                 if measured is not None:
                     figures = measured.as_dict()
@@ -208,15 +261,27 @@ class Trainer:
                     line = f"{measured}{' (best)' if best else ''}"
                     replies = task.sample_replies() if self.world.is_first else []
                     metrics.validation(step, line, figures, replies)
+                clock.restart()
 
             # Save, and stop where one of the processes was asked to.
             stopping = stop.agreed(self.world)
             if save or last or stopping:
+                finish()
                 if self.world.is_first:
                     metrics.record(step, {}, checkpoint=self._save(figures).name)
                 if last or stopping:
                     self.world.max(0)  # nobody leaves before it is saved
                     return run_folder.place(self.root, step)
+                clock.restart()
+
+    def _record(self, launched: LaunchedStep, clock: Stopwatch, metrics: Metrics) -> None:
+        """Read a step's result, and report it."""
+        result = self.finish(launched)
+        seconds = clock.restart()
+        self.seconds += seconds
+        metrics.step(launched.number, result, seconds, self.seconds)
+        if self._timer:
+            self._choose_last_step(seconds, metrics)
 
     def _choose_last_step(self, seconds: float, metrics: Metrics) -> None:
         """Once enough steps are measured: how many fit into `max_minutes`, in all processes."""
@@ -237,37 +302,68 @@ class Trainer:
     # -- a step -------------------------------------------------------------------------------
 
     def step(self) -> StepResult:
-        """One optimizer step over `train_batch` rows or reviews.
+        """One optimizer step over `train_batch` rows or reviews, from `launch` to `finish`."""
+        return self.finish(self.launch())
 
-        Raises:
-            UserError: the loss or the gradient is not finite; nothing was changed.
+    def launch(self) -> LaunchedStep:
+        """Give the device the next step; it goes on computing when this returns.
+
+        A step whose loss or gradient is not finite changes nothing. In float16 an overflow is
+        normal, and the next step goes on; else none changes anything until `finish` has told it.
         """
-        world = self.world
         if not self._ready:
             self._get_ready()
-        seed_everything(self.config.seed, 3, self.completed, world.rank)
+        seed_everything(self.config.seed, 3, self.completed, self.world.rank)
         lr = self.schedule.learning_rate(self.completed)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-        parts, tokens = self._own_parts()
-        total = 0.0
+        parts, tokens = self._next or self._own_parts()
+        losses = []
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)
-            with nullcontext() if last else without_averaging(self.replica):
+            with nullcontext() if last else without_averaging(self.network):
                 # Each part's share of the mean loss of the step, however it is split. What is
                 # averaged over the processes are their shares, times their number.
                 loss = self.task.loss(self.network, part)
-                self.scaler.scale(loss * world.size).backward()
-            total += loss.item()
-        mean_loss = world.sum(total)[0]
-        grad_norm = self._update(mean_loss)
-        return StepResult(mean_loss, grad_norm, lr, tokens)
+                self.scaler.scale(loss * self.world.size).backward()
+            losses.append(loss.detach())
+        grad_norm = self._update(torch.stack(losses))
+        self.completed += 1
+        read = begin_to_read(torch.stack([grad_norm, *losses]))
+        self._next = self._own_parts() if self.steps_ahead else None
+        return LaunchedStep(self.completed, read, lr, tokens)
 
-    def _own_parts(self) -> tuple[Sequence[Any], int]:
+    def finish(self, launched: LaunchedStep) -> StepResult:
+        """Wait for a step and read its result.
+
+        Raises:
+            UserError: the loss or the gradient was not finite. Model, optimizers and `completed`
+                are as before that step.
+        """
+        grad_norm, *losses = launched.read()
+        loss = self.world.sum(sum(losses))[0]
+        finite = math.isfinite(grad_norm)
+        self._overflows = 0 if finite else self._overflows + 1
+        if not math.isfinite(loss) or self._overflows == self.most_overflows:
+            self.completed = launched.number - 1
+            self._next = None
+            self._diverged.zero_()
+            many = (
+                f" in {self._overflows} steps, one after the other" if self._overflows > 1 else ""
+            )
+            raise DivergedError(
+                f"step {launched.number}: the loss is {loss}, the gradient norm {grad_norm}{many}",
+                "lower lr, lengthen warmup_steps, or use dtype: float32",
+            )
+        return StepResult(loss, grad_norm, launched.lr, launched.tokens)
+
+    def _own_parts(self) -> tuple[list[Any], int]:
+        """What this process computes of the next step, on its way to the device."""
         count = self.config.accumulate * self.world.size
         parts, tokens = self.task.parts(self.completed, count)
-        return parts[self.world.rank :: self.world.size], tokens
+        own = parts[self.world.rank :: self.world.size]
+        return [self.task.on_device(part) for part in own], tokens
 
     def _get_ready(self) -> None:
         """Compile, and let DDP learn in which order gradients become ready, before the first step.
@@ -277,43 +373,49 @@ class Trainer:
         """
         self._ready = True
         part = self._own_parts()[0][0]
-        if self.network is not self.replica:
+        if self.compiles:
+            blocks = [module for module in self.model.modules() if isinstance(module, Block)]
+            note("compile: before the first step, it takes a minute or so")
             began = time.perf_counter()
+            compile_blocks(blocks)
             try:
                 self.task.loss(self.network, part).backward()
                 seconds = time.perf_counter() - began
                 graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-                note(f"compile: compiled in {seconds:.0f} s, {graphs} graphs")
+                if not graphs:
+                    raise RuntimeError("torch.compile is switched off (TORCHDYNAMO_DISABLE?)")
+                note(f"compile: compiled in {seconds:.0f} s, {counted(graphs, 'graph')}")
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # no Triton, no Python headers, a fault of the compiler …
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
                 note(f"compile: it failed, running without: {reason}")
-                self.network = self.replica
-        if self.network is self.replica:
+                undo_compile(blocks)
+                self.compiles = False
+        if not self.compiles:
             self.task.loss(self.network, part).backward()
         self.model.zero_grad(set_to_none=True)
 
-    def _update(self, loss: float) -> float:
-        """Take the step, and return the norm of the gradient before clipping."""
+    def _update(self, losses: Tensor) -> Tensor:
+        """Take the step where it is finite, and return the norm of the gradient before clipping."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         largest = self.config.grad_clip or math.inf
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), largest).item()
-        # With loss scaling an overflowing gradient is normal: that step is skipped.
-        finite = math.isfinite(grad_norm)
-        if not math.isfinite(loss) or not (finite or self.scaler.is_enabled()):
-            self.model.zero_grad(set_to_none=True)
-            raise UserError(
-                f"step {self.completed + 1}: the loss is {loss}, the gradient norm {grad_norm}",
-                "lower lr, lengthen warmup_steps, or use dtype: float32",
-            )
-        if finite:
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), largest)
+        skipped = ~grad_norm.isfinite()
+        self._diverged |= ~losses.sum().isfinite()
+        if not self.scaler.is_enabled():
+            self._diverged |= skipped
+        skipped |= self._diverged
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, torch.optim.AdamW):
+                # The fused kernels skip the step themselves, and nobody need wait to know it.
+                optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+                optimizer.step()
+            elif not skipped:
+                optimizer.step()
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
-        self.completed += 1
         return grad_norm
 
     # -- validations and checkpoints ----------------------------------------------------------
@@ -381,6 +483,7 @@ class Trainer:
             UserError: the state does not fit this model.
         """
         try:
+            self._next = None
             optimizers = self._optimizer_states(state)
             if len(optimizers) != len(self.optimizers):
                 used = "adamw" if len(optimizers) == 1 else "muon"

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from smallgpt.data.corpus import IntArray
 from smallgpt.data.packing import Batch, PackedRows
 from smallgpt.distributed.world import ALONE, World
-from smallgpt.runtime import Runtime
+from smallgpt.runtime import Runtime, to_device
 from smallgpt.utils.errors import UserError
 
 T = TypeVar("T")
@@ -65,39 +65,52 @@ def in_evaluation(
         model.train(was_training)
 
 
-def summed_loss(network: nn.Module, batch: Batch, runtime: Runtime) -> Tensor:
-    """Next-token loss over all targets of a batch, nats."""
-    batch = batch.to(runtime.device)
+def inputs_of(batch: Batch, runtime: Runtime) -> dict[str, Tensor]:
+    """What `GPT.forward` is given for a batch and its loss, on the device."""
+    inputs = {"ids_BT": batch.ids, "positions_BT": batch.positions, "targets_BT": batch.targets}
+    if runtime.varlen:
+        inputs["bounds_N"] = batch.bounds()
+    else:
+        inputs["documents_BT"] = batch.documents
+    return {name: to_device(tensor, runtime.device) for name, tensor in inputs.items()}
+
+
+def summed_loss(network: nn.Module, inputs: dict[str, Tensor], runtime: Runtime) -> Tensor:
+    """Next-token loss over all targets of a batch, nats: a scalar on the device."""
     with runtime.autocast():
-        loss: Tensor = network(batch.ids, batch.positions, batch.documents, None, batch.targets)
+        loss: Tensor = network(**inputs)
     return loss
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def validate(
     model: nn.Module,
     rows: PackedRows,
     runtime: Runtime,
-    rows_per_batch: int,
-    most_batches: int,
-    seed: int,
+    sample: IntArray,
+    rows_at_a_time: int,
     stopped: Callable[[], bool] = lambda: False,
     world: World = ALONE,
 ) -> Validation | None:
-    """Mean loss over a fixed sample of `rows`; None where a process was stopped.
+    """Mean loss over some of the rows; None where a process was stopped.
 
-    The same arguments give the same sample. The processes of `world` take turns with its batches;
-    all get the result of all.
+    The processes of `world` take turns with the batches; all get the result of all.
+
+    Args:
+        sample: the numbers of the rows, as from `sample_of`.
+        rows_at_a_time: rows of a batch, at most. It changes nothing but time and memory.
 
     Raises:
         UserError: the sample has no target.
     """
-    batches = sample_of(rows, rows_per_batch, most_batches, seed)
-    total, targets = 0.0, 0
-    for numbers in in_evaluation(model, batches, "validating", stopped, world):
+    size = max(1, min(rows_at_a_time, -(-len(sample) // world.size)))
+    losses, targets = [torch.zeros((), device=runtime.device)], 0
+    for numbers in in_evaluation(model, in_batches(sample, size), "validating", stopped, world):
         batch = rows.batch(numbers)
         targets += batch.target_count()
-        total += summed_loss(model, batch, runtime).item()
+        # All batches of one size, and no waiting for a loss: a GPU has always something to do.
+        losses.append(summed_loss(model, inputs_of(batch.filled_up(size), runtime), runtime))
+    total = torch.stack(losses).cpu().double().sum().item()
     total, all_targets, any_stopped = world.sum(total, targets, stopped())
     if any_stopped:
         return None
@@ -106,13 +119,14 @@ def validate(
     return Validation(total / all_targets, int(all_targets))
 
 
-def sample_of(
-    rows: PackedRows, rows_per_batch: int, most_batches: int, seed: int
-) -> list[IntArray]:
-    """The numbers of the rows that are validated on, by batches."""
-    sample = np.random.default_rng((seed, 5)).permutation(len(rows))
-    sample = np.sort(sample[: rows_per_batch * most_batches])
-    return [sample[at : at + rows_per_batch] for at in range(0, len(sample), rows_per_batch)]
+def sample_of(rows: PackedRows, most: int, seed: int) -> IntArray:
+    """The numbers of the rows that are validated on, rising."""
+    return np.sort(np.random.default_rng((seed, 5)).permutation(len(rows))[:most])
+
+
+def in_batches(numbers: IntArray, size: int) -> list[IntArray]:
+    """Neighbours together, `size` at a time."""
+    return [numbers[at : at + size] for at in range(0, len(numbers), size)]
 
 
 def no_targets(purpose: str) -> UserError:

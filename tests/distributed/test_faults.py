@@ -185,12 +185,12 @@ def failing_program(folder: Path, rank: int, failure: str) -> Path:
         import os, signal
         from smallgpt.utils.errors import UserError
         from smallgpt.training.trainer import Trainer
-        step = Trainer.step
+        step = Trainer.launch
         def failing(self):
             if self.completed == 6 and os.environ["RANK"] == "{rank}":
                 {failure}
             return step(self)
-        Trainer.step = failing
+        Trainer.launch = failing
     """
     return write_program(folder, failing)
 

@@ -91,6 +91,7 @@ class ScriptedGPT(GPT):
         documents_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         targets_BT: Tensor | None = None,
+        bounds_N: Tensor | None = None,
     ) -> Tensor:
         assert cache is not None
         self.read += ids_BT.shape[1]

@@ -64,7 +64,7 @@ def test_mixed_precision_is_near_the_exact_loss() -> None:
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode, None])
 def test_where_gradients_are_off_none_are_computed(off: Any) -> None:
-    x, weight, targets = example(6, 4, 11)
+    x, weight, targets = example(6, 4, 64)
     with FlopCounterMode(display=False) as learning:
         expected = next_token_loss(x, weight, targets)
     if off is None:  # nothing needs any
@@ -72,12 +72,12 @@ def test_where_gradients_are_off_none_are_computed(off: Any) -> None:
     with off(), FlopCounterMode(display=False) as measuring:
         loss = next_token_loss(x, weight, targets)
     assert loss.item() == expected.item()
-    assert measuring.get_total_flops() == 2 * 6 * 4 * 11
+    assert measuring.get_total_flops() == 2 * 6 * 4 * 64
     assert learning.get_total_flops() == 3 * measuring.get_total_flops()
 
 
 def test_only_one_chunk_of_logits_exists_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, targets = example(10, 4, 11)
+    x, weight, targets = example(10, 4, 11)  # the head is filled up to 64 rows
     sizes = []
     real = F.log_softmax
 
@@ -88,4 +88,4 @@ def test_only_one_chunk_of_logits_exists_at_a_time(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loss_module, "CHUNK", 4)
     monkeypatch.setattr(F, "log_softmax", watched)
     next_token_loss(x, weight, targets).backward()
-    assert sizes == [(4, 11), (4, 11), (2, 11)]
+    assert sizes == [(4, 64), (4, 64), (2, 64)]

@@ -80,7 +80,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
 ) -> None:
     plan = classifier_config(tmp_path, trained, dropout=0.1)
     recipe.run(dataclasses.replace(plan, checkpoint_root=str(tmp_path / "whole" / "run")))
-    step = Trainer.step
+    step = Trainer.launch
 
     def interrupted(trainer: Trainer) -> Any:
         if trainer.completed == 16:
@@ -88,7 +88,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
         return step(trainer)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(Trainer, "step", interrupted)
+        patch.setattr(Trainer, "launch", interrupted)
         recipe.run(plan, "sentimentalTrain.py X")
     assert ended.value.code == 143
     said = capsys.readouterr().err

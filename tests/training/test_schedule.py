@@ -16,7 +16,6 @@ from smallgpt.checkpoints import checkpoint, run_folder
 from smallgpt.config import Config
 from smallgpt.config_file import load_config
 from smallgpt.training import pretrain, trainer
-from smallgpt.training.metrics import StepResult
 from smallgpt.training.schedule import Schedule
 from tests.helpers.processes import TRAIN, forked, same_weights, write_run
 
@@ -147,15 +146,15 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def stopping_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send SIGTERM in the step of a number, once."""
-    real = trainer.Trainer.step
+    real = trainer.Trainer.launch
 
-    def step(self: trainer.Trainer) -> StepResult:
+    def launch(self: trainer.Trainer) -> trainer.LaunchedStep:
         if self.completed + 1 == number:
             os.kill(os.getpid(), signal.SIGTERM)
-            monkeypatch.setattr(trainer.Trainer, "step", real)
+            monkeypatch.setattr(trainer.Trainer, "launch", real)
         return real(self)
 
-    monkeypatch.setattr(trainer.Trainer, "step", step)
+    monkeypatch.setattr(trainer.Trainer, "launch", launch)
 
 
 # -- what is typed ----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pexpect
 import pytest
 import torch
@@ -30,11 +31,10 @@ from smallgpt.distributed.world import World
 from smallgpt.model.gpt import GPT
 from smallgpt.training import pretrain, resume, validation
 from smallgpt.training.interruption import stop_on_signals
-from smallgpt.training.metrics import StepResult
 from smallgpt.training.optimizer import make_optimizers
 from smallgpt.training.pretrain import DialogueTask
-from smallgpt.training.trainer import Trainer
-from smallgpt.training.validation import validate
+from smallgpt.training.trainer import LaunchedStep, Trainer
+from smallgpt.training.validation import sample_of, validate
 from smallgpt.utils.errors import UserError
 from tests.helpers.commands import python_here
 from tests.helpers.models import DIALOGUES
@@ -85,14 +85,14 @@ def before_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[Tra
     """Make something happen once, just before the step of a number."""
 
     def before_step(number: int, happen: Callable[[Trainer], Any]) -> None:
-        real, waiting = Trainer.step, [happen]
+        real, waiting = Trainer.launch, [happen]
 
-        def step(self: Trainer) -> StepResult:
+        def launch(self: Trainer) -> LaunchedStep:
             if self.completed + 1 == number and waiting:
                 waiting.pop()(self)
             return real(self)
 
-        monkeypatch.setattr(Trainer, "step", step)
+        monkeypatch.setattr(Trainer, "launch", launch)
 
     return before_step
 
@@ -181,17 +181,19 @@ def test_validation_is_the_same_rows_every_time_and_padding_never_counts(
 ) -> None:
     run = trainer(settings)
     here = run.runtime
-    first = validate(run.model, rows_of(run), here, 2, 2, seed=1)
-    again = validate(run.model, rows_of(run), here, 2, 2, seed=1)
+    sample = sample_of(rows_of(run), most=4, seed=1)
+    first = validate(run.model, rows_of(run), here, sample, 2)
+    again = validate(run.model, rows_of(run), here, sample_of(rows_of(run), most=4, seed=1), 2)
     assert first is not None
     assert first == again
-    one_at_a_time = validate(run.model, rows_of(run), here, 1, 4, seed=1)
-    assert one_at_a_time is not None
-    assert one_at_a_time.targets == first.targets
-    assert one_at_a_time.validation_loss == pytest.approx(first.validation_loss, rel=1e-5)
+    for rows_at_a_time in (1, 3, 100):  # 3: the last batch is not full
+        other = validate(run.model, rows_of(run), here, sample, rows_at_a_time)
+        assert other is not None
+        assert other.targets == first.targets
+        assert other.validation_loss == pytest.approx(first.validation_loss, rel=1e-5)
     figures = first.as_dict()
     assert figures["bits_per_character"] == pytest.approx(math.log2(figures["perplexity"]))
-    everything = validate(run.model, rows_of(run), here, 2, 1000, seed=1)
+    everything = validate(run.model, rows_of(run), here, np.arange(len(rows_of(run))), 2)
     assert everything is not None
     assert everything.targets == rows_of(run).positions
 
@@ -436,8 +438,78 @@ def test_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
     with pytest.raises(UserError, match="step 6: the loss is nan"):
         train(settings, save_freq=2)
     kept = run_folder.checkpoints(tmp_path / "run")
-    assert [p.name for p in kept] == ["cpt2", "cpt4"]
-    assert all(torch.isfinite(t).all() for t in weights(kept[-1]).values())
+    assert [p.name for p in kept] == ["cpt2", "cpt4", "cpt5"]
+    assert all(torch.isfinite(t).all() for t in weights(kept[1]).values())
+
+
+@pytest.mark.parametrize("steps_ahead", [0, 1])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("cause", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_changes_nothing_and_what_was_before_it_is_saved(
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps_ahead: int,
+    optimizer: str,
+    cause: float,
+) -> None:
+    settings |= {"optimizer": optimizer, "dropout": 0.1}
+    expected = train(settings, max_steps=5, checkpoint_root=str(tmp_path / "straight"))
+    real_launch, real_loss = Trainer.launch, DialogueTask.loss
+
+    def launch(self: Trainer) -> LaunchedStep:
+        self.steps_ahead = steps_ahead
+        return real_launch(self)
+
+    def loss(self: DialogueTask, network: torch.nn.Module, part: Any) -> torch.Tensor:
+        value = real_loss(self, network, part)
+        once = len(seen) == 5
+        seen.append(value)
+        return value * cause if once else value
+
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(Trainer, "launch", launch)
+    monkeypatch.setattr(DialogueTask, "loss", loss)
+    with pytest.raises(UserError, match="step 6: the loss is"):
+        train(settings)
+    assert len(seen) == 6 + steps_ahead
+    (saved,) = run_folder.checkpoints(tmp_path / "run")
+    assert saved.name == "cpt5"
+    assert same_weights(saved, expected)
+    states = [
+        [optimizer["state"] for optimizer in checkpoint.load(path).training_state()["optimizers"]]
+        for path in (saved, expected)
+    ]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_a_step_launched_before_the_last_one_is_read_changes_nothing_in_the_run(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings |= {"eval_freq": 3, "save_freq": 5, "accumulate": 2, "dropout": 0.1}
+    expected = train(settings, checkpoint_root=str(tmp_path / "straight"))
+    real, real_finish, order = Trainer.launch, Trainer.finish, []
+
+    def launch(self: Trainer) -> LaunchedStep:
+        self.steps_ahead = 1
+        launched = real(self)
+        order.append(launched.number)
+        return launched
+
+    def finish(self: Trainer, launched: LaunchedStep) -> Any:
+        order.append(-launched.number)
+        return real_finish(self, launched)
+
+    monkeypatch.setattr(Trainer, "launch", launch)
+    monkeypatch.setattr(Trainer, "finish", finish)
+    assert same_weights(train(settings), expected)
+    # All are read where the run validates (3, 6, 8) or saves (5, 8).
+    assert order == [1, 2, -1, 3, -2, -3, 4, 5, -4, -5, 6, -6, 7, 8, -7, -8]
+    lines = [
+        [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in m]
+        for m in (metrics(tmp_path / "run"), metrics(tmp_path / "straight"))
+    ]
+    assert lines[0] == lines[1]
 
 
 def test_no_place_to_write_stops_before_the_work(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -513,12 +585,11 @@ def test_out_of_memory_says_what_to_lower(
 def test_a_compiler_that_fails_is_said_and_the_run_goes_on_without(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    class Broken(torch.nn.Module):
-        def forward(self, *arguments: Any) -> torch.Tensor:
-            raise RuntimeError("no headers\nat all")
+    def broken(*arguments: Any) -> torch.Tensor:
+        raise RuntimeError("no headers\nat all")
 
     straight = train(settings, dropout=0.1, checkpoint_root=str(tmp_path / "straight"))
-    monkeypatch.setattr(torch, "compile", lambda model: Broken())
+    monkeypatch.setattr(torch, "compile", lambda *model, **options: broken)
     assert same_weights(train(settings, dropout=0.1, compile=True), straight)
     assert "compile: it failed, running without: no headers\n" in capfd.readouterr().err
 
@@ -526,6 +597,7 @@ def test_a_compiler_that_fails_is_said_and_the_run_goes_on_without(
 def test_overflowing_gradients_skip_the_step_of_every_optimizer(settings: dict[str, Any]) -> None:
     run = trainer(settings, optimizer="muon")
     run.scaler = torch.amp.GradScaler("cpu")  # as on a GPU in float16
+    run.most_overflows = 3
     scale = run.scaler.get_scale()
     matrix = run.model.get_parameter("h.0.mlp.c_fc.weight")  # one of Muon's
     matrix.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
@@ -534,6 +606,9 @@ def test_overflowing_gradients_skip_the_step_of_every_optimizer(settings: dict[s
     after = list(run.model.parameters())
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert run.scaler.get_scale() == scale / 2
+    assert run.step().grad_norm == math.inf
+    with pytest.raises(UserError, match=r"step 3: .* inf in 3 steps, one after the other"):
+        run.step()
 
 
 def test_metrics_of_deleted_checkpoints_are_kept_aside(
