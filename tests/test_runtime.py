@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from smallgpt import runtime
+from smallgpt.config import Config
 from smallgpt.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -69,6 +72,48 @@ def test_named_precision_is_taken_but_float16_needs_a_gpu() -> None:
     assert runtime.choose_dtype("float32", CPU) == (torch.float32, "as configured")
     with pytest.raises(UserError, match="float16 needs a GPU"):
         runtime.choose_dtype("float16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "capability", "changes", "missing"),
+    [
+        ("cuda", torch.bfloat16, (8, 0), {}, ""),
+        ("cuda", torch.float16, (12, 0), {}, ""),
+        ("cpu", torch.bfloat16, (0, 0), {}, "an NVIDIA GPU of Ampere"),
+        ("mps", torch.float32, (0, 0), {}, "an NVIDIA GPU of Ampere"),
+        ("cuda", torch.float16, (7, 5), {}, "an NVIDIA GPU of Ampere"),
+        ("cuda", torch.float32, (9, 0), {}, "bfloat16 or float16"),
+        ("cuda", torch.bfloat16, (9, 0), {"n_head": 64}, "a multiple of 8 up to 256"),
+        ("cuda", torch.bfloat16, (9, 0), {"n_head": 2}, "a multiple of 8 up to 256"),
+    ],
+)
+def test_variable_length_attention_is_taken_where_it_can_be_had(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+    changes: dict[str, Any],
+    missing: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    here = torch.device(device)
+    config = Config(**changes)
+    assert runtime.choose_varlen(config, here, dtype) == (not missing)
+    assert not runtime.choose_varlen(replace(config, attention="mask"), here, dtype)
+    if missing:
+        with pytest.raises(UserError, match=f"attention: varlen needs .*{missing}"):
+            runtime.choose_varlen(replace(config, attention="varlen"), here, dtype)
+
+
+def test_a_torch_whose_variable_length_attention_is_another_one_takes_the_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(runtime, "varlen_attn", lambda query, key, value, is_causal: query)
+    cuda = torch.device("cuda")
+    assert not runtime.choose_varlen(Config(), cuda, torch.bfloat16)
+    with pytest.raises(UserError, match="varlen needs a newer torch"):
+        runtime.choose_varlen(Config(attention="varlen"), cuda, torch.bfloat16)
 
 
 def test_seeds_of_different_numbers_differ() -> None:

@@ -13,6 +13,7 @@ Shapes, used as suffixes of names:
 import itertools
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -87,8 +88,8 @@ class Attention(nn.Module):
         B, T, E = x_BTE.shape
         if bounds_N is not None:
             q, k, v = self.c_attn(x_BTE).view(B * T, 3, self.n_head, E // self.n_head).unbind(1)
-            y = varlen_attn(q, k, v, bounds_N, bounds_N, T, T, window_size=(-1, 0))
-            return self.resid_dropout(self.c_proj(y.view(B, T, E)))  # type: ignore[union-attr]
+            y = cast(Tensor, varlen_attn(q, k, v, bounds_N, bounds_N, T, T, window_size=(-1, 0)))
+            return self.resid_dropout(self.c_proj(y.reshape(B, T, E)))
         if ends_B is None:
             qkv = self.c_attn(x_BTE).split(E, dim=2)
         else:

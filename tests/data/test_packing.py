@@ -172,6 +172,26 @@ def test_parts_of_a_batch_make_up_the_batch() -> None:
     assert sum(part.target_count() for part in parts) == whole.target_count()
 
 
+@settings(deadline=None)
+@given(CORPORA, BLOCK_SIZES, st.integers(0, 3))
+def test_empty_rows_count_nothing_and_bounds_are_where_documents_change(
+    corpus: Corpus, block_size: int, more: int
+) -> None:
+    rows = PackedRows(corpus, everything(corpus), block_size, seed=0)
+    batch = rows.batch(np.arange(len(rows)))
+    filled = batch.filled_up(len(rows) + more)
+    assert all(torch.equal(new[: len(rows)], old) for new, old in zip(filled, batch, strict=True))
+    assert filled.ids.shape == (len(rows) + more, block_size)
+    assert filled.target_count() == batch.target_count()
+
+    bounds = filled.bounds().tolist()
+    assert len(bounds) & (len(bounds) - 1) == 0  # a power of two
+    place = [(row, int(document)) for row, d in enumerate(filled.documents) for document in d]
+    starts = [at for at in range(len(place)) if at == 0 or place[at] != place[at - 1]]
+    assert bounds[: len(starts)] == starts
+    assert set(bounds[len(starts) :]) == {len(place)}
+
+
 # unknown characters
 
 

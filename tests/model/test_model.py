@@ -30,6 +30,7 @@ from tests.helpers.models import (
     random_model,
     save_with_pairs,
 )
+from tests.helpers.varlen import varlen_on_cpu
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "config"
 NO_BIAS = replace(SMALL, bias=False)
@@ -229,6 +230,31 @@ def test_gradients_of_packed_rows_are_those_of_the_dialogues_alone() -> None:
     assert len(together) == len(alone) == len(list(model.parameters()))
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)  # the loss is in float32
+
+
+@pytest.fixture(scope="module")
+def varlen() -> None:
+    varlen_on_cpu()
+
+
+@pytest.mark.usefixtures("varlen")
+@pytest.mark.parametrize("config", [SMALL, NGRAMS], ids=["plain", "n-grams"])
+@settings(max_examples=10)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=10))
+@example(lengths=[5, 7, 3, 4, 4, 1, 60])
+def test_variable_length_attention_is_attention_with_a_mask(
+    config: ModelConfig, lengths: list[int]
+) -> None:
+    model, batch = fresh(config), packed(lengths)
+    ids, targets, positions, documents = batch
+    results = []
+    for kept_apart in ({"documents_BT": documents}, {"bounds_N": batch.bounds()}):
+        logits = model(ids, positions, **kept_apart)
+        model(ids, positions, targets_BT=targets, **kept_apart).backward()
+        results.append([logits, *(p.grad for p in model.parameters())])
+        model.zero_grad()
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_packed_rows_in_mixed_precision() -> None:
