@@ -35,6 +35,7 @@ CHECKS = {
     "resume": Check(runs.measure_resume, runs.judge_resume, 25),
     "profile": Check(training.measure_profile, training.judge_profile, 30),
     "compiled": Check(training.measure_compiled, training.judge_compiled, 35),
+    "attention": Check(training.measure_attention, training.judge_attention, 45),
     "precisions": Check(training.measure_precisions, training.judge_precisions, 80),
     "validation": Check(training.measure_validation, training.judge_validation, 25),
     "chat": Check(models.measure_chat, models.judge_chat, 30),

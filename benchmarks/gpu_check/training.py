@@ -14,12 +14,14 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.gpu_check.report import Figures, Row, must, target
+from benchmarks.gpu_check.report import Figures, Row, must, not_run, target
 from benchmarks.gpu_check.setting import Setting, give_back_memory, run_steps
 from benchmarks.measure import timed
 from benchmarks.training import OurSide
+from smallgpt import runtime
 from smallgpt.config import Config
 from smallgpt.training.pretrain import DialogueTask
+from smallgpt.utils.errors import UserError
 
 SYNCHRONISING = {
     "cuda": (
@@ -91,6 +93,7 @@ def measure_training(config: Config, setting: Setting) -> Figures:
     return {
         "precision": str(side.here.dtype).removeprefix("torch."),
         "parameters": side.parameters,
+        "compiled": side.trainer.compiles,
         "first_seconds": first_seconds,
         "step_seconds": seconds / setting.steps,
         "positions_per_second": rate,
@@ -137,30 +140,59 @@ def _at_most(gigabytes: float, most: float) -> tuple[str, str, bool]:
 
 def measure_compiled(setting: Setting) -> Figures:
     """The same training without compilation and with it."""
+    torch._dynamo.utils.counters.clear()
+    pair = {"eager": {"compile": False}, "compiled": {"compile": True}}
+    figures = _compare(setting, setting.medium, pair)
+    return figures | {"graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"]}
+
+
+def _compare(setting: Setting, config: Config, pair: dict[str, dict[str, Any]]) -> Figures:
+    """The same training twice, with other keys: its speed, and the mean of the last losses."""
     figures: Figures = {}
-    for name, wanted in (("eager", False), ("compiled", True)):
-        torch._dynamo.utils.counters.clear()
-        some = measure_training(replace(setting.medium, compile=wanted), setting)
-        figures[name] = {
-            "step_seconds": some["step_seconds"],
-            "first_seconds": some["first_seconds"],
-            "loss": mean(some["losses"][-setting.last :]),
-        }
+    for name, keys in pair.items():
+        some = measure_training(replace(config, **keys), setting)
+        some["loss"] = mean(some.pop("losses")[-setting.last :])
+        figures[name] = some
         give_back_memory()
-    frames = torch._dynamo.utils.counters["frames"]
-    return figures | {"frames_ok": frames["ok"], "frames": frames["total"]}
+    return figures
 
 
 def judge_compiled(figures: Figures) -> list[Row]:
-    """All of the model is compiled, it is worth it, and the loss is the same."""
-    eager, compiled = figures["eager"], figures["compiled"]
-    ok, total = figures["frames_ok"], figures["frames"]
+    """The blocks are compiled, which is worth it and changes no loss. Each is compiled whole or not
+    at all, as the trainer takes no graph with a part left out."""
+    eager, compiled, graphs = figures["eager"], figures["compiled"], figures["graphs"]
     times = eager["step_seconds"] / compiled["step_seconds"]
     apart = abs(eager["loss"] - compiled["loss"])
+    done = compiled["compiled"] and graphs > 0
     return [
-        must("frames compiled", f"{ok} of {total}", "all", 0 < total == ok),
+        must("the blocks are compiled", "yes" if done else "no", "yes", done),
+        target("graphs for all of them", str(graphs), "1", graphs == 1),
         must("mean of the last losses, apart", f"{apart:.4f} nats", "at most 0.05", apart <= 0.05),
         target("compiled against eager", f"{times:.2f} ×", "1.25 ×", times >= 1.25),
+    ]
+
+
+def measure_attention(setting: Setting) -> Figures:
+    """The same training with a mask and with variable-length attention, where that is possible."""
+    config = replace(setting.medium, dropout=0.0)
+    here = runtime.start(config)
+    try:
+        runtime.choose_varlen(replace(config, attention="varlen"), here.device, here.dtype)
+    except UserError as refusal:
+        return {"refused": refusal.problem}
+    pair = {name: {"attention": name} for name in ("mask", "varlen")}
+    return _compare(setting, config, pair)
+
+
+def judge_attention(figures: Figures) -> list[Row]:
+    """It is the same attention, and quicker."""
+    if "refused" in figures:
+        return [not_run("variable-length attention", figures["refused"])]
+    mask, varlen = figures["mask"], figures["varlen"]
+    times, apart = mask["step_seconds"] / varlen["step_seconds"], abs(mask["loss"] - varlen["loss"])
+    return [
+        must("mean of the last losses, apart", f"{apart:.4f} nats", "at most 0.02", apart <= 0.02),
+        target("variable-length against a mask", f"{times:.2f} ×", "1 ×", times >= 1),
     ]
 
 
