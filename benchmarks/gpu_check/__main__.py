@@ -9,10 +9,13 @@ says so and ends with 0. Memory is capped at 14.5 GB. Each check has a process o
 none ends or poisons another; `--json` is rewritten after each. The matrix product is always
 measured, as the utilisation is a share of it.
 
-Beside this checkout it needs torch 2.11 or newer with CUDA, numpy, tokenizers, safetensors, typer,
-typing_extensions, tqdm, scikit-learn, scipy, matplotlib, tensorboard, PyYAML, filelock and
-pydantic. Wheels carried along serve as well: unpack them into a folder
-(pip install --no-index --no-deps --target FOLDER *.whl) and set PYTHONPATH=FOLDER.
+Beside this checkout it needs torch 2.11 or newer with CUDA (what needs a newer one is told and not
+run), numpy, tokenizers, safetensors, typer, typing_extensions, tqdm, scikit-learn, scipy, PyYAML,
+filelock, and pydantic with pydantic_core, annotated-types and typing-inspection. Where there is no
+package index, carry wheels along:
+
+    python3 -m pip install --no-index --no-deps --target /tmp/site *.whl
+    PYTHONPATH=/tmp/site python3 -m benchmarks.gpu_check
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def judge_torchrun(figures: Figures) -> list[Row]:
 
 def measure_driver(setting: Setting) -> Figures:
     """What train.py says where there is a card that torch cannot use."""
-    visible = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    visible = {k: v for k, v in os.environ.items() if not k.endswith("_VISIBLE_DEVICES")}
     with own_root(replace(setting.small, device="cuda", max_steps=1)) as config:
         file = Path(config.checkpoint_root, "run.yaml")
         file.write_text(config_to_yaml(config), encoding="utf-8")

@@ -51,8 +51,6 @@ class Setting:
     resumed_steps: int = 40
     """Of a run; it is resumed in the middle."""
     profiled_steps: int = 5
-    most_synchronisations: int = 2
-    """A step; a CPU counts what is read from host memory, too."""
     validation_batches: int = 200
     characters: int = 100
     """Of a reply."""

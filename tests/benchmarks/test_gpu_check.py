@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._C._autograd import DeviceType
 from typer.testing import Result
 
 from benchmarks.gpu_check import __main__ as program
@@ -22,6 +24,7 @@ from benchmarks.gpu_check import report, runs
 from benchmarks.gpu_check.checks import CHECKS
 from benchmarks.gpu_check.report import FAILED, MISSED, Figures
 from benchmarks.gpu_check.setting import Setting
+from benchmarks.gpu_check.training import summary
 from smallgpt import runtime
 from smallgpt.chat import chatbot
 from smallgpt.checkpoints.checkpoint import Checkpoint
@@ -239,6 +242,49 @@ def test_training_on_the_cpu_instead_of_the_card_fails(measure: Callable[[str], 
     if Path("/dev/nvidia0").exists():
         pytest.skip("a card is here")
     assert len(failures("driver", measure("driver"))) == 1
+
+
+def on(device: DeviceType, *names: str) -> list[Any]:
+    """What a profiler tells of calls or kernels; each takes a microsecond longer than the last."""
+    return [
+        SimpleNamespace(
+            name=name,
+            device_type=device,
+            cpu_parent=None,
+            time_range=SimpleNamespace(elapsed_us=lambda took=took: took),
+        )
+        for took, name in enumerate(names)
+    ]
+
+
+def test_calls_and_kernels_of_a_card_are_told_by_their_names() -> None:
+    calls = on(
+        DeviceType.CPU,
+        "aten::scaled_dot_product_attention",
+        "aten::_local_scalar_dense",
+        "cudaStreamSynchronize",
+        "cudaStreamSynchronize",
+        "cudaEventSynchronize",
+        "cudaMemcpyAsync",
+        "cudaMemcpy",
+    )
+    kernels = on(
+        DeviceType.CUDA,
+        "pytorch_flash::flash_fwd_kernel<…>",
+        "triton_poi_fused__scaled_dot_product_flash_attention_0",
+        "Memcpy HtoD (Pageable -> Device)",
+        "Memcpy HtoD (Pinned -> Device)",
+        "nvjet_sm90_tst_128x256",
+        "fmha_cutlassB_bf16_aligned_64x64_k64_sm80(…)",
+    )
+    figures = summary([*calls, *kernels], 2, "cuda")
+    assert figures["synchronisations"] == {
+        "cudaStreamSynchronize": 1.0,
+        "cudaEventSynchronize": 0.5,
+        "cudaMemcpy": 0.5,
+    }
+    assert figures["unpinned_copies"] == 0.5
+    assert list(figures["attention_microseconds"]) == [kernels[5].name, kernels[0].name]
 
 
 def test_what_this_torch_cannot_do_is_not_run(setting: Setting) -> None:
