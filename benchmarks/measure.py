@@ -107,7 +107,9 @@ class Contestant:
     def __enter__(self) -> Contestant:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
+        self._connection.close()  # which ends `serve`
+        self._process.join(0 if kind else 10)
         self._process.kill()
         self._process.join()
 

@@ -84,8 +84,11 @@ def measure_medium(setting: Setting) -> Figures:
 def measure_training(config: Config, setting: Setting) -> Figures:
     """Steps as train.py takes them. GB are 1e9 bytes; `first_seconds` are those of the first step,
     compilation included."""
+    cuda = setting.device == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     side = OurSide(config)
-    cuda, device = side.here.device.type == "cuda", side.here.device
+    device = side.here.device
     first_seconds, results = timed(lambda: run_steps(side.trainer, 1), device)
     results += run_steps(side.trainer, setting.warm_up)
     seconds, timed_results = timed(lambda: run_steps(side.trainer, setting.steps), device)
