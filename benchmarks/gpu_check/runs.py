@@ -142,9 +142,9 @@ def _children(pid: int) -> list[int]:
 
 def _wait_for_steps(process: subprocess.Popen[bytes], root: str, setting: Setting) -> None:
     """Until a run has taken its steps, or has ended."""
-    deadline = time.monotonic() + setting.patience
-    while len(recorded(root)) < setting.ddp_steps and time.monotonic() < deadline:
-        if process.poll() is not None:
+    file, deadline = Path(root, METRICS_FILE), time.monotonic() + setting.patience
+    while process.poll() is None and time.monotonic() < deadline:
+        if file.exists() and file.read_bytes().count(b"\n") >= setting.ddp_steps:
             return
         time.sleep(0.1)
 
@@ -192,8 +192,8 @@ def judge_driver(figures: Figures) -> list[Row]:
     return [
         must(
             "an unusable card is refused",
-            f"exit code {code}, {first}",
-            "2, a clear error",
+            f"exit code {code}, {first[:60]}",
+            "2 and a clear error",
             refused and "device: " in first,
         )
     ]

@@ -23,7 +23,7 @@ from benchmarks.gpu_check import __main__ as program
 from benchmarks.gpu_check import report, runs
 from benchmarks.gpu_check.checks import CHECKS
 from benchmarks.gpu_check.report import FAILED, MISSED, Figures
-from benchmarks.gpu_check.setting import Setting
+from benchmarks.gpu_check.setting import Setting, shipped
 from benchmarks.gpu_check.training import summary
 from smallgpt import runtime
 from smallgpt.chat import chatbot
@@ -132,6 +132,19 @@ def test_nothing_fails_where_all_is_right(name: str, measure: Callable[[str], Fi
     assert json.loads(json.dumps(figures)) == figures
     assert CHECKS[name].judge(figures)
     assert not failures(name, figures)
+
+
+def test_the_real_setting_is_what_is_shipped(setting: Setting) -> None:
+    real = shipped(Path(str(setting.medium.data_path)))
+    sizes = [(c.n_layer, c.n_embd) for c in (real.large, real.medium, real.small)]
+    assert sizes == [(26, 960), (12, 768), (6, 384)]
+    assert (real.large.vocab_size, real.large.train_batch, real.medium.train_batch) == (
+        7587,
+        24,
+        80,
+    )
+    assert {real.large.device, real.small.device, real.frozen.device} == {"cuda"}
+    assert (real.whole.frozen, real.frozen.frozen) == (False, True)
 
 
 # -- with a fault in the code -----------------------------------------------------------------
