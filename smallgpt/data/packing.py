@@ -62,7 +62,7 @@ class Batch(NamedTuple):
 
     def target_count(self) -> int:
         """Number of targets that count: real characters, each `<sep>` and end of dialogue."""
-        return int((self.targets != IGNORED).sum())
+        return int(np.count_nonzero(self.targets.numpy() != IGNORED))
 
 
 class PackedRows:

@@ -188,8 +188,7 @@ class Trainer:
             with stop_on_signals() as stop:
                 path = self._loop(metrics, stop)
         except DivergedError:
-            if self.world.is_first and self.completed:
-                note(f"saved as it was before step {self.completed + 1}: {self._save({})}")
+            self._save_before_divergence(metrics)
             raise
         except (torch.OutOfMemoryError, MemoryError) as error:
             reason = (str(error).splitlines() or ["the system has no more"])[0]
@@ -282,6 +281,15 @@ class Trainer:
         metrics.step(launched.number, result, seconds, self.seconds)
         if self._timer:
             self._choose_last_step(seconds, metrics)
+
+    def _save_before_divergence(self, metrics: Metrics) -> None:
+        """Keep what was learnt since the last checkpoint: it can go on with a lower rate."""
+        step = self.completed
+        if self.world.is_first and step and not run_folder.place(self.root, step).exists():
+            path = self._save({})
+            metrics.record(step, {}, checkpoint=path.name)
+            note(f"saved as it was before step {step + 1}: {path}")
+        self.world.max(0)
 
     def _choose_last_step(self, seconds: float, metrics: Metrics) -> None:
         """Once enough steps are measured: how many fit into `max_minutes`, in all processes."""
@@ -408,7 +416,7 @@ class Trainer:
             self._diverged |= skipped
         skipped |= self._diverged
         for optimizer in self.optimizers:
-            if isinstance(optimizer, torch.optim.AdamW):
+            if isinstance(optimizer, torch.optim.AdamW) and skipped.device.type != "mps":
                 # The fused kernels skip the step themselves, and nobody need wait to know it.
                 optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
                 optimizer.step()

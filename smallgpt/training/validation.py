@@ -72,7 +72,10 @@ def inputs_of(batch: Batch, runtime: Runtime) -> dict[str, Tensor]:
         inputs["bounds_N"] = batch.bounds()
     else:
         inputs["documents_BT"] = batch.documents
-    return {name: to_device(tensor, runtime.device) for name, tensor in inputs.items()}
+    inputs = {name: to_device(tensor, runtime.device) for name, tensor in inputs.items()}
+    if runtime.varlen:  # how many dialogues there are must not compile the model anew
+        torch._dynamo.maybe_mark_dynamic(inputs["bounds_N"], 0)
+    return inputs
 
 
 def summed_loss(network: nn.Module, inputs: dict[str, Tensor], runtime: Runtime) -> Tensor:

@@ -20,6 +20,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from smallgpt import runtime
 from smallgpt.checkpoints import checkpoint, run_folder
@@ -39,6 +41,7 @@ from smallgpt.utils.errors import UserError
 from tests.helpers.commands import python_here
 from tests.helpers.models import DIALOGUES
 from tests.helpers.processes import REPOSITORY, SMALL, same_weights
+from tests.helpers.varlen import varlen_on_cpu
 
 SHAPE: dict[str, Any] = {"block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 16}
 SETTINGS: dict[str, Any] = SMALL | {
@@ -482,6 +485,14 @@ def test_a_step_that_is_not_finite_changes_nothing_and_what_was_before_it_is_sav
     ]
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
+    # Diverging again, it keeps the checkpoint that is there, and with a lower rate it goes on.
+    seen[:] = seen[:5]
+    before = (saved / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match="step 6: the loss is"):
+        train(settings, resume_from="latest")
+    assert (saved / "manifest.json").read_bytes() == before
+    assert train(settings, resume_from="latest", lr=1e-4, min_lr=1e-5).name == "cpt8"
+
 
 def test_a_step_launched_before_the_last_one_is_read_changes_nothing_in_the_run(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -609,6 +620,100 @@ def test_overflowing_gradients_skip_the_step_of_every_optimizer(settings: dict[s
     assert run.step().grad_norm == math.inf
     with pytest.raises(UserError, match=r"step 3: .* inf in 3 steps, one after the other"):
         run.step()
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for which a GPU would have to finish what it was given."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "unique", "item")
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += function.overloadpacket.__name__ in self.WAITING
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "waits"),
+    [({}, 0), ({"accumulate": 2, "grad_clip": 0.0}, 0), ({"optimizer": "muon"}, 1)],
+)
+def test_launching_a_step_waits_for_nothing(
+    settings: dict[str, Any], changes: dict[str, Any], waits: int
+) -> None:
+    run = trainer(settings, **changes)
+    run.step()
+    with Waits() as launching:
+        launched = run.launch()
+    # Muon must know whether the step is finite; AdamW's kernels find out for themselves.
+    assert launching.count == waits
+    assert math.isfinite(run.finish(launched).loss)
+    with Waits() as planted:
+        bool(torch.ones(1))
+    assert planted.count == 1
+
+
+def test_validation_computes_no_gradient_and_waits_once_only(settings: dict[str, Any]) -> None:
+    run = trainer(settings)
+    sample = np.arange(len(rows_of(run)))
+    assert len(sample) > 3
+    counts = []
+    for rows_at_a_time in (1, len(sample)):
+        with Waits() as validating, FlopCounterMode(display=False) as computing:
+            validate(run.model, rows_of(run), run.runtime, sample, rows_at_a_time)
+        counts.append((validating.count, computing.get_total_flops()))
+    assert counts[0] == counts[1]
+    batch = rows_of(run).batch(sample)
+    with torch.no_grad(), FlopCounterMode(display=False) as computing:
+        run.model(batch.ids, batch.positions, batch.documents, targets_BT=batch.targets)
+    assert counts[0] == (1, computing.get_total_flops())
+
+
+def test_variable_length_attention_trains_the_same_model(settings: dict[str, Any]) -> None:
+    varlen_on_cpu()
+    masked, other = trainer(settings, accumulate=2), trainer(settings, accumulate=2)
+    other.task.runtime = replace(other.runtime, varlen=True)  # type: ignore[attr-defined]
+    for _ in range(3):
+        assert other.step().loss == pytest.approx(masked.step().loss, rel=1e-5)
+    losses = [run.task.validate(lambda: False) for run in (masked, other)]
+    first, second = (loss.as_dict()["validation_loss"] for loss in losses if loss)
+    assert first == pytest.approx(second, rel=1e-5)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_all_blocks_share_a_graph_and_learn_what_they_learn_without(
+    settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    varlen_on_cpu()
+    settings |= {"n_layer": 3, "dropout": 0.0}
+    plain, run = trainer(settings), trainer(settings, compile=True)
+    for one in (plain, run):
+        one.task.runtime = replace(one.runtime, varlen=True)  # type: ignore[attr-defined]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    try:
+        for _ in range(4):
+            assert run.step().loss == pytest.approx(plain.step().loss, rel=1e-4)
+        assert "compile: compiled in" in capsys.readouterr().err
+        validations = [one.task.validate(lambda: False) for one in (run, plain)]
+        losses = [value.as_dict()["validation_loss"] for value in validations if value]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        run.task.sample_replies()  # each of another length
+        # More dialogues in as many rows are no reason to compile.
+        parts, _ = run.task.parts(0, 1)
+        batch, tokens = parts[0]
+        every_place = batch._replace(documents=torch.arange(32).expand(4, 32))
+        assert len(every_place.bounds()) > len(batch.bounds())
+        run.task.loss(run.network, run.task.on_device((every_place, tokens)))
+        # One to train and one to validate.
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    finally:
+        torch._dynamo.reset()
 
 
 def test_metrics_of_deleted_checkpoints_are_kept_aside(
