@@ -7,7 +7,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -439,6 +439,25 @@ def test_no_check_ends_the_others(
 def test_a_check_has_a_process_of_its_own(setting: Setting) -> None:
     figures, rows = program.check("product", setting, 100)
     assert figures["flops_per_second"] > 0 and [row.verdict for row in rows] == [""]
+
+
+@pytest.mark.parametrize(("whole", "code"), [(True, 0), (False, 1)])
+def test_the_exit_code_says_whether_a_check_failed(
+    whole: bool, code: int, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[str]] = []
+
+    def run(names: Sequence[str], *others: Any) -> bool:
+        asked.append(names)
+        return whole
+
+    monkeypatch.setattr(program, "choose_device", torch.device)
+    monkeypatch.setattr(program, "run", run)
+    ended = pytest.raises(SystemExit) if code else contextlib.nullcontext()
+    with ended as stopped:
+        program.main(["chat", "resume"], Path(str(setting.medium.data_path)), None, 9)
+    assert asked == [["product", "resume", "chat"]]
+    assert (stopped.value.code if stopped else 0) == code
 
 
 def gpu_check(*options: str) -> Result:
