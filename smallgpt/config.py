@@ -115,8 +115,8 @@ class Config(ModelConfig, SamplingConfig):
     device: str = _hardware("auto", used_by=_ANY)
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: Dtype = _hardware("auto", used_by=_ANY)
-    """What matrix products are computed in. float16 needs a GPU; int8 is for chat only: half the
-    memory of bfloat16, and the fastest on a CPU."""
+    """What matrix products are computed in. float16 needs a GPU; int8 is for chat only, and not on
+    an NVIDIA GPU: half the memory of bfloat16, and the fastest on a CPU."""
     compile: bool = _hardware(False)
     """torch.compile the layers, for training and validation."""
     attention: Literal["auto", "mask", "varlen"] = _hardware(

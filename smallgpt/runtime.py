@@ -5,6 +5,7 @@ import inspect
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
 from smallgpt.config import Config
+from smallgpt.utils import nvidia
 from smallgpt.utils.errors import UserError, note
 
 LARGE = 30_000_000
@@ -59,7 +61,8 @@ def start(config: Config, local_rank: int | None = None) -> Runtime:
     if device.type == "cuda":
         if device.index is not None:
             torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+        # torch.compile recommends TensorFloat32; but float32 here means float32.
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
     return Runtime(device, dtype, reason, choose_varlen(config, device, dtype))
 
 
@@ -103,22 +106,34 @@ def reuse_freed_memory() -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes cuda, then mps, then cpu; `cuda` and `mps` fall back to the CPU, and say so."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(kind for kind in available if available[kind])
+    """`auto` takes cuda, then mps, then cpu; `cuda` and `mps` fall back to the CPU, and say so.
+
+    Raises:
+        UserError: there is no such device, or `cuda` is there and PyTorch cannot use it, of which
+            `auto` only warns.
+    """
     try:
-        device = torch.device(name)
+        device = torch.device("cuda" if name == "auto" else name)
     except RuntimeError:
-        device = torch.device("meta")  # refused as all that are not available
-    if device.type not in available:
+        device = torch.device("meta")  # refused as all that we do not know
+    if device.type not in ("cuda", "mps", "cpu"):
         raise UserError(
             f"device: {name!r} is not a device we know", "use auto, cpu, cuda, cuda:N or mps"
         )
+    if device.type == "cpu":
+        return device
+    unusable = nvidia.unusable_gpu(device) if device.type == "cuda" else None
+    available = {
+        "cuda": torch.cuda.is_available() and not unusable,
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if unusable and name != "auto":
+        raise UserError(f"device: {unusable.problem}", unusable.advice)
+    if unusable:
+        note(f"device: using the CPU: {unusable}")
+    if name == "auto":
+        return torch.device(next(kind for kind in available if available[kind]))
     if not available[device.type]:
         vendor = "CUDA" if device.type == "cuda" else "Apple"
         note(f"device: no {vendor} GPU here, using the CPU")
@@ -169,6 +184,7 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 8:
             return torch.bfloat16, "native on this GPU"
+        # Those below sm_75 need PyTorch's build for CUDA 12.6 (docs/install.md).
         if major >= 7:
             return torch.float16, f"fast on this older GPU (sm_{major}{minor}), with loss scaling"
         return torch.float32, f"this GPU (sm_{major}{minor}) has no fast 16-bit arithmetic"
@@ -216,8 +232,19 @@ class Precision:
 
 
 def choose_precision(name: str, device: torch.device, parameters: int) -> Precision:
-    """The precision named; for `auto` what is quick here for a model of so many parameters."""
+    """The precision named; for `auto` what is quick here for a model of so many parameters.
+
+    Raises:
+        UserError: the device cannot compute in it, or does so more slowly: torch's int8 kernel for
+            CUDA has one thread a row, which reads it byte by byte.
+    """
     on_cpu = device.type == "cpu"
+    if name == "int8" and device.type == "cuda":
+        quicker = Precision(choose_dtype("auto", device)[0])
+        raise UserError(
+            f"dtype: int8 is for CPUs: {quicker} is faster on this GPU",
+            "leave dtype at auto, or set device: cpu",
+        )
     if name == "int8":
         return Precision(torch.bfloat16 if on_cpu else choose_dtype("auto", device)[0], True)
     if name == "auto" and on_cpu and parameters < LARGE:

@@ -22,6 +22,8 @@ from tests.helpers.reviews import classifier_config
 
 # A shell that starts the tests in the background has Ctrl-C ignored, by our children as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# The same on every machine; `make gpu-check` is for a GPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # No timing decides a test.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

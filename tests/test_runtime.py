@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from smallgpt import runtime
-from smallgpt.config import Config
+from smallgpt.config import Config, Dtype
 from smallgpt.utils.errors import UserError
+from tests.helpers.commands import refusal
 
 CPU = torch.device("cpu")
 
@@ -66,6 +70,38 @@ def test_gpu_precision_follows_its_generation(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert runtime.choose_dtype("auto", torch.device("cuda"))[0] == expected
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+def test_float32_is_float32_on_a_gpu_too_and_compiling_it_recommends_no_other(
+    monkeypatch: pytest.MonkeyPatch, dtype: Dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    with warnings.catch_warnings(record=True) as warned:
+        assert runtime.start(replace(Config(device="cuda"), dtype=dtype)).device.type == "cuda"
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cuda.matmul.allow_tf32
+        code = Path(torch.__file__).parent / "_inductor" / "compile_fx.py"
+        advice = re.search(
+            r'def _warn_tf32_disabled.*?"(TensorFloat32 .*?)"', code.read_text(), re.S
+        )
+        assert advice
+        warnings.warn(advice[1], stacklevel=1)
+    assert warned == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "quicker"), [((9, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float32")]
+)
+def test_int8_is_refused_where_it_is_slower(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], quicker: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    said = refusal(lambda: runtime.choose_precision("int8", torch.device("cuda", 0), 10**9))
+    assert f"{quicker} is faster on this GPU" in said and "dtype at auto" in said
+    assert runtime.choose_precision("int8", torch.device("mps"), 10**9).int8
 
 
 def test_named_precision_is_taken_but_float16_needs_a_gpu() -> None:

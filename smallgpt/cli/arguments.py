@@ -1,5 +1,7 @@
 """What the command lines share: their arguments, and how a function becomes a program."""
 
+import os
+import platform
 import shlex
 import sys
 from collections.abc import Callable
@@ -57,11 +59,29 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 F = TypeVar("F", bound=Callable[..., Any])
 
 TRAINING_SPINS, CHAT_SPINS = "1000", "10000"
-"""How often threads that wait for each other look before they sleep; set before torch is imported.
+"""How often threads that wait for each other look before they sleep.
 
 On a machine that is busy with something else as well, training is half as fast again where they
 soon sleep. The many short products of a reply need more patience (docs/log.md).
 """
+
+
+def before_torch(spins: str = TRAINING_SPINS) -> None:
+    """Set what torch reads once it is imported; what the user has set stays."""
+    os.environ.setdefault("GOMP_SPINCOUNT", spins)
+    let_gpu_memory_grow()
+
+
+def let_gpu_memory_grow() -> None:
+    """Let torch extend a piece of GPU memory in place, so that batches of many sizes leave no gaps.
+
+    Not on Windows, where it cannot; nor in WSL, where it fails on some cards
+    (github.com/pytorch/pytorch/issues/192330).
+    """
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is its older name
+    in_wsl = "microsoft" in platform.release().lower()
+    if sys.platform == "linux" and not in_wsl and not any(name in os.environ for name in names):
+        os.environ[names[0]] = "expandable_segments:True"
 
 
 def command(app: typer.Typer, name: str | None = None) -> Callable[[F], F]:

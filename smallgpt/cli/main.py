@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,11 +10,11 @@ import typer
 from smallgpt import __version__
 from smallgpt.cli.arguments import (
     CHAT_SPINS,
-    TRAINING_SPINS,
     CheckpointPath,
     ConfigFile,
     Device,
     Overrides,
+    before_torch,
     command,
     run_program,
     typed,
@@ -79,7 +78,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """
     overrides = overrides or []
     settings = load_config(config, overrides, command=TRAIN)
-    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
+    before_torch()
     # Only now that the config is known to be good: torch takes a second to import.
     from smallgpt.training import pretrain
 
@@ -96,7 +95,7 @@ def chat(config: ConfigFile, overrides: Overrides = None) -> None:
 
     Example: python chat.py config/demo.yaml temperature=0.8
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", CHAT_SPINS)
+    before_torch(CHAT_SPINS)
     settings, stored = _chat_settings(config, overrides or [])
     from smallgpt.chat import chatbot, terminal
 
@@ -146,7 +145,7 @@ def evaluate(
     """Measure a checkpoint: loss on a text, fitting replies in small talk, or both."""
     if not data and not smalltalk:
         raise UserError("nothing to evaluate on", "give --data TEXT or --smalltalk (or both)")
-    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
+    before_torch()
     from smallgpt import evaluation
     from smallgpt.checkpoints.open import find_checkpoint
 

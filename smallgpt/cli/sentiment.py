@@ -1,6 +1,5 @@
 """The commands around classifiers: sentimentalTrain.py and `smallgpt sentiment …`."""
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -9,12 +8,12 @@ from typing import Annotated
 import typer
 
 from smallgpt.cli.arguments import (
-    TRAINING_SPINS,
     CheckpointPath,
     ConfigFile,
     Device,
     Force,
     Overrides,
+    before_torch,
     check_output,
     command,
     typed,
@@ -36,7 +35,7 @@ def sentiment_train(config: ConfigFile, overrides: Overrides = None) -> None:
     """
     overrides = overrides or []
     settings = load_config(config, overrides, SentimentConfig, CLASSIFY)
-    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
+    before_torch()
     from smallgpt.sentiment import recipe
 
     recipe.run(settings, typed("sentimentalTrain.py", config, overrides), typed_keys(overrides))
@@ -81,7 +80,7 @@ def predict(
     if source is not None and (texts or explain or page):
         raise UserError("--input takes no further texts and no --explain", "do one of them")
     check_output([source] if source else [], [file for file in (target, page) if file], force)
-    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
+    before_torch()
     from smallgpt.sentiment import judging, predictor
     from smallgpt.sentiment.explain import explain_texts
 
@@ -111,7 +110,7 @@ def ablation(
     """
     overrides = overrides or []
     settings = load_config(config, overrides, SentimentConfig, ABLATION)
-    os.environ.setdefault("GOMP_SPINCOUNT", TRAINING_SPINS)
+    before_torch()
     from smallgpt.sentiment import ablation as comparison
 
     again = ["-m", "smallgpt", "sentiment", "ablation", str(config), *overrides]

@@ -1,12 +1,16 @@
 """Sampling with a key-value cache. Knows ids, not text."""
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from smallgpt.config import SamplingConfig
 from smallgpt.model.gpt import GPT, KeyValueCache
+
+FEW = 512
+"""Ids among which the nucleus is looked for first."""
 
 
 @torch.inference_mode()
@@ -44,7 +48,8 @@ def generate(
     room = model.config.block_size - len(context)
     for _ in range(min(sampling.max_new_tokens, room)):
         new_1T = torch.tensor([new], device=cache.ids_BS.device)
-        logits_V = model(new_1T, cache=cache)[0, -1].cpu().double()
+        with without_cudnn_attention():
+            logits_V = model(new_1T, cache=cache)[0, -1].cpu().double()
         logits_V = logits_V.masked_fill(never if reply else not_first, float("-inf"))
         token = draw(logits_V, reply, sampling, generator)
         if token in stop:
@@ -52,6 +57,18 @@ def generate(
         yield token
         reply.append(token)
         new = [token]
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Keep torch from cuDNN's attention, its first choice on an H100 or B200: cuDNN makes a plan
+    for every number of keys, which takes longer than a character."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def draw(
@@ -70,12 +87,26 @@ def draw(
         logits_V = logits_V.index_copy(0, seen, score)
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    sorted_logits, ids = logits_V.sort(descending=True, stable=True)
+    ids = torch.arange(len(logits_V))
     if sampling.top_k:
-        sorted_logits, ids = sorted_logits[: sampling.top_k], ids[: sampling.top_k]
+        logits_V, ids = logits_V.topk(min(sampling.top_k, len(ids)))
     # Subtracting the largest first keeps a tiny temperature from overflowing.
-    probabilities = torch.softmax((sorted_logits - sorted_logits[0]) / sampling.temperature, dim=0)
+    probabilities = torch.softmax((logits_V - logits_V.max()) / sampling.temperature, dim=0)
     if sampling.top_p < 1:
-        before = probabilities.cumsum(0) - probabilities
-        probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+        kept = nucleus(logits_V, probabilities, sampling.top_p)
+        probabilities, ids = probabilities[kept], ids[kept]
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+
+
+def nucleus(logits: Tensor, probabilities: Tensor, top_p: float) -> Tensor:
+    """Places of the fewest likeliest that reach the probability `top_p` together, likeliest first.
+
+    Sorting all takes longer than the rest of `draw`, and most often a few are enough.
+    """
+    for count in (min(FEW, len(logits)), len(logits)):
+        places = logits.topk(count).indices
+        likeliest = probabilities[places]
+        inside = int((likeliest.cumsum(0) - likeliest < top_p).sum())
+        if inside < count:
+            break
+    return places[:inside]

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smallgpt.config import SamplingConfig
+from smallgpt.model.generate import generate
 from smallgpt.model.gpt import GPT
 
 _ON_X86 = platform.machine() in ("x86_64", "AMD64")
@@ -54,7 +56,18 @@ def load_inference_weights(
         model.set_submodule(name, made)
     rest = {name: weight.to(device, dtype).contiguous() for name, weight in rest.items()}
     model.load_state_dict(rest, assign=True)
+    if device.type != "cpu":
+        _load_kernels(model)
     return model
+
+
+def _load_kernels(model: GPT) -> None:
+    """Reply once, to half a context: a GPU loads its kernels when they are first used, and the
+    first real reply need not wait for them."""
+    prompt = [0] * (model.config.block_size // 2)
+    two = SamplingConfig(temperature=0, max_new_tokens=2)
+    for _ in generate(model, prompt, two, (), (), torch.Generator()):
+        pass
 
 
 def _can_pack(dtype: torch.dtype) -> bool:

@@ -53,6 +53,10 @@ ELSEWHERE = {
     "make demo TORCH=cu126": BUILDS,
     "pip install torch==2.13.0 --no-deps --index-url https://download.pytorch.org/whl/cpu": BUILDS,
     "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130": BUILDS,
+    "pip install torch==2.13.0+cu126 --index-url https://download.pytorch.org/whl/cu126": (
+        "tests/utils/test_nvidia.py",
+        "torch==2.13.0+cu126 --index-url https://download.pytorch.org/whl/cu126",
+    ),
     "make demo PYTHON=python3.12": ("Makefile", "PYTHON ?="),
     "make clean": ("Makefile", "clean:"),
     "printf '早上好呀\\n你叫什么名字\\nexit\\n' | python chat.py checkpoints/demo": (

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import os
+import platform
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from smallgpt.cli.arguments import before_torch
 from smallgpt.utils.errors import user_errors
 from tests.helpers.processes import REPOSITORY, Run
 
@@ -79,3 +82,29 @@ def test_a_package_that_is_needed_later(
     assert capsys.readouterr().err.endswith(f" has no torch: use {python}, or activate .venv\n")
     with pytest.raises(ModuleNotFoundError):  # of our own: a fault to be shown as it is
         program("smallgpt.nothing")
+
+
+@pytest.mark.parametrize(
+    ("system", "release", "set_by_user", "expected"),
+    [
+        ("linux", "6.8.0-generic", {}, "expandable_segments:True"),
+        ("linux", "5.15.167.4-microsoft-standard-WSL2", {}, None),
+        ("win32", "11", {}, None),
+        ("linux", "6.8.0-generic", {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),
+        ("linux", "6.8.0-generic", {"PYTORCH_ALLOC_CONF": ""}, ""),
+    ],
+)
+def test_what_torch_reads_is_set_before_it_is_imported_unless_the_user_has_set_it(
+    monkeypatch: pytest.MonkeyPatch,
+    system: str,
+    release: str,
+    set_by_user: dict[str, str],
+    expected: str | None,
+) -> None:
+    environment = {"GOMP_SPINCOUNT": "7"} | set_by_user
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "release", lambda: release)
+    before_torch()
+    assert environment["GOMP_SPINCOUNT"] == "7"
+    assert environment.get("PYTORCH_ALLOC_CONF") == expected

@@ -40,6 +40,7 @@ def python_here(folder: Path, *arguments: str | Path, typed: str = "") -> Result
         patch.chdir(folder)
         patch.setattr(sys, "argv", words[1:] if words[0] == "-m" else words)
         patch.setenv("GOMP_SPINCOUNT", "1")  # so that what a program sets is undone
+        patch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         patch.setattr(os, "fsync", lambda descriptor: None)  # no waiting for the disk
         return CliRunner().invoke(program, input=typed.encode())
 

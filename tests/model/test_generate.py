@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from torch.backends import cuda
 
 from smallgpt.config import SamplingConfig
-from smallgpt.model.generate import draw, generate
+from smallgpt.model.generate import FEW, draw, generate, nucleus
 from smallgpt.model.gpt import GPT
 from tests.helpers.models import random_model
 
@@ -89,6 +90,23 @@ def test_a_reply_ends_with_the_context_or_after_max_new_tokens(length: int, most
     assert len(ids) == min(32 - length, most)
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_cudnns_attention_is_off_while_ids_are_computed_and_then_as_before(before: bool) -> None:
+    model, seen = random_model(), list[bool]()
+    model.register_forward_pre_hook(lambda *_: seen.append(cuda.cudnn_sdp_enabled()))
+    try:
+        cuda.enable_cudnn_sdp(before)
+        for _ in generate(model, CONTEXT, GREEDY, STOP, BANNED, torch.Generator()):
+            assert cuda.cudnn_sdp_enabled() == before  # also where a reply is left unfinished
+        assert set(seen) == {False}
+        model.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            reply(model)
+        assert cuda.cudnn_sdp_enabled() == before
+    finally:
+        cuda.enable_cudnn_sdp(True)
+
+
 def test_a_vocabulary_with_nothing_to_say_gives_an_empty_reply() -> None:
     model = random_model()
     for sampling in (GREEDY, SamplingConfig(temperature=1.0)):
@@ -151,6 +169,7 @@ def test_repetition_penalty_lowers_what_was_said() -> None:
     assert logits.tolist() == LOGITS  # the caller's logits stay as they are
 
 
+@example([0.0, 1.401298464324817e-45], 1.0, 0, 0.25)  # probabilities are alike, logits are not
 @given(
     st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=12),
     st.floats(0.05, 5),
@@ -185,3 +204,17 @@ def test_extreme_temperatures_still_draw(temperature: float) -> None:
         assert reply(random_model(3), sampling) == reply(random_model(3), GREEDY)
     else:
         assert min(seen[:5]) > 0.1
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 4.0])
+@pytest.mark.parametrize("size", [1, 7, FEW - 1, FEW, FEW + 1, 5 * FEW])
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.9999])
+def test_the_nucleus_is_that_of_all_sorted(spread: float, size: int, top_p: float) -> None:
+    torch.manual_seed(size)
+    logits = torch.randn(size).double() * spread
+    probabilities = torch.softmax(logits, dim=0)
+    places = nucleus(logits, probabilities, top_p)
+    largest = probabilities.sort(descending=True).values
+    count = int((largest.cumsum(0) - largest < top_p).sum())
+    assert probabilities[places].tolist() == largest[:count].tolist()
+    assert len(set(places.tolist())) == count

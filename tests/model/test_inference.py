@@ -16,6 +16,7 @@ from smallgpt import runtime
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import huggingface
 from smallgpt.config import SamplingConfig
+from smallgpt.model import inference
 from smallgpt.model.gpt import GPT, KeyValueCache
 from smallgpt.model.inference import Int8Linear, PackedLinear, load_inference_weights
 from smallgpt.runtime import Precision, choose_precision
@@ -97,6 +98,25 @@ def test_logits_are_those_of_the_weights_in_float32(
         parts.append(ours(IDS[:, 4:], cache=cache)[0].float())
     tolerance = 1e-4 if how == "float32" else 0.03 * expected.std().item() + 0.05
     assert (torch.cat(parts) - torch.cat([expected, expected[4:]])).abs().max() < tolerance
+
+
+def test_a_gpu_has_read_a_prompt_and_said_something_before_the_first_reply(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then its kernels are loaded. (`meta` stands for the GPU, and computes nothing.)"""
+    said = list[tuple[int, int]]()
+
+    def generate(model: GPT, context: list[int], sampling: SamplingConfig, *_: object) -> list[int]:
+        assert model.wte.weight.device.type == "meta"
+        said.append((len(context), sampling.max_new_tokens))
+        return []
+
+    monkeypatch.setattr(inference, "generate", generate)
+    model = random_model()
+    for device in (CPU, torch.device("meta")):
+        hollow = huggingface.hollow_model(model.config).eval()
+        load_inference_weights(hollow, model.state_dict(), torch.bfloat16, False, device)
+    assert said == [(16, 2)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
