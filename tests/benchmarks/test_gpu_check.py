@@ -109,9 +109,18 @@ def measure(setting: Setting) -> Callable[[str], Figures]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
             allow_varlen(patch)
+            pretend_a_card(patch, Path(str(setting.medium.data_path)).parent)
             return CHECKS[name].measure(setting)
 
     return healthy
+
+
+def pretend_a_card(patch: pytest.MonkeyPatch, devices: Path) -> None:
+    """In the commands of the check of the driver."""
+    (devices / "nvidia0").touch()
+    pretend = "import pathlib, torch; from smallgpt.utils import nvidia"
+    pretend += f"; torch.version.cuda = '13.0'; nvidia.DEVICES = pathlib.Path({str(devices)!r})"
+    patch.setattr(runs, "HIDDEN_CARD", f"{pretend}; {runs.HIDDEN_CARD}")
 
 
 def allow_varlen(patch: pytest.MonkeyPatch) -> None:
@@ -126,7 +135,7 @@ def failures(name: str, figures: Figures) -> list[str]:
 # -- without a fault --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CHECKS.keys() - {"driver"})
+@pytest.mark.parametrize("name", CHECKS)
 def test_nothing_fails_where_all_is_right(name: str, measure: Callable[[str], Figures]) -> None:
     figures = measure(name)
     assert json.loads(json.dumps(figures)) == figures
@@ -251,10 +260,9 @@ def test_two_processes_that_learn_something_else_fail(
     ]
 
 
-def test_training_on_the_cpu_instead_of_the_card_fails(measure: Callable[[str], Figures]) -> None:
-    if Path("/dev/nvidia0").exists():
-        pytest.skip("a card is here")
-    assert len(failures("driver", measure("driver"))) == 1
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="a card is here")
+def test_training_on_the_cpu_instead_of_the_card_fails(setting: Setting) -> None:
+    assert len(failures("driver", CHECKS["driver"].measure(setting))) == 1
 
 
 def on(device: DeviceType, *names: str) -> list[Any]:
