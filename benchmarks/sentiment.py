@@ -86,7 +86,7 @@ class PlainSide:
     def __init__(self, size: str, path: Path | None, count: int) -> None:
         reviews, tokenizer = reviews_to_use(path, count)
         examples = Examples(reviews.texts, reviews.labels, tokenizer, ROW, use_mask=True)
-        self.ids = torch.full((len(examples.rows), ROW), 2)
+        self.ids = torch.full((len(examples.lengths), ROW), 2)
         for number in range(len(self.ids)):
             row, _ = examples.gather(np.array([number]))
             self.ids[number, : row.shape[1]] = row[0]
@@ -137,7 +137,7 @@ class OurSide:
         if frozen:
             folder = Path(tempfile.gettempdir())
             self.seconds_of_states, _ = timed(
-                lambda: task.examples.keep_states(model, here, folder)
+                lambda: task.examples.keep_states(model, here, folder, config.max_positions)
             )
 
     def states(self) -> float:

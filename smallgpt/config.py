@@ -152,7 +152,7 @@ class Config(ModelConfig, SamplingConfig):
     accumulate: int = _length(1, ge=1)
     """Split a step's rows into this many parts to save memory. The result is the same, to rounding
     and to where dropout falls."""
-    test_batch: int = _length(8, ge=1)
+    test_batch: int = _length(8, used_by=(TRAIN, TRAIN_FROM_BASE), ge=1)
     """Rows in a validation batch, as `eval_steps` counts them; they are computed together as many
     at a time as in training."""
     eval_freq: int = _length(500, ge=0)
@@ -259,6 +259,10 @@ class SentimentConfig(Config):
     """Train only the head, the last block and the final norm."""
     lm_weight: float = _classifier(0.0, ge=0)
     """Weight of the language-model loss beside the label's (the lambda of GPT-1)."""
+    max_positions: int = _classifier(6144, ge=1)
+    """Positions (rows x length with padding) to compute at a time, beyond `accumulate`: what 16 GB
+    of GPU memory hold at 300M. The result is the same, to rounding and to where dropout falls. A
+    review is learnt from as a whole: 16 rows at most."""
     validation_percent: float = _reviews(0.1, gt=0, lt=1)
     """Share of the training part (`train_percent`) that chooses the best model."""
     split_seed: int = _reviews(0, ge=0, le=2**63 - 1)

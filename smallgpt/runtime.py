@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 
 from smallgpt.config import Config
 from smallgpt.utils import nvidia
@@ -61,6 +60,8 @@ def start(config: Config, local_rank: int | None = None) -> Runtime:
     if device.type == "cuda":
         if device.index is not None:
             torch.cuda.set_device(device)
+        # cuDNN's attention makes a plan for every new size, and the batches of reviews have many.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         # torch.compile recommends TensorFloat32; but float32 here means float32.
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
     return Runtime(device, dtype, reason, choose_varlen(config, device, dtype))
@@ -68,9 +69,9 @@ def start(config: Config, local_rank: int | None = None) -> Runtime:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on the device; to a GPU it is copied while the host goes on."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def begin_to_read(figures: Tensor) -> Callable[[], list[float]]:
@@ -204,10 +205,10 @@ def choose_varlen(config: Config, device: torch.device, dtype: torch.dtype) -> b
     if config.attention == "mask":
         return False
     width, missing = config.n_embd // config.n_head, ""
-    if "window_size" not in inspect.signature(varlen_attn).parameters:
-        missing = f"a newer torch (here is {torch.__version__})"
-    elif device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         missing = "an NVIDIA GPU of Ampere (2020) or newer"
+    elif not _torch_has_varlen():
+        missing = f"a newer torch (here is {torch.__version__})"
     elif dtype == torch.float32:
         missing = "dtype: bfloat16 or float16"
     elif width % 8 or width > 256:
@@ -258,6 +259,13 @@ def seed_everything(*numbers: int) -> None:
     for number in numbers:
         mixed = (mixed * 1_000_003 + number) % (1 << 63)
     torch.manual_seed(mixed)
+
+
+def _torch_has_varlen() -> bool:
+    """Whether this torch has it as we call it; it is still changing."""
+    from torch.nn.attention.varlen import varlen_attn  # slow to import
+
+    return "window_size" in inspect.signature(varlen_attn).parameters
 
 
 def can_compile(device: torch.device) -> bool:

@@ -8,9 +8,11 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.nn.attention import varlen
 
 from smallgpt import runtime
 from smallgpt.config import Config, Dtype
@@ -145,7 +147,7 @@ def test_a_torch_whose_variable_length_attention_is_another_one_takes_the_mask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(runtime, "varlen_attn", lambda query, key, value, is_causal: query)
+    monkeypatch.setattr(varlen, "varlen_attn", lambda query, key, value, is_causal: query)
     cuda = torch.device("cuda")
     assert not runtime.choose_varlen(Config(), cuda, torch.bfloat16)
     with pytest.raises(UserError, match="varlen needs a newer torch"):
@@ -166,3 +168,11 @@ def test_compiling_without_a_compiler_says_so(
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert not runtime.can_compile(CPU)
     assert "no C++ compiler" in capsys.readouterr().err
+
+
+def test_copies_to_a_gpu_are_pinned_and_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned, here, gpu = Mock(), torch.zeros(2), torch.device("cuda", 0)
+    assert runtime.to_device(here, CPU) is here
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned)
+    assert runtime.to_device(here, gpu) is pinned.to.return_value
+    pinned.to.assert_called_once_with(gpu, non_blocking=True)

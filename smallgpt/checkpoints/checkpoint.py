@@ -16,6 +16,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,7 +222,18 @@ def _weights_files(manifest: dict[str, Any]) -> set[str]:
 
 def write_manifest(directory: Path, facts: Mapping[str, Any]) -> None:
     """Describe the files that are there now."""
-    files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
+    paths = sorted(directory.iterdir())
+
+    def flush() -> None:
+        for path in paths:
+            atomic.to_disk(path)
+
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        # The disk writes while two processors count, as a checkpoint has two large files.
+        flushed = pool.submit(flush)
+        sums = list(pool.map(sha256, paths))
+        flushed.result()
+    files = dict(zip((path.name for path in paths), sums, strict=True))
     manifest = {"format": 1, **facts, "sha256": files}
     (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
 

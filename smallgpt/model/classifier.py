@@ -77,4 +77,6 @@ def mean_by_text(logits_RC: Tensor, text_R: Tensor, texts: int) -> Tensor:
     """
     logits_RC = logits_RC.float()
     summed = logits_RC.new_zeros(texts, logits_RC.shape[1]).index_add(0, text_R, logits_RC)
-    return summed / torch.bincount(text_R, minlength=texts)[:, None]
+    # torch.bincount would wait for a GPU.
+    rows = logits_RC.new_zeros(texts).index_add(0, text_R, logits_RC.new_ones(len(text_R)))
+    return summed / rows[:, None]

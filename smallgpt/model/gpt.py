@@ -18,7 +18,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 
 from smallgpt.config import ModelConfig
 from smallgpt.model.loss import next_token_loss
@@ -87,6 +86,8 @@ class Attention(nn.Module):
         """Mix in what the other positions of the row hold; arguments as of `Block.forward`."""
         B, T, E = x_BTE.shape
         if bounds_N is not None:
+            from torch.nn.attention.varlen import varlen_attn  # slow to import
+
             q, k, v = self.c_attn(x_BTE).view(B * T, 3, self.n_head, E // self.n_head).unbind(1)
             y = cast(Tensor, varlen_attn(q, k, v, bounds_N, bounds_N, T, T, window_size=(-1, 0)))
             return self.resid_dropout(self.c_proj(y.reshape(B, T, E)))

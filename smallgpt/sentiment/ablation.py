@@ -35,7 +35,7 @@ _COLUMNS = {  # title: key in report.json, factor, digits
 TABLE_FILE, PICTURE_FILE, SETTINGS_FILE = "ablation.md", "ablation.png", "ablation.json"
 _CHANGES_NOTHING = (
     *("sentimental_data_path", "checkpoint_root", "tensorboard_path", "save_freq"),
-    *("device", "compile", "ddp", "ddp_timeout", "accumulate", "test_batch"),
+    *("device", "compile", "ddp", "ddp_timeout", "accumulate", "max_positions"),
 )
 FloatArray = npt.NDArray[np.float64]
 

@@ -9,20 +9,22 @@ import dataclasses
 import itertools
 import os
 import tempfile
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from smallgpt.data.reviews import IntArray
 from smallgpt.model.classifier import Classifier
 from smallgpt.model.loss import IGNORED
-from smallgpt.runtime import Runtime
+from smallgpt.runtime import Runtime, to_device
 from smallgpt.tokenizer.characters import PAD, UNK, Tokenizer
 from smallgpt.training.validation import in_evaluation
 from smallgpt.utils.errors import UserError
@@ -55,6 +57,20 @@ class ReviewBatch:
         ids = self.ids[rows, : int(ends.max()) + 1]
         texts, labels = self.texts[rows] - first, self.labels[first:last]
         return ReviewBatch(ids, ends, texts, labels, self.rows[rows], self.reviews[first:last])
+
+    def to(self, device: torch.device) -> ReviewBatch:
+        """The same with its tensors on the device."""
+        names = ("ids", "ends", "texts", "labels")
+        moved: dict[str, Any] = {name: to_device(getattr(self, name), device) for name in names}
+        return dataclasses.replace(self, **moved)
+
+    def within(self, positions: int, reviews: IntArray) -> Iterator[ReviewBatch]:
+        """Some neighbouring reviews, as many together as have at most so many positions (rows x
+        length with padding). A review's loss needs all its rows: one with more is alone."""
+        counts = np.bincount(self.texts)
+        lengths = np.maximum.reduceat(self.ends.numpy() + 1, np.cumsum(counts) - counts)
+        for group in _neighbours(counts[reviews], lengths[reviews], positions):
+            yield self.part(reviews[group])
 
     def targets(self) -> Tensor:
         """The next ids, for the language-model loss, (R, T): the characters of the review."""
@@ -92,24 +108,34 @@ class Examples:
         most_rows: int | None = None,
     ) -> None:
         self.labels = labels
-        self.rows: list[Tensor] = []
-        counts, lengths = [], []
+        counts, lengths, flat = [], [], array("i")
         for text in texts:
             chunks = rows_of(tokenizer.encode(text), tokenizer.start, block_size)
             counts.append(min(len(chunks), most_rows or len(chunks)))
             for number in range(counts[-1]):
                 row = chunks[number * len(chunks) // counts[-1]]
                 lengths.append(len(row))
-                padding = [] if use_mask else [PAD] * (block_size - len(row))
-                self.rows.append(torch.tensor(row + padding, dtype=torch.int32))
+                flat.extend(row if use_mask else row + [PAD] * (block_size - len(row)))
         self.counts = np.array(counts, np.int64)
         self.lengths = np.array(lengths, np.int64)
         """Of the rows, without padding."""
-        self.states: Sequence[Tensor] | None = None
+        self.widths = self.lengths if use_mask else np.full_like(self.lengths, block_size)
+        """Of the rows, with the padding that is read."""
+        self._starts = np.cumsum(self.widths) - self.widths
+        self._ids = np.array(flat, np.int32)
+        """All rows, one after the other."""
+        self._states: Tensor | None = None
+        """Of the same positions, (positions, E)."""
 
     def __len__(self) -> int:
         """Number of reviews."""
         return len(self.labels)
+
+    @property
+    def largest(self) -> int:
+        """Positions of the review with most: its rows times the longest of them."""
+        begins = np.cumsum(self.counts) - self.counts
+        return int((self.counts * np.maximum.reduceat(self.widths, begins)).max())
 
     def batch(self, reviews: npt.ArrayLike) -> ReviewBatch:
         """Gather reviews by number, padded to the longest row."""
@@ -123,51 +149,64 @@ class Examples:
 
     def gather(self, rows: IntArray) -> tuple[Tensor, Tensor]:
         """ids, (R, T), padded to the longest of these rows, and ends, (R,)."""
-        chosen = [self.rows[row] for row in rows]
-        ids = pad_sequence(chosen, batch_first=True, padding_value=PAD).long()
-        return ids, torch.tensor([len(row) - 1 for row in chosen])
+        places, inside = self._places(rows)
+        ids = np.where(inside, self._ids[places], PAD).astype(np.int64)
+        return torch.from_numpy(ids), torch.from_numpy(self.widths[rows] - 1)
 
-    def keep_states(self, model: Classifier, runtime: Runtime, folder: Path) -> None:
+    def _places(self, rows: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+        """Where the positions of some rows are among all, (R, T), the last again where padded; and
+        which of them are not padded."""
+        widths = self.widths[rows, None]
+        place = np.arange(widths.max())
+        return self._starts[rows, None] + np.minimum(place, widths - 1), place < widths
+
+    def keep_states(
+        self, model: Classifier, runtime: Runtime, folder: Path, positions: int
+    ) -> None:
         """Compute what the last block is given for each row, once, as all below it is frozen.
 
-        The states lie one row after the other in a file in `folder`, which is mapped into memory
-        and has no name any more, so that nothing is left of it when the process ends.
+        They stay on a GPU where they take at most half of its free memory. Otherwise they lie in a
+        file in `folder`, which is mapped into memory and has no name any more, so that nothing is
+        left of it when the process ends.
+
+        Args:
+            positions: computed at a time.
 
         Raises:
             UserError: there is no room for it.
         """
-        lengths, width = [len(row) for row in self.rows], model.config.n_embd
-        size = sum(lengths) * width * runtime.dtype.itemsize
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                # Writing to a mapped file that has no room would kill the process.
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
-                mapped = np.memmap(file, np.uint8, "r+", shape=(size,))
-        except OSError as error:
-            raise UserError(
-                f"no room in {folder} for {size / 2**30:.1f} GiB of states: {error.strerror}",
-                "make room, or set frozen: False",
-            ) from None
-        states = torch.from_numpy(mapped).view(runtime.dtype).view(-1, width).split(lengths)
-        for rows in in_evaluation(model, self.rows_in_order(64), "frozen blocks"):
+        device, dtype, width = runtime.device, runtime.dtype, model.config.n_embd
+        size = len(self._ids) * width * dtype.itemsize
+        if _fits(size, device):
+            states = torch.empty(len(self._ids), width, dtype=dtype, device=device)
+        else:
+            states = _mapped_file(folder, size).view(dtype).view(-1, width)
+        for rows in in_evaluation(model, self.rows_in_order(positions), "frozen blocks"):
             ids_RT, _ = self.gather(rows)
             with torch.no_grad(), runtime.autocast():
-                x_RTE = model.transformer.below_last_block(ids_RT.to(runtime.device))
-            for row, x_TE in zip(rows, x_RTE.to("cpu", runtime.dtype), strict=True):
-                states[row].copy_(x_TE[: lengths[row]])
-        self.states = states
+                x_RTE = model.transformer.below_last_block(to_device(ids_RT, device))
+            places, inside = self._places(rows)
+            real = to_device(torch.from_numpy(np.flatnonzero(inside)), device)
+            target = to_device(torch.from_numpy(places[inside]), states.device)
+            x_NE = x_RTE.flatten(0, 1).index_select(0, real)
+            states.index_copy_(0, target, x_NE.to(states.device, dtype))
+        self._states = states
 
     def states_of(self, rows: IntArray, device: torch.device) -> Tensor | None:
-        """The kept states of some rows, (R, T, E), zeros where padded; None where none is kept."""
-        if self.states is None:
+        """The kept states of some rows, (R, T, E); None where none is kept."""
+        if self._states is None:
             return None
-        return pad_sequence([self.states[row] for row in rows], batch_first=True).to(device)
+        places = torch.from_numpy(self._places(rows)[0])
+        if self._states.device.type == "cpu":
+            return to_device(F.embedding(places, self._states), device)
+        return F.embedding(to_device(places, device), self._states)
 
-    def rows_in_order(self, batch_size: int) -> list[IntArray]:
-        """All rows once, in batches of like length, the longest first."""
-        return _batches(np.argsort(self.lengths, kind="stable")[::-1].copy(), batch_size)
+    def rows_in_order(self, positions: int) -> list[IntArray]:
+        """All rows once, in batches of like length, the longest first; of as many rows as have at
+        most so many positions with padding, or of one."""
+        order = np.argsort(self.lengths, kind="stable")[::-1].copy()
+        groups = _neighbours(np.ones_like(order), self.widths[order], positions)
+        return [order[group] for group in groups]
 
     def epoch(self, batch_size: int, seed: tuple[int, ...]) -> list[IntArray]:
         """All reviews once, by chance, in batches of like length.
@@ -184,6 +223,42 @@ class Examples:
 
 def _batches(order: IntArray, size: int) -> list[IntArray]:
     return np.split(order, np.arange(size, len(order), size))
+
+
+def _neighbours(rows: IntArray, lengths: IntArray, positions: int) -> list[IntArray]:
+    """The numbers of neighbours, as many together as have at most so many positions, or one.
+
+    Args:
+        rows, lengths: of each one, how many rows it has, and the length of the longest, (N,).
+    """
+    cuts, count, longest = [], 0, 0
+    for number, (more, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=True)):
+        count, longest = count + more, max(longest, length)
+        if count > more and count * longest > positions:
+            cuts.append(number)
+            count, longest = more, length
+    return np.split(np.arange(len(rows)), cuts)
+
+
+def _fits(size: int, device: torch.device) -> bool:
+    """Whether so many bytes may stay on a device."""
+    return device.type == "cuda" and 2 * size <= torch.cuda.mem_get_info(device)[0]
+
+
+def _mapped_file(folder: Path, size: int) -> Tensor:
+    """So many bytes in a file without a name, mapped into memory."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # Writing to a mapped file that has no room would kill the process.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(size,)))
+    except OSError as error:
+        raise UserError(
+            f"no room in {folder} for {size / 2**30:.1f} GiB of states: {error.strerror}",
+            "make room, or set frozen: False",
+        ) from None
 
 
 def rows_of(ids: list[int], start: int, block_size: int) -> list[list[int]]:

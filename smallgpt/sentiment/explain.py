@@ -94,7 +94,7 @@ def explain(predictor: Predictor, text: str) -> Explanation:
     ((_, prediction),) = predictor.predict_each(text)
     verdict = predictor.names.index(prediction.label)
     examples = predictor.rows_of([text])
-    rows = len(examples.rows)
+    rows = len(examples.lengths)
     shares: list[float] = []
     difference = 0.0
     for row in range(rows):

@@ -19,8 +19,6 @@ from smallgpt.tokenizer.characters import UNK, Tokenizer
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
-ROWS_AT_A_TIME = 64
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -64,7 +62,7 @@ class Predictor:
     def _judged(self, given: list[str]) -> list[Prediction]:
         if not given:
             return []
-        verdicts = judge(self.model, self.rows_of(given), self.runtime, ROWS_AT_A_TIME)
+        verdicts = judge(self.model, self.rows_of(given), self.runtime, self.config.max_positions)
         assert verdicts is not None
         return [
             Prediction(self.names[row.argmax()], dict(zip(self.names, row.tolist(), strict=True)))

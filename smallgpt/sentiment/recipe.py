@@ -26,7 +26,8 @@ from smallgpt.model.classifier import Classifier
 from smallgpt.sentiment import baseline, report
 from smallgpt.sentiment.task import ReviewTask, judge
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
-from smallgpt.training import resume
+from smallgpt.training import memory, resume
+from smallgpt.training.memory import gib, positions_apart
 from smallgpt.training.resume import Resumed
 from smallgpt.training.trainer import Trainer
 from smallgpt.utils.errors import UserError, note
@@ -56,11 +57,13 @@ def run(
         with launch.join(config, command) as world:
             if world.is_first:
                 resume.lock(root, held)
-            task, trainer = _prepare(config, typed, world)
+            task, trainer, needed = _prepare(config, typed, world)
             if not trainer.is_finished:
                 if config.frozen:
                     task.keep_states()
                 trainer.train(command)
+                if not config.frozen:  # the states that it keeps are not in `needed`
+                    memory.tell_peak(task.runtime, needed)
         # The first process goes on alone: the others need not wait for the test.
         if not world.is_first:
             return root
@@ -69,7 +72,10 @@ def run(
         return best
 
 
-def _prepare(config: SentimentConfig, typed: Set[str], world: World) -> tuple[ReviewTask, Trainer]:
+def _prepare(
+    config: SentimentConfig, typed: Set[str], world: World
+) -> tuple[ReviewTask, Trainer, float]:
+    """The task, the trainer, and the bytes that training is expected to take."""
     # 1. Reviews: read, and split by label.
     resumed = resume.find(config, world, classifier=True)
     reviews, split = read_and_split(config, resumed.stored.labels if resumed else None)
@@ -104,14 +110,18 @@ def _prepare(config: SentimentConfig, typed: Set[str], world: World) -> tuple[Re
         )
         soft_labels = world.share(asked)
     task = ReviewTask(config, here, model, tokenizer, reviews, split, soft_labels, world)
-    _describe_run(task, source)
+    most = -(-config.train_batch // (config.accumulate * world.size)) * task.examples.largest
+    parts = positions_apart(config.max_positions, most, task.examples.largest)
+    of_tokens = config.lm_weight > 0 or config.pooling != "last"
+    needed = memory.check(config, here, model, parts, of_tokens)
+    _describe_run(task, source, needed)
     if world.is_first and not resumed:
         _tell_what_base_has_learnt(source, reviews.part(split.test).texts)
     trainer = Trainer(config, here, task, world)
     if resumed:
         note(f"going on from {resumed.stored.path}")
         trainer.load_state(resumed.state, resumed.stored.manifest)
-    return task, trainer
+    return task, trainer, needed
 
 
 def _refuse_other_reviews(resumed: Resumed, config: SentimentConfig, read: str) -> None:
@@ -167,7 +177,7 @@ def restore(
     return model
 
 
-def _describe_run(task: ReviewTask, source: Checkpoint) -> None:
+def _describe_run(task: ReviewTask, source: Checkpoint, needed: float) -> None:
     config, reviews, split = task.config, task.reviews, task.split
     by_label = ", ".join(
         f"{name}: {int((reviews.labels == n).sum()):,}" for n, name in enumerate(reviews.names)
@@ -185,6 +195,7 @@ def _describe_run(task: ReviewTask, source: Checkpoint) -> None:
     note(f"learning: {learning:.2f} M parameters{' (the rest is frozen)' if config.frozen else ''}")
     processes = task.world.size
     note(f"device: {task.runtime}" + (f"; {processes} processes" if processes > 1 else ""))
+    note(f"memory: about {gib(needed)} for training" + (" each" if processes > 1 else ""))
 
 
 def _tell_unknown_characters(texts: list[str], tokenizer: Tokenizer) -> None:
@@ -210,7 +221,8 @@ def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
     config, reviews, split, best = task.config, task.reviews, task.split, trainer.best
     task.model.load_state_dict(checkpoint.load(path, classifier=True).weights)
     began = time.perf_counter()
-    verdicts = judge(task.model, task.examples_of(split.test), task.runtime, config.test_batch)
+    test = task.examples_of(split.test)
+    verdicts = judge(task.model, test, task.runtime, config.max_positions)
     assert verdicts is not None and best is not None
     judging = time.perf_counter() - began
     note("training the baseline ...")

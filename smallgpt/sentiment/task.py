@@ -1,5 +1,6 @@
 """What a classifier learns from, and its verdict on reviews it does not learn from."""
 
+import dataclasses
 import math
 import shlex
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from smallgpt.data.reviews import IntArray, Reviews, Split, fingerprint, hashes
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.classifier import Classifier, mean_by_text
 from smallgpt.model.loss import IGNORED
-from smallgpt.runtime import Runtime
+from smallgpt.runtime import Runtime, to_device
 from smallgpt.sentiment.examples import Examples, ReviewBatch
 from smallgpt.tokenizer.characters import Tokenizer
 from smallgpt.training.trainer import Task
@@ -27,8 +28,6 @@ from smallgpt.training.validation import in_evaluation
 from smallgpt.utils.commands import python_command
 
 FloatArray = npt.NDArray[np.float32]
-Part = tuple[ReviewBatch, float, float]
-"""Some reviews of a step; of all of it: how many reviews, and how many characters."""
 MOST_ROWS_TO_LEARN = 16
 """Of a longer review so many rows are learnt from."""
 
@@ -63,6 +62,23 @@ class Verdicts:
         return f"validation loss {loss:.4f}, accuracy {accuracy:.2f} %"
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some reviews of a step.
+
+    reviews, characters: how many all of it has.
+    targets, soft_labels, states: what else of these reviews the loss needs, if anything; only on
+        the device (see ReviewTask.on_device).
+    """
+
+    batch: ReviewBatch
+    reviews: float
+    characters: float
+    targets: Tensor | None = None
+    soft_labels: Tensor | None = None
+    states: Tensor | None = None
+
+
 class ReviewTask(Task):
     """Learning the labels of reviews (see training.trainer.Task).
 
@@ -92,6 +108,7 @@ class ReviewTask(Task):
         self.examples = self.examples_of(split.train, MOST_ROWS_TO_LEARN)
         self.validation = self.examples_of(split.validation)
         self.soft_labels = None if soft_labels is None else torch.from_numpy(soft_labels)
+        self.saves_memory = f"lower max_positions (now {config.max_positions:,})"
         if config.frozen:
             model.freeze()
         self.steps_per_epoch = -(-len(self.examples) // config.train_batch)
@@ -125,11 +142,14 @@ class ReviewTask(Task):
     def keep_states(self) -> None:
         """Compute the states of frozen blocks once, in the folder of the run. Only now that the
         model is replicated do all processes have its weights."""
+        config = self.config
+        folder = Path(config.checkpoint_root)
         for examples in (self.examples, self.validation):
-            examples.keep_states(self.model, self.runtime, Path(self.config.checkpoint_root))
+            examples.keep_states(self.model, self.runtime, folder, config.max_positions)
 
     def parts(self, step: int, count: int) -> tuple[Sequence[Part], int]:
-        """The reviews of a step in `count` parts of nearly equal size."""
+        """The reviews of a step in `count` parts of nearly equal size; where one of them has more
+        than `max_positions`, in several."""
         config = self.config
         epoch, at = divmod(step, int(self.steps_per_epoch))
         if self._epoch[0] != epoch:
@@ -140,39 +160,51 @@ class ReviewTask(Task):
         if config.character_dropout:
             batch = batch.with_gaps(config.character_dropout, (config.seed, 10, step))
         parts: list[Part] = []
-        for part in np.array_split(np.arange(len(batch.labels)), count):
-            if len(part):
-                parts.append((batch.part(part), len(batch.labels), characters))
+        for some in np.array_split(np.arange(len(batch.labels)), count):
+            if len(some):
+                within = batch.within(config.max_positions, some)
+                parts += [Part(part, len(batch.labels), characters) for part in within]
             else:  # there is no review left for it: it computes one that does not count
-                parts.append((batch.part(np.arange(1)), math.inf, math.inf))
+                parts.append(Part(batch.part(np.arange(1)), math.inf, math.inf))
         return parts, tokens
+
+    def on_device(self, part: Part) -> Part:
+        """The part with all that `loss` needs, on the device."""
+        batch, device = part.batch, self.runtime.device
+        soft_labels = None
+        if self.soft_labels is not None:
+            soft_labels = to_device(self.soft_labels[torch.from_numpy(batch.reviews)], device)
+        return dataclasses.replace(
+            part,
+            batch=batch.to(device),
+            targets=to_device(batch.targets(), device) if self.config.lm_weight else None,
+            soft_labels=soft_labels,
+            states=self.examples.states_of(batch.rows, device),
+        )
 
     def loss(self, network: nn.Module, part: Part) -> Tensor:
         """Cross entropy of the labels (and soft labels), mean over reviews, and `lm_weight` times
         the mean over characters: what the part adds to these means."""
-        config, (batch, reviews, characters) = self.config, part
-        device = self.runtime.device
-        ids, ends, labels = batch.ids.to(device), batch.ends.to(device), batch.labels.to(device)
+        config, batch = self.config, part.batch
         with self.runtime.autocast():
-            if config.lm_weight:
-                logits, summed = network(ids, ends, batch.targets().to(device))
+            if part.targets is not None:
+                logits, summed = network(batch.ids, batch.ends, part.targets)
             else:
-                logits = network(ids, ends, None, self.examples.states_of(batch.rows, device))
-        logits = mean_by_text(logits, batch.texts.to(device), len(labels))
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        if self.soft_labels is not None:
-            soft = self.soft_labels[torch.from_numpy(batch.reviews)].to(device)
-            towards = F.cross_entropy(logits, soft, reduction="sum")
+                logits = network(batch.ids, batch.ends, None, part.states)
+        logits = mean_by_text(logits, batch.texts, len(batch.labels))
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        if part.soft_labels is not None:
+            towards = F.cross_entropy(logits, part.soft_labels, reduction="sum")
             loss = loss + config.reference_weight * (towards - loss)
-        loss = loss / reviews
-        if config.lm_weight:
-            loss = loss + config.lm_weight * summed / characters
+        loss = loss / part.reviews
+        if part.targets is not None:
+            loss = loss + config.lm_weight * summed / part.characters
         return loss
 
     def validate(self, stopped: Callable[[], bool]) -> Verdicts | None:
         """The verdicts on the reviews kept for validation."""
-        batch_size = self.config.test_batch
-        return judge(self.model, self.validation, self.runtime, batch_size, stopped, self.world)
+        positions = self.config.max_positions
+        return judge(self.model, self.validation, self.runtime, positions, stopped, self.world)
 
 
 @torch.inference_mode()
@@ -180,22 +212,24 @@ def judge(
     model: Classifier,
     examples: Examples,
     runtime: Runtime,
-    batch_size: int,
+    positions: int,
     stopped: Callable[[], bool] = lambda: False,
     world: World = ALONE,
 ) -> Verdicts | None:
     """The mean logits of every review; None where a process was stopped.
 
     Args:
-        batch_size: rows computed at a time, which changes nothing.
+        positions: computed at a time, which changes nothing.
         world: the processes that take turns with the batches; all get the result of all.
     """
-    logits_RC = torch.zeros(len(examples.rows), model.score.out_features)
-    for rows in in_evaluation(model, examples.rows_in_order(batch_size), "judging", stopped, world):
-        ids_RT, ends_R = (t.to(runtime.device) for t in examples.gather(rows))
+    device = runtime.device
+    classes = model.score.out_features
+    logits_RC = torch.zeros(len(examples.lengths), classes, device=device)
+    for rows in in_evaluation(model, examples.rows_in_order(positions), "judging", stopped, world):
+        ids_RT, ends_R = (to_device(tensor, device) for tensor in examples.gather(rows))
         with runtime.autocast():
-            some = model(ids_RT, ends_R, None, examples.states_of(rows, runtime.device))
-        logits_RC[torch.from_numpy(rows)] = some.float().cpu()
+            some = model(ids_RT, ends_R, None, examples.states_of(rows, device))
+        logits_RC.index_copy_(0, to_device(torch.from_numpy(rows), device), some.float())
     if any(world.sum(stopped())):
         return None
     logits_RC = torch.tensor(world.sum(*logits_RC.flatten().tolist())).view(logits_RC.shape)

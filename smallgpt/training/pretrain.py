@@ -21,10 +21,10 @@ from smallgpt.data.packing import Batch, PackedRows, RowOrder
 from smallgpt.distributed import launch
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.gpt import GPT
-from smallgpt.model.loss import CHUNK
 from smallgpt.runtime import Runtime
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
-from smallgpt.training import resume
+from smallgpt.training import memory, resume
+from smallgpt.training.memory import gib, rows_apart
 from smallgpt.training.trainer import Task, Trainer
 from smallgpt.training.validation import (
     Validation,
@@ -96,12 +96,16 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
             model.load_state_dict(checkpoint.weights_for_vocabulary(base, tokenizer))
         added = counted(len(tokenizer) - len(base.tokenizer), "new character")
         note(f"base: {base.path}; {added} added to its vocabulary")
+        base.weights.clear()
+    needed = memory.check(config, here, model, rows_apart(config, world.size))
     model.to(here.device).train()
     task = DialogueTask(config, here, model, tokenizer, train_rows, validation_rows, world)
     trainer = Trainer(config, here, task, world)
     if resumed and not trainer.load_state(resumed.state, resumed.stored.manifest):
         note("the checkpoint knows no place in this text: its rows begin from the start")
-    _describe_run(config, here, task, trainer.last_step)
+    if resumed:
+        resumed.release()
+    _describe_run(config, here, task, trainer.last_step, needed)
 
     # 4. Loop: step, and once in a while validate and save.
     if resumed and trainer.is_finished:
@@ -113,6 +117,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         note(f"to train on, raise {'patience' if early else limit}")
         return path
     path = trainer.train(command)
+    memory.tell_peak(here, needed)
     note(f"done: the model is in {path}")
     note(task.how_to_use(trainer.best_checkpoint(path)))
     return path
@@ -259,7 +264,9 @@ def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
     return replace(config, vocab_size=config.vocab_size or needed)
 
 
-def _describe_run(config: Config, here: Runtime, task: DialogueTask, last_step: int) -> None:
+def _describe_run(
+    config: Config, here: Runtime, task: DialogueTask, last_step: int, needed: float
+) -> None:
     model, rows, processes = task.model, task.rows, task.world.size
     describe(rows.corpus)
     if rows.id_map is not None:
@@ -282,18 +289,4 @@ def _describe_run(config: Config, here: Runtime, task: DialogueTask, last_step: 
     passes = last_step / task.steps_per_epoch
     about = f"about {passes:,.{0 if passes >= 10 else 1}f} passes over the text"
     note(f"length: {counted(last_step, 'step')}, {about}")
-    memory = _expected_memory(config, here, model, processes) / 2**30
-    note(f"memory: about {memory:.1f} GiB for training" + (" each" if processes > 1 else ""))
-
-
-def _expected_memory(config: Config, here: Runtime, model: GPT, processes: int) -> float:
-    """Rough bytes at the peak of a step in one process; measured ones are in docs/log.md."""
-    width = here.dtype.itemsize
-    rows = config.train_batch // (config.accumulate * processes)
-    total = 16.0 * sum(p.numel() for p in model.parameters())  # weights, gradients, two moments
-    total += CHUNK * config.vocab_size * (width + 8)  # logits, see loss.next_token_loss
-    activations = 22 * config.n_embd * config.block_size * width
-    if here.device.type == "cpu":
-        activations += config.n_head * config.block_size**2 * width  # see model.attend
-        total += 0.4 * 2**30  # the program
-    return total + rows * config.n_layer * activations
+    note(f"memory: about {gib(needed)} for training" + (" each" if processes > 1 else ""))

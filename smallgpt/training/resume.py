@@ -26,6 +26,11 @@ class Resumed:
     stored: Checkpoint
     state: dict[str, Any]
 
+    def release(self) -> None:
+        """Let go of weights and state, once the model and the optimizers have them."""
+        self.stored.weights.clear()
+        self.state.clear()
+
 
 def lock(root: Path, held: ExitStack) -> None:
     """Keep other runs out of `root` as long as `held` lasts.

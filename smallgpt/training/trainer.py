@@ -62,10 +62,13 @@ class Task(ABC):
     steps_per_epoch: float
     keeps_every_best = False
     """Whether a checkpoint is written whenever a validation is the best so far."""
+    saves_memory = "raise accumulate or lower train_batch"
+    """What to change where a step does not fit into memory."""
 
     @abstractmethod
     def parts(self, step: int, count: int) -> tuple[Sequence[Any], int]:
-        """The batch of a step in `count` parts, and how many tokens it has, without padding.
+        """The batch of a step in `count` parts, or more where memory is short, and how many tokens
+        it has, without padding.
 
         A function of the seed and the step alone, so that any run can be resumed.
         """
@@ -194,7 +197,7 @@ class Trainer:
             reason = (str(error).splitlines() or ["the system has no more"])[0]
             raise UserError(
                 f"out of memory at step {self.completed + 1}: {reason}",
-                f"raise accumulate (now {self.config.accumulate}) or lower train_batch",
+                self.task.saves_memory,
             ) from None
         finally:
             metrics.close()

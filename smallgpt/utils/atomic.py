@@ -36,11 +36,11 @@ def directory(target: Path) -> Iterator[Path]:
         new.mkdir()
         yield new
         for path in (*new.iterdir(), new):
-            _to_disk(path)
+            to_disk(path)
         if target.exists():
             target.rename(work / "old")
         new.rename(target)  # where this fails, `_discard` puts the old one back
-        _to_disk(target.parent)
+        to_disk(target.parent)
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def is_device(path: Path) -> bool:
 
 def put(work: Path, target: Path) -> None:
     """Make a finished file, on the same disk, `target`; an existing one is replaced."""
-    _to_disk(work)
+    to_disk(work)
     work.replace(target)
 
 
@@ -154,7 +154,7 @@ def _discard(work: Path, target: Path, lock: FileLock) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """fsync, so that a power cut after the renaming finds the contents too."""
     if os.name != "posix":
         return  # there, only a file opened for writing can be flushed

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from smallgpt.data.reviews import read_reviews
 from smallgpt.model.gpt import GPT
 from smallgpt.sentiment import ablation, baseline, recipe
 from smallgpt.sentiment.explain import explain
+from smallgpt.sentiment.task import ReviewTask
+from smallgpt.training import memory
 from smallgpt.training.trainer import Trainer
+from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refusal
 from tests.helpers.processes import REPOSITORY, forked, losses
 from tests.helpers.reviews import classifier_config, write_reviews
@@ -134,17 +138,20 @@ def test_metrics_and_checkpoints_of_a_run(trained: Path, tmp_path: Path) -> None
     [
         {"lm_weight": 0.3, "character_dropout": 0.2, "reference_weight": 0.5, "train_batch": 7},
         {"frozen": True, "use_mask": False, "accumulate": 2, "train_batch": 10},
+        {"train_batch": 9, "max_positions": 50},
     ],
 )
 def test_the_number_of_processes_does_not_change_the_run(
     trained: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """Also where the last batch of an epoch has fewer reviews than there are parts."""
+    """Also where the last batch of an epoch has fewer reviews than there are parts, and where the
+    processes have unequal numbers of parts."""
     alone = tmp_path / "alone"
     alone.mkdir()
     write_reviews(tmp_path / "reviews.csv", 90, seed=3)
     plan = classifier_config(tmp_path, trained, max_steps=20, eval_freq=5, **changes)
-    recipe.run(dataclasses.replace(plan, checkpoint_root=str(alone / "run")))
+    whole = dataclasses.replace(plan, max_positions=10**6)
+    recipe.run(dataclasses.replace(whole, checkpoint_root=str(alone / "run")))
     (tmp_path / "run.yaml").write_text(config_to_yaml(plan), "utf-8")
     script = REPOSITORY / "sentimentalTrain.py"
     done = forked(tmp_path, "run.yaml", processes=3, program=script)
@@ -158,6 +165,37 @@ def test_the_number_of_processes_does_not_change_the_run(
     assert done.stdout.count("baseline") == 1
     for said in ("3 processes", "step 20: validation", "use it: "):
         assert done.stderr.count(said) == 1, done.stderr
+
+
+def test_out_of_memory_says_what_to_lower(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ReviewTask, "loss", fail)
+    said = refusal(lambda: recipe.run(classifier_config(tmp_path, trained)))
+    assert "out of memory at step 1" in said and "lower max_positions (now 6,144)" in said
+
+
+def test_a_gpu_that_is_too_small_is_told_before_training(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe.run(classifier_config(tmp_path, trained, max_steps=1))
+    assert "memory: about 0.4 GiB for training" in capsys.readouterr().err
+
+    def check(config: Any, here: Any, model: Any, parts: Iterator[memory.Part], *_: Any) -> float:
+        settings, positions, _ = zip(*parts, strict=True)
+        assert settings[0] == "max_positions: 6144"
+        assert positions[0] == 8 * positions[-1]  # the 8 reviews of a step, and one of them
+        raise UserError("it has too little", f"set {settings[-1]}")
+
+    monkeypatch.setattr(memory, "check", check)
+    other = classifier_config(tmp_path, trained, checkpoint_root=str(tmp_path / "other"))
+    assert "set max_positions: " in refusal(lambda: recipe.run(other))
 
 
 def test_on_resume_the_shape_is_the_checkpoints(trained: Path, tmp_path: Path) -> None:

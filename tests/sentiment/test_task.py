@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from smallgpt.data.reviews import Reviews, Split
 from smallgpt.model.classifier import Classifier
 from smallgpt.model.loss import IGNORED
 from smallgpt.runtime import Runtime
+from smallgpt.sentiment import examples as sentiment_examples
 from smallgpt.sentiment.examples import Examples, rows_of
-from smallgpt.sentiment.task import ReviewTask, Verdicts, judge
+from smallgpt.sentiment.task import Part, ReviewTask, Verdicts, judge
 from smallgpt.tokenizer.characters import PAD, UNK
 from smallgpt.training.trainer import Trainer
 from tests.helpers.commands import refusal
@@ -56,6 +59,12 @@ def plain_logits(model: Classifier, ids: list[int], end: int) -> Tensor:
     return model.score(torch.cat([x[end], x[: end + 1].mean(0)]) if model.with_mean else x[end])
 
 
+def test_the_largest_review_is_the_one_with_most_positions() -> None:
+    assert examples().largest == 4 * 26  # 96 characters in rows of 24 and two marks
+    assert examples(use_mask=False).largest == 4 * TINY.block_size
+    assert examples(texts=["好", "好" * 7, "不"]).largest == 9
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("bias", [True, False])
@@ -64,7 +73,7 @@ def test_each_review_has_the_mean_logits_of_its_rows_alone(
     use_mask: bool, bias: bool, pooling: str
 ) -> None:
     model = classifier(bias=bias, pooling=pooling)
-    verdicts = judge(model, examples(use_mask), CPU, batch_size=3)
+    verdicts = judge(model, examples(use_mask), CPU, positions=90)
     assert verdicts is not None
     for text, logits in zip(TEXTS, verdicts.logits, strict=True):
         rows = rows_of(TOKENIZER.encode(text), TOKENIZER.start, TINY.block_size)
@@ -130,7 +139,7 @@ def trainer(**changes: Any) -> Trainer:
 
 def verdicts_of(run: Trainer) -> Verdicts:
     task: Any = run.task
-    verdicts = judge(task.model, task.examples, CPU, batch_size=4)
+    verdicts = judge(task.model, task.examples, CPU, positions=99)
     assert verdicts is not None
     return verdicts
 
@@ -160,11 +169,45 @@ def test_kept_states_change_nothing(tmp_path: Path, use_mask: bool, pooling: str
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_nothing_waits_for_the_device_but_the_last_logits(
+    monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    """On the meta device, where nothing has contents: who asks for them, and would wait for a GPU,
+    gets an error."""
+    monkeypatch.setattr(sentiment_examples, "_fits", lambda size, device: True)
+    one = trainer(frozen=frozen, max_positions=80, reference_weight=0.5)
+    task: Any = one.task
+    task.runtime = Runtime(torch.device("meta"), torch.float32, "for tests")
+    task.model = one.model.to("meta")
+    if frozen:
+        task.keep_states()
+    for part in task.parts(0, 1)[0]:
+        task.loss(task.model, task.on_device(part)).backward()
+    asked = itertools.count()
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        task.validate(lambda: next(asked) < 0)
+    assert next(asked) == len(task.validation.rows_in_order(80)) + 1
+
+
+def test_states_that_stay_on_the_device_are_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, kept = (trainer(frozen=True, checkpoint_root=str(tmp_path)) for _ in range(2))
+    tasks: list[Any] = [file.task, kept.task]
+    tasks[0].keep_states()
+    monkeypatch.setattr(sentiment_examples, "_fits", lambda size, device: True)
+    monkeypatch.setattr(sentiment_examples, "_mapped_file", None)
+    tasks[1].keep_states()
+    for _ in range(3):
+        assert file.step() == kept.step()
+
+
 def test_frozen_states_need_room(tmp_path: Path) -> None:
     task: Any = trainer().task
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
-    said = refusal(lambda: task.examples.keep_states(task.model, CPU, in_the_way))
+    said = refusal(lambda: task.examples.keep_states(task.model, CPU, in_the_way, 99))
     assert "set frozen: False" in said
 
 
@@ -188,6 +231,53 @@ def test_accumulation_gives_the_same_weights(changes: dict[str, Any]) -> None:
     torch.testing.assert_close(
         whole.model.state_dict(), parts.model.state_dict(), atol=1e-4, rtol=1e-3
     )
+
+
+def gradients(run: Trainer, parts: Sequence[Part]) -> Tensor:
+    """Of the losses of some parts together, all in one vector."""
+    run.model.zero_grad()
+    for part in parts:
+        run.task.loss(run.network, run.task.on_device(part)).backward()
+    learnt = [p for p in run.model.parameters() if p.requires_grad]
+    return torch.cat([p.grad.flatten() for p in learnt if p.grad is not None])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"use_mask": False, "frozen": True},
+        {"lm_weight": 0.5, "accumulate": 2},
+        {"character_dropout": 0.3, "reference_weight": 0.5},
+    ],
+)
+def test_max_positions_splits_a_step_and_changes_nothing(
+    changes: dict[str, Any], processes: int
+) -> None:
+    one = trainer(**(changes | {"train_batch": len(TEXTS), "max_positions": 80}))
+    whole = trainer(**(changes | {"train_batch": len(TEXTS), "accumulate": 1}))
+    (everything,), tokens = whole.task.parts(0, 1)
+    count = one.config.accumulate * processes
+    parts, same = one.task.parts(0, count)
+    assert same == tokens and len(parts) >= max(3, count)
+    for part in parts:
+        assert part.batch.ids.numel() <= 80 or len(part.batch.labels) == 1
+    assert max(part.batch.ids.numel() for part in parts) > 80  # a review is not split
+    reviews = np.concatenate([part.batch.reviews for part in parts])
+    assert reviews.tolist() == everything.batch.reviews.tolist()
+    own = [gradients(one, parts[rank::processes]) for rank in range(processes)]
+    expected = gradients(whole, [everything])
+    assert (sum(own) - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_what_is_judged_at_a_time_has_so_many_positions() -> None:
+    data = examples()
+    batches = data.rows_in_order(70)
+    assert sorted(np.concatenate(batches)) == list(range(len(data.lengths)))
+    sizes = [data.gather(rows)[0].numel() for rows in batches]
+    assert max(sizes) <= 70 and len(sizes) < len(data.lengths)
+    assert [len(rows) for rows in data.rows_in_order(1)] == [1] * len(data.lengths)
 
 
 @pytest.mark.parametrize(
