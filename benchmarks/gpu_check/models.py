@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -98,7 +99,7 @@ def _write_reviews(file: Path, count: int) -> None:
 def _fine_tune(config: SentimentConfig) -> Figures:
     """An epoch as sentimentalTrain.py runs it, but without the test."""
     with own_root(config) as config:
-        task, trainer = recipe._prepare(config, set(), ALONE)
+        task, trainer, expected = recipe._prepare(config, set(), ALONE)
         validating = 0.0
         validate = task.validate
 
@@ -108,8 +109,8 @@ def _fine_tune(config: SentimentConfig) -> Figures:
             validating += seconds
             return result
 
-        task.validate = timed_validation  # type: ignore[method-assign,assignment]
-        seconds, _ = timed(lambda: trainer.train("gpu_check"))
+        with patch.object(task, "validate", timed_validation):
+            seconds, _ = timed(lambda: trainer.train("gpu_check"))
         steps, training = trainer.completed, trainer.seconds
         largest = _most_positions(task)
     cuda = config.device.startswith("cuda")
@@ -119,6 +120,8 @@ def _fine_tune(config: SentimentConfig) -> Figures:
         "saving_share": max(0.0, 1 - (training + validating) / seconds),
         "steps": steps,
         "most_positions": largest,
+        "expected_gb": expected / 1e9,
+        "allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0,
         "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if cuda else 0.0,
     }
 
@@ -133,7 +136,7 @@ def _most_positions(task: ReviewTask) -> int:
 def _epochs(config: SentimentConfig, count: int) -> list[float]:
     """Seconds of each epoch; the first one includes computing the states that are kept."""
     with own_root(config) as config:
-        task, trainer = recipe._prepare(config, set(), ALONE)
+        task, trainer, _ = recipe._prepare(config, set(), ALONE)
         seconds = []
         began = time.perf_counter()
         task.keep_states()
@@ -148,10 +151,12 @@ def judge_sentiment(figures: Figures) -> list[Row]:
     """The largest steps fit, saving is no burden, and kept states are worth it."""
     most, enough, share = figures["most_positions"], figures["large_step"], figures["saving_share"]
     times = figures["training"] / figures["frozen_epochs"][1]
+    sizes = [figures[f"{name}_gb"] for name in ("allocated", "expected", "reserved")]
+    memory = ", ".join(f"{gigabytes:.2f}" for gigabytes in sizes) + " GB"
     shown = ", ".join(f"{seconds:.1f}" for seconds in figures["frozen_epochs"])
     return [
         must("positions of the largest step", f"{most:,}", f"at least {enough:,}", most >= enough),
-        Row("reserved", f"{figures['reserved_gb']:.2f} GB"),
+        Row("allocated, expected, reserved", memory),
         Row(f"an epoch of {figures['steps']} steps", f"{figures['seconds']:.1f} s"),
         target("saving, of that", f"{share:.0%}", "at most 20 %", share <= 0.2),
         Row("frozen, epochs 1 and 2", f"{shown} s"),

@@ -20,6 +20,8 @@ from benchmarks.measure import timed
 from benchmarks.training import OurSide
 from smallgpt import runtime
 from smallgpt.config import Config
+from smallgpt.training import memory
+from smallgpt.training.memory import rows_apart
 from smallgpt.training.pretrain import DialogueTask
 from smallgpt.utils.errors import UserError
 
@@ -92,6 +94,7 @@ def measure_training(config: Config, setting: Setting) -> Figures:
     first_seconds, results = timed(lambda: run_steps(side.trainer, 1), device)
     results += run_steps(side.trainer, setting.warm_up)
     seconds, timed_results = timed(lambda: run_steps(side.trainer, setting.steps), device)
+    expected = memory.expected(config, side.here, side.trainer.model, next(rows_apart(config, 1)))
     rate = setting.steps * config.train_batch * config.block_size / seconds
     return {
         "precision": str(side.here.dtype).removeprefix("torch."),
@@ -101,6 +104,7 @@ def measure_training(config: Config, setting: Setting) -> Figures:
         "step_seconds": seconds / setting.steps,
         "positions_per_second": rate,
         "utilisation": 6 * side.parameters * rate / setting.peak,
+        "expected_gb": expected / 1e9,
         "allocated_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0,
         "reserved_gb": torch.cuda.max_memory_reserved() / 1e9 if cuda else 0.0,
         "losses": [result.loss for result in results + timed_results],
@@ -121,9 +125,16 @@ def judge_training(figures: Figures, allocated: float, reserved: float) -> list[
     """Utilisation is 6 x parameters x positions a second, without attention, by the peak of the
     matrix product; most memory in GB."""
     share, losses = figures["utilisation"], figures["losses"]
+    expected, off = figures["expected_gb"], figures["allocated_gb"] / figures["expected_gb"] - 1
     speed = f"{1000 * figures['step_seconds']:.1f} ms, {figures['positions_per_second']:,.0f}"
     return [
         must(f"allocated, {figures['precision']}", *_at_most(figures["allocated_gb"], allocated)),
+        target(
+            "allocated, against what was expected",
+            f"{off:+.0%} of {expected:.2f} GB",
+            f"{memory.MARGIN:.0%} apart",
+            abs(off) <= memory.MARGIN,
+        ),
         must("reserved", *_at_most(figures["reserved_gb"], reserved)),
         must(
             "loss, first and last step",
