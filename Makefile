@@ -10,7 +10,7 @@ DEMO_TEXT := data/smalltalk.txt
 DEMO_ROOT := checkpoints/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed drill format docs pictures bench bench-time bench-scaling bench-sentiment bench-gpu sentiment-full clean
+.PHONY: help demo test test-slow test-distributed drill format docs pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full clean
 
 # `##@ …` begins a group; `target: … ## …` is a line of it.
 ##@ First steps
@@ -39,8 +39,13 @@ bench-scaling: $(VENV)/.dev ## Measure two processes against one
 bench-sentiment: $(VENV)/.dev ## Measure fine-tuning a classifier against the plain recipe
 	@$(BIN)/python -m benchmarks.sentiment
 
-bench-gpu: $(VENV)/.dev ## Measure training of 90M and 300M on a GPU; skips without one
-	@$(BIN)/python -m benchmarks.training --device cuda --size 90M --size 300M
+# A PYTHON whose torch has a card needs no environment: a machine with a card may have no package index.
+WITH_CARD := import sys, torch; sys.exit(not torch.cuda.is_available())
+OPTIONS ?=
+gpu-check: ## Check everything on an NVIDIA card (9 minutes; OPTIONS=--help); skips without one
+	@if $(PYTHON) -c '$(WITH_CARD)' >/dev/null 2>&1; then python=$(PYTHON); else \
+		$(MAKE) --no-print-directory $(VENV)/.run && python=$(BIN)/python; fi && \
+		$$python -m benchmarks.gpu_check $(OPTIONS)
 
 # HOTELS trains and tests the classifier; DOMAINS adds labels, CHATS adds text. As they are few, the language
 # model reads the hotel reviews (without the test part) three times.

@@ -78,13 +78,13 @@ class Plain:
 class Ours:
     """Our model as chat has it in `dtype`, with random weights; made in its own process."""
 
-    def __init__(self, size: str, dtype: str) -> None:
+    def __init__(self, size: str, dtype: str, device: torch.device = CPU) -> None:
         shape = shape_of(size)
         weights = GPT(shape).state_dict()
         self.vocab_size = shape.vocab_size
-        precision = choose_precision(dtype, CPU, sum(w.numel() for w in weights.values()))
+        precision = choose_precision(dtype, device, sum(w.numel() for w in weights.values()))
         self.model = inference.load_inference_weights(
-            huggingface.hollow_model(shape).eval(), weights, precision.dtype, precision.int8, CPU
+            huggingface.hollow_model(shape).eval(), weights, precision.dtype, precision.int8, device
         )
         matrices = [w for name, w in weights.items() if name.startswith("h.") and w.dim() == 2]
         layers, head = sum(m.numel() for m in matrices), weights["wte.weight"].numel()
@@ -169,11 +169,7 @@ def compare_startup(size: str, rounds: int) -> None:
     note(f"{size}: writing a checkpoint")
     os.environ.pop("GOMP_SPINCOUNT", None)
     with tempfile.TemporaryDirectory() as folder:
-        shape = shape_of(size)
-        characters = [chr(0x4E00 + number) for number in range(shape.vocab_size - 3)]
-        path = checkpoint.save(
-            Path(folder), 1, shape, Tokenizer(characters), GPT(shape).state_dict(), {}, {}
-        )
+        path = save_random(shape_of(size), Path(folder))
         importing = [sys.executable, "-c", "import torch"]
         turns = [
             (
@@ -192,6 +188,16 @@ def compare_startup(size: str, rounds: int) -> None:
         prompt_seconds=prompt,
         ratio=prompt / (imported + read),
     )
+
+
+def characters_for(shape: Config) -> Tokenizer:
+    """A vocabulary of so many characters as a model has."""
+    return Tokenizer([chr(0x4E00 + number) for number in range(shape.vocab_size - 3)])
+
+
+def save_random(shape: Config, folder: Path) -> Path:
+    """A checkpoint with random weights."""
+    return checkpoint.save(folder, 1, shape, characters_for(shape), GPT(shape).state_dict(), {}, {})
 
 
 def seconds_to_prompt(path: Path) -> float:

@@ -87,14 +87,17 @@ class Contestant:
         theirs.close()
         receive(self._connection)
 
-    def call(self, method: str, *args: Any) -> Any:
+    def call(self, method: str, *args: Any, seconds: float | None = None) -> Any:
         """Call a method of the object and wait for its result.
 
         Raises:
             UserError: what the method raised as such.
             RuntimeError: it failed otherwise; the message is its traceback.
+            TimeoutError: it has taken so many seconds and more.
         """
         self._connection.send((method, args))
+        if seconds is not None and not self._connection.poll(seconds):
+            raise TimeoutError
         return receive(self._connection)
 
     def peak_memory(self) -> int:
@@ -104,7 +107,9 @@ class Contestant:
     def __enter__(self) -> Contestant:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
+        self._connection.close()  # which ends `serve`
+        self._process.join(0 if kind else 10)
         self._process.kill()
         self._process.join()
 
@@ -159,10 +164,11 @@ def matmul_peak(dtype: torch.dtype, device: torch.device, size: int = 2048) -> f
     return 2 * size**3 / min(timed(lambda: a @ b, device)[0] for _ in range(12))
 
 
-def read_bandwidth(megabytes: int = 400) -> float:
-    """Bytes a second at which the CPU reads memory that no cache holds: the best of several."""
-    numbers = torch.ones(megabytes * 250_000)
-    return numbers.nbytes / min(timed(numbers.sum)[0] for _ in range(12))
+def read_bandwidth(megabytes: int = 400, device: torch.device | None = None) -> float:
+    """Bytes a second at which a device (the CPU) reads memory that no cache holds: the best of
+    several."""
+    numbers = torch.ones(megabytes * 250_000, device=device)
+    return numbers.nbytes / min(timed(numbers.sum, device)[0] for _ in range(12))
 
 
 def timed(work: Callable[[], T], device: torch.device | None = None) -> tuple[float, T]:

@@ -43,21 +43,26 @@ BATCH = 24
 def reviews_to_use(path: Path | None, count: int) -> tuple[Reviews, Tokenizer]:
     """Some reviews of the file, the hotel reviews, or else made ones of like length; and a
     vocabulary of theirs."""
-    generator = np.random.default_rng(0)
     path = path or (HOTELS if HOTELS.exists() else None)
     if path is None:
         note("reviews: random characters, of the lengths of hotel reviews")
-        lengths = np.clip(generator.lognormal(4.4, 0.95, count), 2, 3000).astype(int)
-        texts = ["".join(map(chr, generator.integers(0x4E00, 0x5800, n))) for n in lengths]
-        reviews = Reviews(texts, generator.integers(0, 2, count), ["0", "1"])
+        reviews = made_reviews(count)
     else:
         note(f"reviews: {path}")
         everything = read_reviews(path, "review", "label")
         if count > len(everything):
             raise UserError(f"{path} has only {len(everything):,} reviews", "lower --reviews")
-        reviews = everything.part(generator.permutation(len(everything))[:count])
+        reviews = everything.part(np.random.default_rng(0).permutation(len(everything))[:count])
     characters = sorted(set("".join(reviews.texts)) - {"\n"})
     return reviews, Tokenizer(characters, classifies=True)
+
+
+def made_reviews(count: int) -> Reviews:
+    """Random characters, of the lengths of hotel reviews, with random labels."""
+    generator = np.random.default_rng(0)
+    lengths = np.clip(generator.lognormal(4.4, 0.95, count), 2, 3000).astype(int)
+    texts = ["".join(map(chr, generator.integers(0x4E00, 0x5800, n))) for n in lengths]
+    return Reviews(texts, generator.integers(0, 2, count), ["0", "1"])
 
 
 class PlainClassifier(nn.Module):

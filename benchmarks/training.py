@@ -1,7 +1,7 @@
 """Speed of training: the plain recipe against our step, alternating in one run.
 
     python -m benchmarks.training                               12M and 90M on the CPU
-    python -m benchmarks.training --device cuda --size 90M --size 300M       `make bench-gpu`
+    python -m benchmarks.training --device cuda --size 90M --size 300M
 
 One JSON object a size. Characters a second count real characters only (`<sep>` and the end of a
 dialogue included), positions padding as well. `utilisation` is 6 x parameters x positions a second,

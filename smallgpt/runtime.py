@@ -2,6 +2,7 @@
 
 import ctypes
 import inspect
+import os
 import platform
 import shutil
 import warnings
@@ -153,12 +154,20 @@ def device_of_process(device: torch.device, local_rank: int) -> torch.device:
             f"device: {device} is one GPU; each process needs its own", "set device: cuda, or cpu"
         )
     count = torch.cuda.device_count()
+    if gpus_are_shared():
+        return torch.device("cuda", local_rank % count)
     if local_rank >= count:
         raise UserError(
             f"no GPU for process {local_rank} of this machine (from 0): there are {count}",
             f"start torchrun with --nproc_per_node={count}",
         )
     return torch.device("cuda", local_rank)
+
+
+def gpus_are_shared() -> bool:
+    """Whether several processes take one GPU, and so talk over gloo, as NCCL refuses that: for
+    tests of several processes on a machine with one GPU."""
+    return os.environ.get("SMALLGPT_SHARE_GPU") == "1"
 
 
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:

@@ -1,4 +1,4 @@
-"""What `make` installs before the demo, with stand-ins for Python and pip."""
+"""What `make` installs before it runs something, with stand-ins for Python and pip."""
 
 from __future__ import annotations
 
@@ -20,25 +20,33 @@ PYTHON = """#!/bin/sh
 case "$1 $2" in
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip") echo "$*" >> pip.log ;;
+    "-m benchmarks"*) echo "$0 $*" ;;
+    "-c import sys, torch"*) exit "${NO_CARD:-0}" ;;
 esac
 """
 
 
-def install(folder: Path, *arguments: str) -> tuple[list[str], str]:
-    """What pip was told, and what the user read."""
+def make(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run it in `folder`, with the stand-in."""
     python = folder / "python"
     python.write_text(PYTHON)
     python.chmod(0o755)
     for name in ("Makefile", "requirements.txt"):
         shutil.copy(REPOSITORY / name, folder)
-    done = subprocess.run(
-        ["make", f"PYTHON={python}", ".venv/.run", *arguments],
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "TORCH"))}
+    return subprocess.run(
+        ["make", f"PYTHON={python}", *arguments],
         cwd=folder,
-        env={k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "TORCH"))},
+        env=kept | variables,
         capture_output=True,
         text=True,
         check=True,
     )
+
+
+def install(folder: Path, *arguments: str) -> tuple[list[str], str]:
+    """What pip was told, and what the user read."""
+    done = make(folder, ".venv/.run", *arguments)
     assert done.stdout == ""
     return (folder / "pip.log").read_text().splitlines(), done.stderr
 
@@ -57,3 +65,15 @@ def test_pytorchs_cpu_build_comes_before_the_rest(tmp_path: Path) -> None:
     assert [wanted in line for line in told] == [True, False]
     assert told[1].endswith(" -r requirements.txt")
     assert "0.3 GB" in said
+
+
+def test_gpu_check_installs_nothing_where_python_has_a_card(tmp_path: Path) -> None:
+    done = make(tmp_path, "gpu-check", "OPTIONS=--only product")
+    assert done.stdout == f"{tmp_path / 'python'} -m benchmarks.gpu_check --only product\n"
+    assert not (tmp_path / "pip.log").exists()
+
+
+def test_gpu_check_without_a_card_takes_the_environment(tmp_path: Path) -> None:
+    done = make(tmp_path, "gpu-check", NO_CARD="1")
+    assert done.stdout == ".venv/bin/python -m benchmarks.gpu_check\n"
+    assert (tmp_path / "pip.log").exists()

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -126,8 +127,8 @@ def typed(name: str, config: Path, overrides: list[str]) -> str:
 
 
 def run_script(command: Callable[..., Any]) -> None:
-    """Run one function as a whole command line program (train.py, chat.py)."""
-    if not sys.argv[1:]:
+    """Run one function as a whole command line program (train.py, chat.py, a benchmark)."""
+    if "config" in signature(command).parameters and not sys.argv[1:]:
         with user_errors():
             example = _example(Path(sys.argv[0]).name)
             raise UserError("no config is given", f"write: {example} (--help says more)")

@@ -30,6 +30,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from smallgpt.config import Config
 from smallgpt.distributed.world import World
+from smallgpt.runtime import gpus_are_shared
 from smallgpt.utils import errors
 from smallgpt.utils.commands import python_command
 from smallgpt.utils.errors import UserError
@@ -109,7 +110,8 @@ def _connect(world: World, config: Config) -> World:
     """Meet the others, and check that their devices and configs are the same."""
     address = _own_address()
     _choose_interface(address)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    nccl = torch.cuda.is_available() and not gpus_are_shared()
+    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     timeout = timedelta(seconds=config.ddp_timeout)
     store, rank, size = next(rendezvous("env://", timeout=timeout))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,6 +122,14 @@ def test_a_contestant_answers_and_its_failures_are_told() -> None:
         assert 1e6 < contestant.peak_memory() < 1e11
         with pytest.raises(RuntimeError, match="as asked"):
             contestant.call("fail")
+
+
+def test_a_contestant_that_takes_too_long_is_given_up() -> None:
+    contestant = object.__new__(Contestant)
+    contestant._connection, silent = multiprocessing.Pipe()
+    with pytest.raises(TimeoutError):
+        contestant.call("say", "yes", seconds=0.01)
+    assert silent.recv() == ("say", ("yes",))
 
 
 def test_the_limits_of_the_machine_are_measured() -> None:
@@ -262,7 +271,7 @@ def test_wrong_arguments_end_with_a_clear_line(name: str, option: str, value: st
     assert f"error: {option}: " in done.stderr and value in done.stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: `make bench-gpu` uses it")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_the_gpu_benchmark_says_so() -> None:
     done = bench("training", "--device", "cuda")
     assert (done.exit_code, done.stdout) == (0, "")

@@ -74,7 +74,7 @@ ELSEWHERE = {
     "make test": (".ci/run", "make test"),
     "make bench": (BENCHMARKS, "def test_the_training_benchmark"),
     "make bench-time": (BENCHMARKS, "def test_time_to_loss"),
-    "make bench-gpu": (BENCHMARKS, "def test_without_a_gpu"),
+    "make gpu-check": ("tests/test_makefile.py", "def test_gpu_check"),
     "make bench-sentiment": (BENCHMARKS, "def test_the_sentiment_benchmark"),
     "make bench-scaling": (BENCHMARKS, "def test_two_processes_are_measured"),
     "make sentiment-full HOTELS=data/ChnSentiCorp_htl_all.csv "
