@@ -73,9 +73,9 @@ class Task(ABC):
         A function of the seed and the step alone, so that any run can be resumed.
         """
 
+    @abstractmethod
     def on_device(self, part: Any) -> Any:
         """What `loss` needs of a part, on its way to the device; it is asked for ahead."""
-        return part
 
     @abstractmethod
     def loss(self, network: nn.Module, part: Any) -> Tensor:
