@@ -290,7 +290,7 @@ def test_sigterm_makes_all_processes_save_and_end(
 def test_two_runs_in_one_folder_and_the_lock_of_a_dead_one(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     with started([sys.executable, TRAIN, "run.yaml", *LONG, "save_freq=10"], folder) as first:
-        wait_for_steps(folder, first)
+        wait_for_steps(folder, first, 13)  # the checkpoint of step 10 is written
         second = forked(folder, "run.yaml", *LONG, "resume_from=auto")
         assert second.returncode == 2
         assert "error: checkpoint_root: another run is at work in run" in second.stderr
