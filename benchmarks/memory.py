@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.measure import print_json
+from smallgpt.cli.arguments import run_script
 from smallgpt.config import Config
 from smallgpt.config_file import load_config
 from smallgpt.model import gpt
@@ -38,7 +39,6 @@ from smallgpt.model.gpt import GPT
 from smallgpt.runtime import Runtime
 from smallgpt.training.memory import expected, rows_apart
 from smallgpt.training.optimizer import make_optimizers
-from smallgpt.utils.errors import user_errors
 
 CONFIGS = (Path("config/train90M.yaml"), Path("config/train300M.yaml"))
 Build = Callable[[], tuple[nn.Module, Callable[[], Tensor]]]
@@ -180,5 +180,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with user_errors():
-        typer.run(main)
+    run_script(main)

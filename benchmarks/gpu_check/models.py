@@ -99,7 +99,7 @@ def _write_reviews(file: Path, count: int) -> None:
 def _fine_tune(config: SentimentConfig) -> Figures:
     """An epoch as sentimentalTrain.py runs it, but without the test."""
     with own_root(config) as config:
-        task, trainer, expected = recipe._prepare(config, set(), ALONE)
+        task, trainer, expected = recipe.prepare(config, set(), ALONE)
         validating = 0.0
         validate = task.validate
 
@@ -136,7 +136,7 @@ def _most_positions(task: ReviewTask) -> int:
 def _epochs(config: SentimentConfig, count: int) -> list[float]:
     """Seconds of each epoch; the first one includes computing the states that are kept."""
     with own_root(config) as config:
-        task, trainer, _ = recipe._prepare(config, set(), ALONE)
+        task, trainer, _ = recipe.prepare(config, set(), ALONE)
         seconds = []
         began = time.perf_counter()
         task.keep_states()

@@ -57,7 +57,7 @@ def run(
         with launch.join(config, command) as world:
             if world.is_first:
                 resume.lock(root, held)
-            task, trainer, needed = _prepare(config, typed, world)
+            task, trainer, needed = prepare(config, typed, world)
             if not trainer.is_finished:
                 if config.frozen:
                     task.keep_states()
@@ -72,7 +72,7 @@ def run(
         return best
 
 
-def _prepare(
+def prepare(
     config: SentimentConfig, typed: Set[str], world: World
 ) -> tuple[ReviewTask, Trainer, float]:
     """The task, the trainer, and the bytes that training is expected to take."""
