@@ -275,7 +275,7 @@ def test_shipped_configs_are_the_published_four(number: int) -> None:
     name = f"sentimental{number or ''}.yaml"
     chosen = load_config(REPOSITORY / "config" / name, [], SentimentConfig)
     assert (chosen.use_mask, chosen.frozen) == (number < 2, number % 2 == 1)
-    assert (chosen.block_size, chosen.train_batch, chosen.test_batch) == (256, 24, 8)
+    assert (chosen.block_size, chosen.train_batch, chosen.max_positions) == (256, 24, 6144)
     assert (chosen.lr, chosen.min_lr, chosen.warmup_steps) == (5e-5, 6e-6, 100)
     assert (chosen.decay_steps, chosen.max_epoch, chosen.eval_freq) == (5000, 20, 100)
     assert chosen.base_model == "checkpoints/pretrained/cpt300M.pth"
