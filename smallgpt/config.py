@@ -159,7 +159,7 @@ class Config(ModelConfig, SamplingConfig):
     """Steps between validations; 0 validates only at the end."""
     patience: int = _length(0, ge=0)
     """Stop after this many validations without a better one; 0 never. With it, train.py also saves
-    whenever a validation is the best so far."""
+    the best model so far whenever there is a new one (on a GPU at the next save)."""
     eval_steps: int = _length(1000, used_by=(TRAIN, TRAIN_FROM_BASE), ge=1)
     """Validation batches at most."""
 

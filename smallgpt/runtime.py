@@ -6,9 +6,10 @@ import os
 import platform
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,17 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def on_host(value: Any) -> Any:
+    """A copy of tensors, and of the dicts, lists and tuples they are in, in the host's memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: on_host(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_host(inner) for inner in value)
+    return value
 
 
 def begin_to_read(figures: Tensor) -> Callable[[], list[float]]:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from smallgpt.runtime import (
     begin_to_read,
     can_compile,
     compile_blocks,
+    on_host,
     seed_everything,
     undo_compile,
 )
@@ -149,6 +151,11 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=scaled)
         self.steps_ahead = 1 if runtime.device.type == "cuda" else 0
         """Steps that a GPU is given before the result of an earlier one is read: it never waits."""
+        self.holds_best = runtime.device.type == "cuda"
+        """Whether a model that is the best so far waits in the host's memory for the next save: a
+        GPU trains on to a better one in less time than writing it takes."""
+        self._held: Callable[[], Path] | None = None
+        """What writes it."""
         self._next: tuple[Sequence[Any], int] | None = None
         """The parts of the next step and its tokens, where they were made ahead."""
         self._diverged = torch.zeros((), dtype=torch.bool, device=runtime.device)
@@ -200,6 +207,7 @@ class Trainer:
                 self.task.saves_memory,
             ) from None
         finally:
+            self._write_held(metrics)
             metrics.close()
         if stop.requested():
             note(f"stopped at step {self.completed}, saved in {path}")
@@ -258,7 +266,10 @@ class Trainer:
                 if measured is not None:
                     figures = measured.as_dict()
                     best = self._remember(figures)
-                    save |= best and task.keeps_every_best
+                    if best and task.keeps_every_best:
+                        save |= not self.holds_best
+                        held = not save and self.world.is_first
+                        self._held = self._checkpoint(figures, later=True) if held else None
                     last |= self.is_out_of_patience
                     line = f"{measured}{' (best)' if best else ''}"
                     replies = task.sample_replies() if self.world.is_first else []
@@ -269,8 +280,7 @@ class Trainer:
             stopping = stop.agreed(self.world)
             if save or last or stopping:
                 finish()
-                if self.world.is_first:
-                    metrics.record(step, {}, checkpoint=self._save(figures).name)
+                self._save(figures, metrics)
                 if last or stopping:
                     self.world.max(0)  # nobody leaves before it is saved
                     return run_folder.place(self.root, step)
@@ -288,9 +298,9 @@ class Trainer:
     def _save_before_divergence(self, metrics: Metrics) -> None:
         """Keep what was learnt since the last checkpoint: it can go on with a lower rate."""
         step = self.completed
-        if self.world.is_first and step and not run_folder.place(self.root, step).exists():
-            path = self._save({})
-            metrics.record(step, {}, checkpoint=path.name)
+        path = run_folder.place(self.root, step)
+        if self.world.is_first and step and not path.exists():
+            self._save({}, metrics)
             note(f"saved as it was before step {step + 1}: {path}")
         self.world.max(0)
 
@@ -466,15 +476,30 @@ class Trainer:
         saves = math.ceil((self.last_step - self.completed) / self.config.save_freq)
         run_folder.check_room(self.root, size, saves, self.config.keep_last)
 
-    def _save(self, figures: Mapping[str, float]) -> Path:
-        step, config, task = self.completed, self.config, self.task
-        weights, state = self.model.state_dict(), self.state()
-        facts = {**figures, "seconds": round(self.seconds, 3), "history": self.history}
-        path = checkpoint.save(
-            self.root, step, config, task.tokenizer, weights, state, facts, task.labels
-        )
-        run_folder.prune(self.root, config.keep_last)
-        return path
+    def _save(self, figures: Mapping[str, float], metrics: Metrics) -> None:
+        """Write the model as it is now, and before it the best one that is held."""
+        if self.world.is_first:
+            self._write_held(metrics)
+            self._write(self._checkpoint(figures), metrics)
+
+    def _write_held(self, metrics: Metrics) -> None:
+        if self._held:
+            held, self._held = self._held, None
+            self._write(held, metrics)
+
+    def _write(self, write: Callable[[], Path], metrics: Metrics) -> None:
+        metrics.record(self.completed, {}, checkpoint=write().name)
+        run_folder.prune(self.root, self.config.keep_last)
+
+    def _checkpoint(self, figures: Mapping[str, float], later: bool = False) -> Callable[[], Path]:
+        """What writes the model with its scores; if `later`, as it is now."""
+        contents: Any = (self.model.state_dict(), self.state())
+        weights, state = on_host(contents) if later else contents
+        history, seconds = list(self.history), round(self.seconds, 3)
+        facts = {**figures, "seconds": seconds, "history": history}
+        task, step = self.task, self.completed
+        arguments = (step, self.config, task.tokenizer, weights, state, facts, task.labels)
+        return partial(checkpoint.save, self.root, *arguments)
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs to go on exactly; tensors and plain values only."""

@@ -228,7 +228,7 @@ def losses(folder: Path, name: str = "loss") -> list[float]:
 
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two checkpoints hold the same weights, bit for bit."""
-    left, right = checkpoint.load(one).weights, checkpoint.load(other).weights
+    left, right = (checkpoint.load(path, classifier=None).weights for path in (one, other))
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from smallgpt.training import memory
 from smallgpt.training.trainer import Trainer
 from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refusal
-from tests.helpers.processes import REPOSITORY, forked, losses
+from tests.helpers.processes import REPOSITORY, forked, losses, same_weights
 from tests.helpers.reviews import classifier_config, write_reviews
 
 
@@ -108,6 +110,51 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
     assert without[0] == without[1]
     weights = [checkpoint.load(f / "run" / "cpt40", classifier=True).weights for f in folders]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("end", ["done", "stopped", "failed"])
+def test_the_best_model_can_wait_in_memory_for_the_next_save(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """As on a GPU, where writing each takes longer than training on to a better one."""
+    frequencies: dict[str, Any] = {"eval_freq": 2, "save_freq": 15, "keep_last": 0, "lr": 0.2}
+    plan = classifier_config(tmp_path, trained, **frequencies)
+    whole = tmp_path / "whole"
+    recipe.run(dataclasses.replace(plan, checkpoint_root=str(whole / "run")))
+    launch = Trainer.launch
+
+    def holding(trainer: Trainer) -> Any:
+        trainer.holds_best = True
+        if trainer.completed == 27 and end == "stopped":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if trainer.completed == 27 and end == "failed":
+            raise torch.OutOfMemoryError("no more")
+        return launch(trainer)
+
+    monkeypatch.setattr(Trainer, "launch", holding)
+    ends: dict[str, Any] = {"stopped": SystemExit, "failed": UserError}
+    with pytest.raises(ends[end]) if end in ends else nullcontext():
+        recipe.run(plan)
+
+    expected, lowest, held = [], math.inf, 0
+    scores = {entry["step"]: entry["validation_loss"] for entry in report(whole)["validation"]}
+    last, saves = {"done": (40, [15, 30, 40]), "stopped": (28, [15, 28]), "failed": (27, [15])}[end]
+    for step in range(1, last + 1):
+        if scores.get(step, math.inf) < lowest:
+            lowest, held = scores[step], step
+        if step in saves or step == last:
+            expected += [held] * (held not in (0, step)) + [step] * (step in saves)
+            held = 0
+    saved = run_folder.checkpoints(tmp_path / "run")
+    assert [path.name for path in saved] == [f"cpt{step}" for step in expected]
+    assert len(expected) > len(saves), "no best was held"
+    kept = {path.name: path for path in run_folder.checkpoints(whole / "run")}
+    for path in saved:
+        if path.name in kept:
+            assert same_weights(path, kept[path.name])
+            stored = [checkpoint.load(p, classifier=True) for p in (path, kept[path.name])]
+            scored = [s.manifest.get("validation_loss") for s in stored]
+            assert scored[0] == scored[1]
 
 
 def test_metrics_and_checkpoints_of_a_run(trained: Path, tmp_path: Path) -> None:
