@@ -247,7 +247,7 @@ def events_of(work: Callable[[], object], device: torch.device) -> list[Any]:
     if device.type == "cuda":
         kinds.append(ProfilerActivity.CUDA)
         torch.cuda.synchronize()
-    with profile(activities=kinds) as profiler, record_function(_SPAN):
+    with profile(activities=kinds, acc_events=True) as profiler, record_function(_SPAN):
         work()
     # Before and after it the profiler waits for the device itself.
     (span,) = (e for e in profiler.events() if e.name == _SPAN and _on_host(e))

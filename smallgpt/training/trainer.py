@@ -301,7 +301,7 @@ class Trainer:
         path = run_folder.place(self.root, step)
         if self.world.is_first and step and not path.exists():
             self._save({}, metrics)
-            note(f"saved as it was before step {step + 1}: {path}")
+            metrics.say(f"saved as it was before step {step + 1}, for resume_from=latest: {path}")
         self.world.max(0)
 
     def _choose_last_step(self, seconds: float, metrics: Metrics) -> None:

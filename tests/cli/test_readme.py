@@ -75,7 +75,7 @@ ELSEWHERE = {
     "make bench": (BENCHMARKS, "def test_the_training_benchmark"),
     "make bench-time": (BENCHMARKS, "def test_time_to_loss"),
     "make gpu-check": ("tests/test_makefile.py", "def test_gpu_check"),
-    "python -m benchmarks.memory": ("tests/training/test_memory.py", "memory_of_steps()"),
+    "python -m benchmarks.memory": ("tests/training/test_memory.py", "memory_of_steps([plan])"),
     "make bench-sentiment": (BENCHMARKS, "def test_the_sentiment_benchmark"),
     "make bench-scaling": (BENCHMARKS, "def test_two_processes_are_measured"),
     "make sentiment-full HOTELS=data/ChnSentiCorp_htl_all.csv "
