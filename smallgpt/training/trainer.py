@@ -393,7 +393,8 @@ class Trainer:
         run that was not interrupted. A compiler that fails is said, and the run goes on without.
         """
         self._ready = True
-        part = self._own_parts()[0][0]
+        self._next = self._own_parts()
+        part = self._next[0][0]
         if self.compiles:
             blocks = [module for module in self.model.modules() if isinstance(module, Block)]
             note("compile: before the first step, it takes a minute or so")
