@@ -112,7 +112,8 @@ class Attention(nn.Module):
 
 def at_positions(x_BTE: Tensor, positions_B: Tensor) -> Tensor:
     """One position of each row, (B, 1, E)."""
-    return x_BTE.take_along_dim(positions_B[:, None, None], 1)
+    # Not take_along_dim, for which a compiled model must know each size for certain.
+    return x_BTE.gather(1, positions_B[:, None, None].expand(-1, 1, x_BTE.shape[2]))
 
 
 def attend(
@@ -133,7 +134,8 @@ def attend(
         scores_BHTS = (q_BHTD * q_BHTD.shape[-1] ** -0.5) @ k_BHSD.transpose(-1, -2)
         weights_BHTS = F.softmax(scores_BHTS.add_(mask), dim=-1)
         return F.dropout(weights_BHTS, dropout) @ v_BHSD
-    causal = mask is None and several
+    # A branch, as a compiler that takes the length as unknown must know this for certain.
+    causal = True if mask is None and several else False  # noqa: SIM210
     return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, mask, dropout, causal)
 
 

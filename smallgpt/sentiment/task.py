@@ -207,7 +207,7 @@ class ReviewTask(Task):
         return judge(self.model, self.validation, self.runtime, positions, stopped, self.world)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def judge(
     model: Classifier,
     examples: Examples,

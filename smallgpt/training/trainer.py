@@ -390,33 +390,45 @@ class Trainer:
         """Compile, and let DDP learn in which order gradients become ready, before the first step.
 
         In the step itself the sums of a resumed run would be in another order than those of the
-        run that was not interrupted. A compiler that fails is said, and the run goes on without.
+        run that was not interrupted. Where the compiler fails, a note says so, and the run goes on
+        without.
         """
         self._ready = True
         self._next = self._own_parts()
         part = self._next[0][0]
         if self.compiles:
-            blocks = [module for module in self.model.modules() if isinstance(module, Block)]
-            note("compile: before the first step, it takes a minute or so")
-            began = time.perf_counter()
-            compile_blocks(blocks)
-            try:
-                self.task.loss(self.network, part).backward()
-                seconds = time.perf_counter() - began
-                graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-                if not graphs:
-                    raise RuntimeError("torch.compile is switched off (TORCHDYNAMO_DISABLE?)")
-                note(f"compile: compiled in {seconds:.0f} s, {counted(graphs, 'graph')}")
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # no Triton, no Python headers, a fault of the compiler …
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                note(f"compile: it failed, running without: {reason}")
-                undo_compile(blocks)
-                self.compiles = False
-        if not self.compiles:
+            self.compiles = self._compile(part)
+        if self.world.size > 1:
             self.task.loss(self.network, part).backward()
+            self.model.zero_grad(set_to_none=True)
+
+    def _compile(self, part: Any) -> bool:
+        """Compile the blocks, to train and to validate; in all processes, or in none."""
+        blocks = [module for module in self.model.modules() if isinstance(module, Block)]
+        note("compile: before the first step, it takes a minute or so")
+        began, problem = time.perf_counter(), ""
+        compile_blocks(blocks)
+        try:
+            self.task.loss(self.model, part).backward()  # not through DDP, which would wait
+            self.model.eval()
+            with torch.no_grad():
+                self.task.loss(self.model, part)
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+            if not graphs:
+                problem = "torch.compile is switched off (TORCHDYNAMO_DISABLE?)"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # no Triton, no Python headers, a fault of the compiler …
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        self.model.train()
         self.model.zero_grad(set_to_none=True)
+        if self.world.max(bool(problem)):
+            note(f"compile: it failed, running without: {problem or 'in another process'}")
+            undo_compile(blocks)
+            return False
+        seconds = time.perf_counter() - began
+        note(f"compile: compiled in {seconds:.0f} s, {counted(graphs, 'graph')}")
+        return True
 
     def _update(self, losses: Tensor) -> Tensor:
         """Take the step where it is finite, and return the norm of the gradient before clipping."""

@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,45 @@ def test_max_positions_splits_a_step_and_changes_nothing(
     own = [gradients(one, parts[rank::processes]) for rank in range(processes)]
     expected = gradients(whole, [everything])
     assert (sum(own) - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.parametrize("pooling", ["last", "last_mean"])
+def test_a_compiled_classifier_meets_reviews_of_every_size(
+    monkeypatch: pytest.MonkeyPatch, pooling: str
+) -> None:
+    """Without the compiler's last stage, which takes long and knows no sizes."""
+    compile_module = torch.compile
+    monkeypatch.setattr(torch, "compile", partial(compile_module, backend="aot_eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, run = trainer(pooling=pooling), trainer(pooling=pooling, compile=True)
+    plain.step()
+    try:
+        run.step()
+        sizes, drawn = set(), np.random.default_rng(0)
+        for _ in range(40):
+            reviews = drawn.choice(len(TEXTS), drawn.integers(1, len(TEXTS)), replace=False)
+            losses = []
+            for one in (run, plain):
+                assert isinstance(one.task, ReviewTask)
+                batch = one.task.examples.batch(reviews)
+                part = one.task.on_device(Part(batch, len(reviews), 1))
+                losses.append(one.task.loss(one.network, part))
+                losses[-1].backward()
+            sizes.add(tuple(batch.ids.shape))
+            assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-4)
+        assert run.compiles and len(sizes) > 12
+        for positions in (40, 80, 500):
+            judged = []
+            for one in (run, plain):
+                assert isinstance(one.task, ReviewTask)
+                judged.append(judge(one.task.model, one.task.validation, CPU, positions))
+            assert judged[0] and judged[1]
+            torch.testing.assert_close(judged[0].logits, judged[1].logits)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 12
+    finally:
+        torch._dynamo.reset()
 
 
 def test_what_is_judged_at_a_time_has_so_many_positions() -> None:

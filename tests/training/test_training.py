@@ -690,7 +690,7 @@ def test_all_blocks_share_a_graph_and_learn_what_they_learn_without(
     settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     varlen_on_cpu()
-    settings |= {"n_layer": 3, "dropout": 0.0}
+    settings |= {"n_layer": 3, "dropout": 0.0, "train_batch": 2}
     plain, run = trainer(settings), trainer(settings, compile=True)
     for one in (plain, run):
         one.task.runtime = replace(one.runtime, varlen=True)  # type: ignore[attr-defined]
@@ -707,7 +707,7 @@ def test_all_blocks_share_a_graph_and_learn_what_they_learn_without(
         # More dialogues in as many rows are no reason to compile.
         parts, _ = run.task.parts(0, 1)
         batch, tokens = parts[0]
-        every_place = batch._replace(documents=torch.arange(32).expand(4, 32))
+        every_place = batch._replace(documents=torch.arange(32).expand(2, 32))
         assert len(every_place.bounds()) > len(batch.bounds())
         run.task.loss(run.network, run.task.on_device((every_place, tokens)))
         # One to train and one to validate.
