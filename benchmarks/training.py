@@ -76,7 +76,7 @@ class OurSide:
     def __init__(self, config: Config) -> None:
         corpus = open_corpus(config.data_paths(), text_chunks)
         self.config = config
-        self.here = runtime.start(config)
+        self.here = runtime.with_attention(runtime.start(config), config)
         rows, held_back = pack_corpus(config, corpus, corpus.tokenizer)
         runtime.seed_everything(config.seed)
         model = GPT(config).to(self.here.device).train()

@@ -8,7 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -65,7 +65,7 @@ def start(config: Config, local_rank: int | None = None) -> Runtime:
         torch.backends.cuda.enable_cudnn_sdp(False)
         # torch.compile recommends TensorFloat32; but float32 here means float32.
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
-    return Runtime(device, dtype, reason, choose_varlen(config, device, dtype))
+    return Runtime(device, dtype, reason)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -208,14 +208,18 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, "this CPU has no native bfloat16"
 
 
-def choose_varlen(config: Config, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether packed rows get variable-length attention, as `attention` has it.
+def with_attention(here: Runtime, config: Config) -> Runtime:
+    """The same with the attention that `attention` names, for packed rows of this model.
+
+    Args:
+        config: of the model's shape, which may be that of a checkpoint.
 
     Raises:
-        UserError: it is asked for, and cannot be had.
+        UserError: variable-length attention is asked for, and cannot be had.
     """
     if config.attention == "mask":
-        return False
+        return here
+    device, dtype = here.device, here.dtype
     width, missing = config.n_embd // config.n_head, ""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         missing = "an NVIDIA GPU of Ampere (2020) or newer"
@@ -227,7 +231,7 @@ def choose_varlen(config: Config, device: torch.device, dtype: torch.dtype) -> b
         missing = f"heads whose width is a multiple of 8 up to 256 (n_embd / n_head is {width})"
     if missing and config.attention == "varlen":
         raise UserError(f"attention: varlen needs {missing}", "set attention: auto")
-    return not missing
+    return replace(here, varlen=not missing)
 
 
 @dataclass(frozen=True)

@@ -134,13 +134,13 @@ def test_variable_length_attention_is_taken_where_it_can_be_had(
     missing: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    here = torch.device(device)
+    here = runtime.Runtime(torch.device(device), dtype, "for tests")
     config = Config(**changes)
-    assert runtime.choose_varlen(config, here, dtype) == (not missing)
-    assert not runtime.choose_varlen(replace(config, attention="mask"), here, dtype)
+    assert runtime.with_attention(here, config) == replace(here, varlen=not missing)
+    assert not runtime.with_attention(here, replace(config, attention="mask")).varlen
     if missing:
         with pytest.raises(UserError, match=f"attention: varlen needs .*{missing}"):
-            runtime.choose_varlen(replace(config, attention="varlen"), here, dtype)
+            runtime.with_attention(here, replace(config, attention="varlen"))
 
 
 def test_a_torch_whose_variable_length_attention_is_another_one_takes_the_mask(
@@ -148,10 +148,10 @@ def test_a_torch_whose_variable_length_attention_is_another_one_takes_the_mask(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(varlen, "varlen_attn", lambda query, key, value, is_causal: query)
-    cuda = torch.device("cuda")
-    assert not runtime.choose_varlen(Config(), cuda, torch.bfloat16)
+    here = runtime.Runtime(torch.device("cuda"), torch.bfloat16, "for tests")
+    assert not runtime.with_attention(here, Config()).varlen
     with pytest.raises(UserError, match="varlen needs a newer torch"):
-        runtime.choose_varlen(Config(attention="varlen"), cuda, torch.bfloat16)
+        runtime.with_attention(here, Config(attention="varlen"))
 
 
 def test_seeds_of_different_numbers_differ() -> None:

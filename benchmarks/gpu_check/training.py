@@ -189,9 +189,8 @@ def judge_compiled(figures: Figures) -> list[Row]:
 def measure_attention(setting: Setting) -> Figures:
     """The same training with a mask and with variable-length attention, where that is possible."""
     config = replace(setting.medium, dropout=0.0)
-    here = runtime.start(config)
     try:
-        runtime.choose_varlen(replace(config, attention="varlen"), here.device, here.dtype)
+        runtime.with_attention(runtime.start(config), replace(config, attention="varlen"))
     except UserError as refusal:
         return {"refused": refusal.problem}
     pair = {name: {"attention": name} for name in ("mask", "varlen")}

@@ -97,6 +97,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         added = counted(len(tokenizer) - len(base.tokenizer), "new character")
         note(f"base: {base.path}; {added} added to its vocabulary")
         base.weights.clear()
+    here = runtime.with_attention(here, config)
     needed = memory.check(config, here, model, rows_apart(config, world.size))
     model.to(here.device).train()
     task = DialogueTask(config, here, model, tokenizer, train_rows, validation_rows, world)

@@ -126,7 +126,11 @@ def pretend_a_card(patch: pytest.MonkeyPatch, devices: Path) -> None:
 
 def allow_varlen(patch: pytest.MonkeyPatch) -> None:
     varlen_on_cpu()
-    patch.setattr(runtime, "choose_varlen", lambda config, *others: config.attention == "varlen")
+    patch.setattr(
+        runtime,
+        "with_attention",
+        lambda here, config: replace(here, varlen=config.attention == "varlen"),
+    )
 
 
 def failures(name: str, figures: Figures) -> list[str]:

@@ -684,6 +684,24 @@ def test_variable_length_attention_trains_the_same_model(settings: dict[str, Any
     assert first == pytest.approx(second, rel=1e-5)
 
 
+@pytest.mark.parametrize("goes_on", ["base_model", "resume_from"])
+def test_attention_is_chosen_for_the_shape_of_the_model_that_is_trained_on(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, goes_on: str
+) -> None:
+    first = train(settings)
+    shapes = []
+
+    def with_attention(here: runtime.Runtime, config: Config) -> runtime.Runtime:
+        shapes.append((config.n_embd, config.n_head))
+        return here
+
+    monkeypatch.setattr(runtime, "with_attention", with_attention)
+    others = {key: value for key, value in settings.items() if not key.startswith("n_")}
+    root = f"{settings['checkpoint_root']}2"
+    train(others, checkpoint_root=root, max_steps=9, **{goes_on: str(first)})
+    assert shapes == [(settings["n_embd"], settings["n_head"])]
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_all_blocks_share_a_graph_and_learn_what_they_learn_without(
