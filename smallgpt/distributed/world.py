@@ -95,6 +95,14 @@ class World:
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
 
+    def any_on_device(self, flag: Tensor) -> Tensor:
+        """Whether a flag, a bool on the device, is set in any process; the host does not wait."""
+        if self.size == 1:
+            return flag
+        count = flag.int()
+        dist.all_reduce(count)
+        return count > 0
+
     def share(self, value: T) -> T:
         """The first process's `value`, on every process: anything that can be pickled.
 

@@ -5,6 +5,7 @@ what its loss is, and what a validation measures. Everything else is here, once.
 """
 
 import math
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -160,10 +161,11 @@ class Trainer:
         """The parts of the next step and its tokens, where they were made ahead."""
         self._diverged = torch.zeros((), dtype=torch.bool, device=runtime.device)
         """Set by the first step that is not finite; then no step changes anything any more."""
-        self._overflows = 0
-        """Steps in a row whose gradient was not finite."""
         self.most_overflows = MOST_OVERFLOWS if scaled else 1
-        """So many end the run."""
+        """So many steps in a row whose gradient is not finite end the run."""
+        self._overflows = torch.zeros((), dtype=torch.int32, device=runtime.device)
+        """How many it were last, on the device and, of the steps that are read, on the host."""
+        self._overflows_read = 0
         self.most_steps = config.last_step(task.steps_per_epoch)
         """Where training ends where neither `max_minutes` nor `patience` ends it before."""
         self.schedule = Schedule(config, self.most_steps)
@@ -207,7 +209,8 @@ class Trainer:
                 self.task.saves_memory,
             ) from None
         finally:
-            self._write_held(metrics)
+            if not isinstance(sys.exception(), KeyboardInterrupt):  # a second Ctrl-C does not wait
+                self._write_held(metrics)
             metrics.close()
         if stop.requested():
             note(f"stopped at step {self.completed}, saved in {path}")
@@ -364,15 +367,15 @@ class Trainer:
         """
         grad_norm, *losses = launched.read()
         loss = self.world.sum(sum(losses))[0]
-        finite = math.isfinite(grad_norm)
-        self._overflows = 0 if finite else self._overflows + 1
-        if not math.isfinite(loss) or self._overflows == self.most_overflows:
+        overflows = 0 if math.isfinite(grad_norm) else self._overflows_read + 1
+        self._overflows_read = overflows
+        if not math.isfinite(loss) or overflows == self.most_overflows:
             self.completed = launched.number - 1
             self._next = None
             self._diverged.zero_()
-            many = (
-                f" in {self._overflows} steps, one after the other" if self._overflows > 1 else ""
-            )
+            self._overflows.zero_()
+            self._overflows_read = 0
+            many = f", as in {overflows} steps in a row" if overflows > 1 else ""
             raise DivergedError(
                 f"step {launched.number}: the loss is {loss}, the gradient norm {grad_norm}{many}",
                 "lower lr, lengthen warmup_steps, or use dtype: float32",
@@ -436,10 +439,10 @@ class Trainer:
             self.scaler.unscale_(optimizer)
         largest = self.config.grad_clip or math.inf
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), largest)
-        skipped = ~grad_norm.isfinite()
-        self._diverged |= ~losses.sum().isfinite()
-        if not self.scaler.is_enabled():
-            self._diverged |= skipped
+        skipped = ~grad_norm.isfinite()  # in all processes alike, unlike the losses
+        self._overflows = (self._overflows + 1) * skipped
+        self._diverged |= self._overflows >= self.most_overflows
+        self._diverged |= self.world.any_on_device(~losses.sum().isfinite())
         skipped |= self._diverged
         for optimizer in self.optimizers:
             if isinstance(optimizer, torch.optim.AdamW) and skipped.device.type != "mps":
@@ -496,8 +499,8 @@ class Trainer:
             self._write(self._checkpoint(figures), metrics)
 
     def _write_held(self, metrics: Metrics) -> None:
-        if self._held:
-            held, self._held = self._held, None
+        held, self._held = self._held, None
+        if held:
             self._write(held, metrics)
 
     def _write(self, write: Callable[[], Path], metrics: Metrics) -> None:

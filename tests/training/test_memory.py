@@ -113,6 +113,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         sizes = round(free * GIB), round((total or free) * GIB)
         properties = SimpleNamespace(is_integrated=integrated)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: sizes)
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: round(held * GIB))
 

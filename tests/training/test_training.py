@@ -618,7 +618,7 @@ def test_overflowing_gradients_skip_the_step_of_every_optimizer(settings: dict[s
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert run.scaler.get_scale() == scale / 2
     assert run.step().grad_norm == math.inf
-    with pytest.raises(UserError, match=r"step 3: .* inf in 3 steps, one after the other"):
+    with pytest.raises(UserError, match=r"step 3: .* inf, as in 3 steps in a row"):
         run.step()
 
 
