@@ -51,13 +51,13 @@ class Batch(NamedTuple):
     def bounds(self) -> Tensor:
         """Where each dialogue begins, as `GPT.forward` has it; what is empty counts as a dialogue.
 
-        Filled up with its end, which are dialogues of no length, to a power of two: a compiled
-        model meets few sizes.
+        Filled up with its end, which are dialogues of no length, to a multiple of 64: memory for
+        them is asked for in few sizes.
         """
         begins = torch.ones_like(self.documents, dtype=torch.bool)
         begins[:, 1:] = self.documents[:, 1:] != self.documents[:, :-1]
         (starts,) = begins.flatten().nonzero(as_tuple=True)
-        size = 1 << len(starts).bit_length()
+        size = (len(starts) // 64 + 1) * 64
         return F.pad(starts, (0, size - len(starts)), value=begins.numel()).int()
 
     def target_count(self) -> int:
@@ -100,6 +100,10 @@ class PackedRows:
     def __len__(self) -> int:
         """Number of rows."""
         return len(self._first_chunk) - 1
+
+    def texts_a_row(self) -> float:
+        """Dialogues, or parts of long ones, in a row, on average."""
+        return len(self._lengths) / max(1, len(self))
 
     def efficiency(self) -> float:
         """Share of the computed positions that carry a target."""

@@ -31,20 +31,23 @@ class Part(NamedTuple):
     setting: what the config must say for it.
     positions: of the largest part.
     whole: whether it is all of the step, on one device: gradients then come as activations go.
+    texts: that attention keeps apart in it.
     """
 
     setting: str
     positions: int
     whole: bool
+    texts: float = 0.0
 
 
-def rows_apart(config: Config, processes: int) -> Iterator[Part]:
+def rows_apart(config: Config, processes: int, texts_a_row: float = 0.0) -> Iterator[Part]:
     """The ways to split the rows of a step by `accumulate`, from the config's on."""
     for count in range(config.accumulate, config.train_batch // processes + 1):
         rows, rest = divmod(config.train_batch, count * processes)
         if not rest:
             whole = count * processes == 1
-            yield Part(f"accumulate: {count}", rows * config.block_size, whole)
+            positions, texts = rows * config.block_size, rows * texts_a_row
+            yield Part(f"accumulate: {count}", positions, whole, texts)
 
 
 def positions_apart(bound: int, most: int, least: int) -> Iterator[Part]:
@@ -94,6 +97,8 @@ def expected(
         kept = positions * ((layers - 1) * of_layer + 12 * size * width)
     if size < 4:
         kept += size * learnt[1]  # autocast's copies of matrices
+    if here.varlen:  # flash attention's gradient of the queries, in blocks of 128 for each text
+        kept += round(4 * width * (positions + 128 * part.texts))
     together = max(gradients, kept) if part.whole else gradients + kept
     total = weights + moments + together
     return PROGRAM + HEAP * total if on_cpu else total
@@ -129,6 +134,7 @@ def check(
         advice += "to rounding and to where dropout falls"
     else:
         advice = f"even {least.setting} takes {gib(takes)}: train a smaller model (n_layer, n_embd)"
+        advice += ", or take a smaller base_model" if config.base_model else ""
     if free < 0.8 * total:
         advice += "\n     or end what else uses the GPU (nvidia-smi lists it)"
     problem = f"training takes about {gib(needed[1])} of memory"

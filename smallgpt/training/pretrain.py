@@ -98,7 +98,9 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         note(f"base: {base.path}; {added} added to its vocabulary")
         base.weights.clear()
     here = runtime.with_attention(here, config)
-    needed = memory.check(config, here, model, rows_apart(config, world.size))
+    needed = memory.check(
+        config, here, model, rows_apart(config, world.size, train_rows.texts_a_row())
+    )
     model.to(here.device).train()
     task = DialogueTask(config, here, model, tokenizer, train_rows, validation_rows, world)
     trainer = Trainer(config, here, task, world)

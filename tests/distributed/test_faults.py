@@ -221,6 +221,31 @@ def test_a_process_that_fails_ends_all_and_its_error_stands_on_top(
     assert shown.partition("\n")[0] in cause
 
 
+def test_a_loss_that_is_infinite_in_one_process_changes_the_model_in_none(tmp_path: Path) -> None:
+    """Its gradient is finite, so that the others do not notice by themselves."""
+    infinite = """
+        import os
+        from smallgpt.training import trainer
+        from smallgpt.training.pretrain import DialogueTask
+        loss = DialogueTask.loss
+        seen = []
+        def infinite(self, network, part):
+            seen.append(part)
+            # The first is the one with which DDP finds its order.
+            at_step_7 = len(seen) == 8 and os.environ["RANK"] == "1"
+            return loss(self, network, part) + (float("inf") if at_step_7 else 0)
+        DialogueTask.loss = infinite
+    """
+    broken, straight = tmp_path / "broken", write_run(tmp_path / "straight")
+    program = write_program(broken, infinite)
+    done = forked(broken, "run.yaml", processes=2, program=program, torchrun=[])
+    assert done.returncode != 0
+    assert "error: step 7: the loss is inf" in done.stderr
+    assert "saved as it was before step 7" in done.stderr
+    train(straight, "max_steps=6", processes=2)
+    assert same_weights(broken / "run" / "cpt6", straight / "run" / "cpt6")
+
+
 def test_what_all_processes_refuse_is_told_once(tmp_path: Path) -> None:
     refused = ["run.yaml", "train_batch=7"]
     done = forked(write_run(tmp_path), *refused, processes=2, torchrun=[])

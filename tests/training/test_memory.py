@@ -218,6 +218,15 @@ def test_a_run_is_refused_before_the_model_is_on_the_gpu(
         pretrain.run(config_from_dict(SMALL | places, "test", Config))
 
 
+def test_variable_length_attention_takes_more_for_more_texts() -> None:
+    model, flash = GPT(MIDDLE), replace(GPU, varlen=True)
+    parts = [next(rows_apart(MIDDLE, 1, texts)) for texts in (1, 20)]
+    few, many = (memory.expected(MIDDLE, flash, model, part) for part in parts)
+    assert few < many
+    masked = {memory.expected(MIDDLE, GPU, model, part) for part in parts}
+    assert len(masked) == 1 and masked.pop() < few
+
+
 def test_a_cpu_is_never_asked_for_a_gpus_memory() -> None:
     needed = memory.check(MIDDLE, CPU, GPT(MIDDLE), rows_apart(MIDDLE, 1))
     assert needed > 0.4 * GIB
