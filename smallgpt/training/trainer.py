@@ -209,8 +209,7 @@ class Trainer:
                 self.task.saves_memory,
             ) from None
         finally:
-            if not isinstance(sys.exception(), KeyboardInterrupt):  # a second Ctrl-C does not wait
-                self._write_held(metrics)
+            self._rescue_held(metrics)
             metrics.close()
         if stop.requested():
             note(f"stopped at step {self.completed}, saved in {path}")
@@ -502,6 +501,15 @@ class Trainer:
         held, self._held = self._held, None
         if held:
             self._write(held, metrics)
+
+    def _rescue_held(self, metrics: Metrics) -> None:
+        """Write the best model where an error ends the run, unless it is a second Ctrl-C."""
+        if isinstance(sys.exception(), KeyboardInterrupt):
+            return
+        try:
+            self._write_held(metrics)
+        except UserError as error:  # what has ended the run is to be told last
+            note(str(error))
 
     def _write(self, write: Callable[[], Path], metrics: Metrics) -> None:
         metrics.record(self.completed, {}, checkpoint=write().name)
