@@ -7,11 +7,13 @@ import functools
 import itertools
 import json
 import math
+import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,17 +24,19 @@ from typer.testing import Result
 
 from benchmarks.gpu_check import __main__ as program
 from benchmarks.gpu_check import report, runs
-from benchmarks.gpu_check.checks import CHECKS
-from benchmarks.gpu_check.report import FAILED, MISSED, Figures
+from benchmarks.gpu_check.checks import CHECKS, MOST_MEMORY
+from benchmarks.gpu_check.report import FAILED, MISSED, NOT_RUN, Figures
 from benchmarks.gpu_check.setting import Setting, shipped
-from benchmarks.gpu_check.training import summary
+from benchmarks.gpu_check.training import precision_config, summary
 from smallgpt import runtime
 from smallgpt.chat import chatbot
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.config import Config, SentimentConfig
 from smallgpt.model import gpt
 from smallgpt.model.gpt import GPT
+from smallgpt.runtime import Runtime
 from smallgpt.sentiment.task import ReviewTask
+from smallgpt.training import memory
 from smallgpt.training.metrics import METRICS_FILE
 from smallgpt.training.pretrain import DialogueTask
 from smallgpt.training.schedule import Schedule
@@ -45,6 +49,7 @@ from tests.helpers.varlen import varlen_on_cpu
 
 # What the compiler does itself would end the compilation here.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+CUDA = torch.device("cuda:0")
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -108,12 +113,16 @@ def measure(setting: Setting) -> Callable[[str], Figures]:
     @functools.cache
     def healthy(name: str) -> Figures:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+            compile_by(patch, "eager")
             allow_varlen(patch)
             pretend_a_card(patch, Path(str(setting.medium.data_path)).parent)
             return CHECKS[name].measure(setting)
 
     return healthy
+
+
+def compile_by(patch: pytest.MonkeyPatch, backend: Any) -> None:
+    patch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
 
 
 def pretend_a_card(patch: pytest.MonkeyPatch, devices: Path) -> None:
@@ -157,6 +166,16 @@ def test_the_real_setting_is_what_is_shipped(setting: Setting) -> None:
     assert (real.whole.frozen, real.frozen.frozen) == (False, True)
 
 
+def test_each_precision_leaves_room_in_memory(setting: Setting) -> None:
+    real = shipped(Path(str(setting.medium.data_path)))
+    for dtype in real.precisions:
+        config, here = precision_config(real, dtype), Runtime(CUDA, getattr(torch, dtype), "")
+        with torch.device("meta"):
+            model = GPT(config)
+        part = next(memory.rows_apart(config, 1))
+        assert memory.expected(config, here, model, part) < 0.8 * MOST_MEMORY
+
+
 # -- with a fault in the code -----------------------------------------------------------------
 
 
@@ -165,6 +184,7 @@ def learn_in_reverse(patch: pytest.MonkeyPatch) -> None:
 
 
 def shift_a_precision(patch: pytest.MonkeyPatch) -> None:
+    compile_by(patch, "eager")
     loss = DialogueTask.loss
 
     def shifted(self: DialogueTask, network: Any, part: Any) -> Tensor:
@@ -214,6 +234,13 @@ def compile_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "compile", lambda model, **options: model)
 
 
+def fail_to_compile(patch: pytest.MonkeyPatch) -> None:
+    def failing(*arguments: Any) -> None:
+        raise RuntimeError("a fault of the compiler")
+
+    compile_by(patch, failing)
+
+
 def reply_differently(patch: pytest.MonkeyPatch) -> None:
     ids = itertools.count(5)
     patch.setattr(chatbot, "generate", lambda *arguments: iter([next(ids)]))
@@ -224,6 +251,7 @@ def reply_differently(patch: pytest.MonkeyPatch) -> None:
     [
         ("train300M", learn_in_reverse, "loss, first and last step"),
         ("precisions", shift_a_precision, "bfloat16 against float32, mean loss"),
+        ("precisions", fail_to_compile, "the blocks are compiled"),
         ("resume", lose_the_moments, "largest deviation later"),
         ("resume", lose_the_weights, "first loss, resumed"),
         ("profile", wait_in_attention, "synchronisations a step"),
@@ -247,6 +275,7 @@ def test_two_processes_that_learn_something_else_fail(
     two = measure("torchrun")["two"]
 
     def as_before(config: Config, setting: Setting) -> tuple[int, str]:
+        assert config.max_steps == runs.MOST_STEPS  # left alone, it would end
         lines = "".join(json.dumps({"loss": loss}) + "\n" for loss in two)
         Path(config.checkpoint_root, METRICS_FILE).write_text(lines, encoding="utf-8")
         return 143, ""
@@ -259,6 +288,29 @@ def test_two_processes_that_learn_something_else_fail(
         "losses of two processes and one",
         "SIGTERM: saved",
     ]
+
+
+def test_two_processes_end_with_the_check(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connect = f"import socket; s = socket.create_connection({server.getsockname()}); s.recv(1)"
+        (tmp_path / "train.py").write_text(connect, encoding="utf-8")
+        workers: list[socket.socket] = []
+
+        def interrupted(*arguments: Any) -> None:
+            server.settimeout(60)
+            workers.extend(server.accept()[0] for _ in range(2))
+            raise SystemExit(143)
+
+        monkeypatch.setattr(runs, "ROOT", tmp_path)
+        monkeypatch.setattr(runs, "_wait_for_steps", interrupted)
+        with pytest.raises(SystemExit):
+            runs._two_processes(setting.small, setting)
+        for worker in workers:
+            with worker:
+                worker.settimeout(30)
+                assert worker.recv(1) == b""  # its process is gone
 
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="a card is here")
@@ -299,7 +351,9 @@ def test_calls_and_kernels_of_a_card_are_told_by_their_names() -> None:
         "nvjet_sm90_tst_128x256",
         "fmha_cutlassB_bf16_aligned_64x64_k64_sm80(…)",
     )
+    assert summary(calls, 2, "cuda")["device_events"] == 0
     figures = summary([*calls, *kernels], 2, "cuda")
+    assert figures["device_events"] == len(kernels)
     assert figures["synchronisations"] == {
         "cudaStreamSynchronize": 1.0,
         "cudaEventSynchronize": 0.5,
@@ -355,7 +409,9 @@ def changed(figures: Figures, path: str, value: Any) -> Figures:
         ("precisions", "losses.bfloat16", [4.0] * 20, "bfloat16 against float32", FAILED),
         ("precisions", "losses.bfloat16", [math.nan] * 20, "bfloat16 against float32", FAILED),
         ("precisions", "skipped.bfloat16", 20, "bfloat16 against float32", FAILED),
+        ("precisions", "compiled.bfloat16", False, "the blocks are compiled", FAILED),
         ("resume", "resumed", [], "steps after resuming", FAILED),
+        ("profile", "device_events", 0, "events of the device", FAILED),
         ("profile", "synchronisations", {"cudaStreamSynchronize": 2.2}, "synchron", FAILED),
         ("profile", "attention_microseconds", {}, "attention", FAILED),
         ("validation", "backward", ["MulBackward0"], "backward", FAILED),
@@ -397,14 +453,18 @@ def test_only_a_clear_refusal_passes(code: int, said: str, holds: bool) -> None:
 
 
 class InThisProcess(contextlib.nullcontext[Any]):
-    """A contestant without a process of its own."""
+    """A contestant without a process of its own; at chat it takes too long, and is killed."""
+
+    folders: ClassVar[list[Path]] = []
 
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         super().__init__(self)
         self._made = make(*arguments)
 
     def call(self, method: str, *arguments: Any, seconds: float) -> Any:
+        self.folders.append(Path(os.environ["TMPDIR"]))
         if arguments == ("chat",):
+            (self.folders[-1] / "left").mkdir()
             raise TimeoutError
         return getattr(self._made, method)(*arguments)
 
@@ -419,6 +479,7 @@ def test_no_check_ends_the_others(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(program, "Contestant", InThisProcess)
+    monkeypatch.setattr(InThisProcess, "folders", [])
     monkeypatch.setattr(ReviewTask, "loss", no_memory)
     monkeypatch.setattr(Trainer, "_update", no_memory)
     written: list[list[str]] = []
@@ -442,8 +503,19 @@ def test_no_check_ends_the_others(
     assert "it takes about 240" in rows["quality"][0]["measured"]
     said = capsys.readouterr().out
     assert f"torch: {torch.__version__}" in said
+    assert said.endswith("not run: 2 checks (chat, quality)\n")
     verdicts = [rows[name][0]["verdict"] for name in names]
-    assert verdicts == ["", FAILED, FAILED, FAILED, "not run"]
+    assert verdicts == ["", FAILED, FAILED, NOT_RUN, NOT_RUN]
+    assert len(set(InThisProcess.folders)) == 4
+    assert not any(folder.exists() for folder in InThisProcess.folders)
+
+
+def test_what_takes_too_long_does_not_fail(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(program, "Contestant", InThisProcess)
+    assert program.run(["chat"], setting, 1000, None)
+    assert capsys.readouterr().out.endswith("not run: 1 check (chat)\n")
 
 
 def test_a_check_has_a_process_of_its_own(setting: Setting) -> None:
