@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -109,7 +112,9 @@ class Contestant:
 
     def __exit__(self, kind: object, *error: object) -> None:
         self._connection.close()  # which ends `serve`
-        self._process.join(0 if kind else 10)
+        if kind:
+            self._process.terminate()  # and what it still does
+        self._process.join(10)
         self._process.kill()
         self._process.join()
 
@@ -131,7 +136,11 @@ def receive(connection: Connection) -> Any:
 
 
 def serve(connection: Connection, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Make an object and answer calls of its methods until the other end is closed."""
+    """Make an object and answer calls of its methods until the other end is closed.
+
+    SIGTERM ends a call as an error does: what it has started is ended, what it wrote is removed.
+    """
+    signal.signal(signal.SIGTERM, _end_the_call)
     try:
         served = make(*args)
         connection.send((False, None))
@@ -144,7 +153,13 @@ def serve(connection: Connection, make: Callable[..., Any], args: tuple[Any, ...
     except UserError as error:
         connection.send((True, error))
     except BaseException:
-        connection.send((True, traceback.format_exc()))
+        with suppress(OSError):  # nobody waits for it after SIGTERM
+            connection.send((True, traceback.format_exc()))
+
+
+def _end_the_call(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would end the cleaning up
+    raise SystemExit(128 + number)
 
 
 def peak_memory() -> int:

@@ -12,7 +12,7 @@ from smallgpt.utils import atomic
 
 Figures = dict[str, Any]
 """What a check has measured: plain values."""
-FAILED, MISSED = "FAIL", "target missed"
+FAILED, MISSED, NOT_RUN = "FAIL", "target missed", "not run"
 _WIDTHS = (11, 40, 34, 26)
 
 
@@ -39,7 +39,7 @@ def target(what: str, measured: str, wanted: str, holds: bool) -> Row:
 
 def not_run(what: str, why: str) -> Row:
     """What could not be measured here."""
-    return Row(what, why, "", "not run")
+    return Row(what, why, "", NOT_RUN)
 
 
 def line(*columns: str) -> str:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +27,18 @@ from smallgpt.training import pretrain
 from smallgpt.training.metrics import METRICS_FILE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+_SCRIPT = "import runpy; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
 HIDDEN_CARD = (
-    "import runpy, sys, torch; torch.cuda.is_available = lambda: False; "
-    "torch.cuda.device_count = lambda: 0; sys.argv = sys.argv[1:]; "
-    "runpy.run_path(sys.argv[0], run_name='__main__')"
+    "import sys, torch; torch.cuda.is_available = lambda: False; "
+    f"torch.cuda.device_count = lambda: 0; {_SCRIPT}"
 )
 """Runs a script as with a driver that is too old for this torch."""
+NOTED = (
+    f"import os, pathlib, sys; pathlib.Path(sys.argv.pop(1), str(os.getpid())).touch(); {_SCRIPT}"
+)
+"""Runs a script, with a file in a folder whose name is the number of its process."""
+MOST_STEPS = 2000
+"""Where training ends that nobody has stopped."""
 
 
 def recorded(folder: str | Path, name: str = "loss") -> list[Any]:
@@ -86,8 +92,8 @@ def measure_torchrun(setting: Setting) -> Figures:
     config = replace(setting.small, dropout=0.0, dtype="float32", max_steps=steps, eval_freq=0)
     with own_root(config) as alone, own_root(config) as together:
         pretrain.run(alone)
-        endless = replace(together, max_steps=100_000, save_freq=100_000)
-        code, said = _two_processes(endless, setting)
+        longer = replace(together, max_steps=MOST_STEPS, save_freq=MOST_STEPS)
+        code, said = _two_processes(longer, setting)
         saved = run_folder.checkpoints(Path(together.checkpoint_root))
         return {
             "one": recorded(alone.checkpoint_root)[:steps],
@@ -105,46 +111,48 @@ def _two_processes(config: Config, setting: Setting) -> tuple[int | None, str]:
         its exit code, as torchrun tells it (None: not at all); and what was said.
     """
     with TemporaryDirectory() as folder:
-        file, said = Path(folder, "run.yaml"), Path(folder, "stderr")
+        file, said, workers = (Path(folder, name) for name in ("run.yaml", "stderr", "workers"))
         file.write_text(config_to_yaml(config), encoding="utf-8")
+        workers.mkdir()
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc_per_node=2", "--no-python"]
+        worker = [sys.executable, "-c", NOTED, str(workers), str(ROOT / "train.py"), str(file)]
         with (
             said.open("w") as stderr,
             subprocess.Popen(
-                [*launcher, "--nproc_per_node=2", str(ROOT / "train.py"), str(file)],
+                [*launcher, *worker],
                 env=os.environ | {"SMALLGPT_SHARE_GPU": "1", "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
+                start_new_session=True,
             ) as torchrun,
         ):
             try:
-                _wait_for_steps(torchrun, config.checkpoint_root, setting)
-                with suppress(IndexError, ProcessLookupError):
-                    os.kill(_children(torchrun.pid)[-1], signal.SIGTERM)
-                torchrun.wait(setting.patience)
+                _wait_for_steps(torchrun, config.checkpoint_root, setting.ddp_steps)
+                with suppress(StopIteration, ProcessLookupError):
+                    os.kill(next(_numbers(workers)), signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    torchrun.wait(setting.patience)
             finally:
-                for process in (*_children(torchrun.pid), torchrun.pid):
+                # torchrun gives each worker a process group of its own.
+                for group in (torchrun.pid, *_numbers(workers)):
                     with suppress(ProcessLookupError):
-                        os.kill(process, signal.SIGKILL)
+                        os.killpg(group, signal.SIGKILL)
         text = said.read_text("utf-8", errors="replace")
     code = re.search(r"exitcode\s*: (-?\d+)", text)
     return int(code[1]) if code else None, text
 
 
-def _children(pid: int) -> list[int]:
-    """The processes that one has started, by /proc."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            found += map(int, task.read_text().split())
-    return sorted(found)
+def _numbers(folder: Path) -> Iterator[int]:
+    """Those of the processes that were noted there."""
+    return (int(file.name) for file in folder.iterdir())
 
 
-def _wait_for_steps(process: subprocess.Popen[bytes], root: str, setting: Setting) -> None:
-    """Until a run has taken its steps, or has ended."""
-    file, deadline = Path(root, METRICS_FILE), time.monotonic() + setting.patience
-    while process.poll() is None and time.monotonic() < deadline:
-        if file.exists() and file.read_bytes().count(b"\n") >= setting.ddp_steps:
+def _wait_for_steps(process: subprocess.Popen[bytes], root: str, steps: int) -> None:
+    """Until a run has taken so many steps, or has ended."""
+    file = Path(root, METRICS_FILE)
+    while process.poll() is None:
+        if file.exists() and file.read_bytes().count(b"\n") >= steps:
             return
         time.sleep(0.1)
 
@@ -178,7 +186,6 @@ def measure_driver(setting: Setting) -> Figures:
             env=visible,
             capture_output=True,
             text=True,
-            timeout=setting.patience,
             check=False,
         )
     return {"exit_code": done.returncode, "said": done.stderr[-2000:]}

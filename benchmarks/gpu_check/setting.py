@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks.measure import SIZES
-from benchmarks.training import our_config
 from smallgpt.config import Config, Dtype, SentimentConfig
 from smallgpt.config_file import load_config
+from smallgpt.data.corpus import open_corpus
+from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.training.metrics import StepResult
 from smallgpt.training.trainer import LaunchedStep, Trainer
 
@@ -59,7 +60,7 @@ class Setting:
     """Positions that the largest step over reviews has at least, or the check says nothing."""
     ddp_steps: int = 20
     patience: float = 45.0
-    """Seconds that a command may take to start, and to end."""
+    """Seconds that training in two processes may take to end, once it is told to."""
     quality_minutes: float = 3.0
     peak: float = math.nan
     """Floating-point operations a second of the matrix product, once it is measured."""
@@ -67,10 +68,12 @@ class Setting:
 
 def shipped(text: Path) -> Setting:
     """The configs in config/, on one card."""
-    medium = our_config("90M", text, "cuda", "adamw", True)
+    vocabulary = max(len(open_corpus([text], text_chunks).tokenizer), 7587)  # that of the configs
+    changes = [f"data_path={text}", "device=cuda", f"vocab_size={vocabulary}"]
+    medium = load_config("config/train90M.yaml", changes)
     small: dict[str, Any] = SIZES["12M"].keys() | {"compile": False, "eval_steps": 4}
     return Setting(
-        large=our_config("300M", text, "cuda", "adamw", True),
+        large=load_config("config/train300M.yaml", changes),
         medium=medium,
         small=replace(medium, **small),
         whole=load_config("config/sentimental.yaml", schema=SentimentConfig),

@@ -19,7 +19,7 @@ from benchmarks.gpu_check.setting import Setting, give_back_memory, run_steps
 from benchmarks.measure import timed
 from benchmarks.training import OurSide
 from smallgpt import runtime
-from smallgpt.config import Config
+from smallgpt.config import Config, Dtype
 from smallgpt.training import memory
 from smallgpt.training.memory import rows_apart
 from smallgpt.training.pretrain import DialogueTask
@@ -209,25 +209,34 @@ def judge_attention(figures: Figures) -> list[Row]:
     ]
 
 
+def precision_config(setting: Setting, dtype: Dtype) -> Config:
+    """Training without dropout, in two parts: whole, a step in float32 takes nearly all memory."""
+    return replace(setting.medium, dropout=0.0, accumulate=2, compile=True, dtype=dtype)
+
+
 def measure_precisions(setting: Setting) -> Figures:
-    """The same training without dropout in several precisions, and how many steps were skipped as
-    loss scaling looked for its factor."""
-    losses, skipped = {}, {}
+    """The same training in several precisions, whether it was compiled, and how many steps were
+    skipped as loss scaling looked for its factor."""
+    losses, compiled, skipped = {}, {}, {}
     for dtype in setting.precisions:
-        side = OurSide(replace(setting.medium, dropout=0.0, dtype=dtype))
+        side = OurSide(precision_config(setting, dtype))
         results = run_steps(side.trainer, setting.precision_steps)
         losses[dtype] = [result.loss for result in results]
+        compiled[dtype] = side.trainer.compiles
         skipped[dtype] = sum(not math.isfinite(result.grad_norm) for result in results)
         del side
         give_back_memory()
-    return {"losses": losses, "skipped": skipped, "last": setting.last}
+    return {"losses": losses, "compiled": compiled, "skipped": skipped, "last": setting.last}
 
 
 def judge_precisions(figures: Figures) -> list[Row]:
     """All of them learn the same, by the mean of the last losses; after as many steps that were not
     skipped."""
     all_losses, last = figures["losses"], figures["last"]
-    exact, rows = all_losses["float32"], []
+    done = [dtype for dtype, compiled in figures["compiled"].items() if compiled]
+    whole = len(done) == len(all_losses)
+    rows = [must("the blocks are compiled", ", ".join(done) or "no", "in each precision", whole)]
+    exact = all_losses["float32"]
     for dtype, losses in all_losses.items():
         end = len(losses) - figures["skipped"][dtype]
         one, other = mean(losses[-last:]), mean(exact[max(0, end - last) : end] or [math.nan])
@@ -273,8 +282,8 @@ def measure_profile(setting: Setting) -> Figures:
 
 
 def summary(events: Sequence[Any], steps: int, kind: str) -> Figures:
-    """Of each step: calls that wait for the device, copies from memory that is not pinned (the host
-    waits for those as well), and the time of attention by kernel.
+    """What the device did at all; and of each step: calls that wait for it, copies from memory that
+    is not pinned (the host waits for those as well), and the time of attention by kernel.
 
     Args:
         kind: of the device, cpu or cuda.
@@ -282,11 +291,13 @@ def summary(events: Sequence[Any], steps: int, kind: str) -> Figures:
     waiting = SYNCHRONISING[kind]
     waits = Counter(e.name for e in events if e.name in waiting and not _in_optimizer(e))
     attention: Counter[str] = Counter()
-    for event in events:
-        if _on_host(event) == (kind == "cpu") and ATTENTION.search(event.name):
+    of_device = [event for event in events if _on_host(event) == (kind == "cpu")]
+    for event in of_device:
+        if ATTENTION.search(event.name):
             attention[event.name] += event.time_range.elapsed_us()
     unpinned = sum("Memcpy HtoD (Pageable" in event.name for event in events)
     return {
+        "device_events": len(of_device),
         "synchronisations": {name: number / steps for name, number in waits.items()},
         "unpinned_copies": unpinned / steps,
         "attention_microseconds": {n: t / steps for n, t in attention.most_common(4)},
@@ -296,9 +307,11 @@ def summary(events: Sequence[Any], steps: int, kind: str) -> Figures:
 def judge_profile(figures: Figures) -> list[Row]:
     """The host seldom waits for the device, and attention has a kernel of its own."""
     waits, attention = figures["synchronisations"], figures["attention_microseconds"]
+    seen = figures["device_events"]  # none where the profiler may not look (CUPTI)
     total, names = sum(waits.values()), ", ".join(waits)
     kernel = next(iter(attention), "")
     return [
+        must("events of the device in the profile", f"{seen:,}", "some", seen > 0),
         must("synchronisations a step", f"{total:g} ({names})", "at most 2", total <= 2),
         Row("copies from unpinned memory a step", f"{figures['unpinned_copies']:g}"),
         must("attention's kernel", kernel or "none found", "a fused one", bool(kernel)),

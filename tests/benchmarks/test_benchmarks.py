@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,13 @@ class Failing:
     def fail(self) -> None:
         raise ValueError("as asked")
 
+    def take_long(self, folder: Path) -> None:
+        try:
+            (folder / "begun").touch()
+            time.sleep(600)
+        finally:
+            (folder / "begun").unlink()
+
 
 def test_a_contestant_answers_and_its_failures_are_told() -> None:
     with Contestant(Failing) as contestant:
@@ -130,6 +138,17 @@ def test_a_contestant_that_takes_too_long_is_given_up() -> None:
     with pytest.raises(TimeoutError):
         contestant.call("say", "yes", seconds=0.01)
     assert silent.recv() == ("say", ("yes",))
+
+
+def test_what_a_contestant_still_does_is_ended_and_cleaned_up(tmp_path: Path) -> None:
+    with pytest.raises(TimeoutError), Contestant(Failing) as contestant:
+        with pytest.raises(TimeoutError):
+            contestant.call("take_long", tmp_path, seconds=0)
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        raise TimeoutError
+    assert not (tmp_path / "begun").exists()
+    assert contestant._process.exitcode == 0  # it was not killed
 
 
 def test_the_limits_of_the_machine_are_measured() -> None:

@@ -7,11 +7,13 @@ import functools
 import itertools
 import json
 import math
+import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,17 +24,19 @@ from typer.testing import Result
 
 from benchmarks.gpu_check import __main__ as program
 from benchmarks.gpu_check import report, runs
-from benchmarks.gpu_check.checks import CHECKS
-from benchmarks.gpu_check.report import FAILED, MISSED, Figures
+from benchmarks.gpu_check.checks import CHECKS, MOST_MEMORY
+from benchmarks.gpu_check.report import FAILED, MISSED, NOT_RUN, Figures
 from benchmarks.gpu_check.setting import Setting, shipped
-from benchmarks.gpu_check.training import summary
+from benchmarks.gpu_check.training import precision_config, summary
 from smallgpt import runtime
 from smallgpt.chat import chatbot
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.config import Config, SentimentConfig
 from smallgpt.model import gpt
 from smallgpt.model.gpt import GPT
+from smallgpt.runtime import Runtime
 from smallgpt.sentiment.task import ReviewTask
+from smallgpt.training import memory, trainer
 from smallgpt.training.metrics import METRICS_FILE
 from smallgpt.training.pretrain import DialogueTask
 from smallgpt.training.schedule import Schedule
@@ -45,6 +49,7 @@ from tests.helpers.varlen import varlen_on_cpu
 
 # What the compiler does itself would end the compilation here.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+CUDA = torch.device("cuda:0")
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -84,9 +89,9 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
         product=64,
         products=2,
         warm_up=2,
-        steps=20,
+        steps=10,
         precisions=("bfloat16", "float32"),
-        precision_steps=20,
+        precision_steps=10,
         last=5,
         resumed_steps=10,
         profiled_steps=2,
@@ -161,6 +166,16 @@ def test_the_real_setting_is_what_is_shipped(setting: Setting) -> None:
     assert (real.whole.frozen, real.frozen.frozen) == (False, True)
 
 
+def test_each_precision_leaves_room_in_memory(setting: Setting) -> None:
+    real = shipped(Path(str(setting.medium.data_path)))
+    for dtype in real.precisions:
+        config, here = precision_config(real, dtype), Runtime(CUDA, getattr(torch, dtype), "")
+        with torch.device("meta"):
+            model = GPT(config)
+        part = next(memory.rows_apart(config, 1))
+        assert memory.expected(config, here, model, part) < 0.8 * MOST_MEMORY
+
+
 # -- with a fault in the code -----------------------------------------------------------------
 
 
@@ -169,6 +184,7 @@ def learn_in_reverse(patch: pytest.MonkeyPatch) -> None:
 
 
 def shift_a_precision(patch: pytest.MonkeyPatch) -> None:
+    lack_a_compiler(patch)
     loss = DialogueTask.loss
 
     def shifted(self: DialogueTask, network: Any, part: Any) -> Tensor:
@@ -218,6 +234,10 @@ def compile_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "compile", lambda model, **options: model)
 
 
+def lack_a_compiler(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(trainer, "can_compile", lambda device: False)
+
+
 def reply_differently(patch: pytest.MonkeyPatch) -> None:
     ids = itertools.count(5)
     patch.setattr(chatbot, "generate", lambda *arguments: iter([next(ids)]))
@@ -228,6 +248,7 @@ def reply_differently(patch: pytest.MonkeyPatch) -> None:
     [
         ("train300M", learn_in_reverse, "loss, first and last step"),
         ("precisions", shift_a_precision, "bfloat16 against float32, mean loss"),
+        ("precisions", lack_a_compiler, "the blocks are compiled"),
         ("resume", lose_the_moments, "largest deviation later"),
         ("resume", lose_the_weights, "first loss, resumed"),
         ("profile", wait_in_attention, "synchronisations a step"),
@@ -251,6 +272,7 @@ def test_two_processes_that_learn_something_else_fail(
     two = measure("torchrun")["two"]
 
     def as_before(config: Config, setting: Setting) -> tuple[int, str]:
+        assert config.max_steps == runs.MOST_STEPS  # left alone, it would end
         lines = "".join(json.dumps({"loss": loss}) + "\n" for loss in two)
         Path(config.checkpoint_root, METRICS_FILE).write_text(lines, encoding="utf-8")
         return 143, ""
@@ -265,9 +287,27 @@ def test_two_processes_that_learn_something_else_fail(
     ]
 
 
-@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="a card is here")
-def test_training_on_the_cpu_instead_of_the_card_fails(setting: Setting) -> None:
-    assert len(failures("driver", CHECKS["driver"].measure(setting))) == 1
+def test_two_processes_end_with_the_check(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connect = f"import socket; s = socket.create_connection({server.getsockname()}); s.recv(1)"
+        (tmp_path / "train.py").write_text(connect, encoding="utf-8")
+        workers: list[socket.socket] = []
+
+        def interrupted(*arguments: Any) -> None:
+            server.settimeout(60)
+            workers.extend(server.accept()[0] for _ in range(2))
+            raise SystemExit(143)
+
+        monkeypatch.setattr(runs, "ROOT", tmp_path)
+        monkeypatch.setattr(runs, "_wait_for_steps", interrupted)
+        with pytest.raises(SystemExit):
+            runs._two_processes(setting.small, setting)
+        for worker in workers:
+            with worker:
+                worker.settimeout(30)
+                assert worker.recv(1) == b""  # its process is gone
 
 
 def on(device: DeviceType, *names: str) -> list[Any]:
@@ -303,7 +343,9 @@ def test_calls_and_kernels_of_a_card_are_told_by_their_names() -> None:
         "nvjet_sm90_tst_128x256",
         "fmha_cutlassB_bf16_aligned_64x64_k64_sm80(…)",
     )
+    assert summary(calls, 2, "cuda")["device_events"] == 0
     figures = summary([*calls, *kernels], 2, "cuda")
+    assert figures["device_events"] == len(kernels)
     assert figures["synchronisations"] == {
         "cudaStreamSynchronize": 1.0,
         "cudaEventSynchronize": 0.5,
@@ -356,10 +398,12 @@ def changed(figures: Figures, path: str, value: Any) -> Figures:
         ("compiled", "compiled.loss", 9.0, "mean of the last losses", FAILED),
         ("compiled", "eager.step_seconds", 0.0, "compiled against eager", MISSED),
         ("attention", "varlen.step_seconds", 1e9, "variable-length", MISSED),
-        ("precisions", "losses.bfloat16", [4.0] * 20, "bfloat16 against float32", FAILED),
-        ("precisions", "losses.bfloat16", [math.nan] * 20, "bfloat16 against float32", FAILED),
-        ("precisions", "skipped.bfloat16", 20, "bfloat16 against float32", FAILED),
+        ("precisions", "losses.bfloat16", [4.0] * 10, "bfloat16 against float32", FAILED),
+        ("precisions", "losses.bfloat16", [math.nan] * 10, "bfloat16 against float32", FAILED),
+        ("precisions", "skipped.bfloat16", 10, "bfloat16 against float32", FAILED),
+        ("precisions", "compiled.bfloat16", False, "the blocks are compiled", FAILED),
         ("resume", "resumed", [], "steps after resuming", FAILED),
+        ("profile", "device_events", 0, "events of the device", FAILED),
         ("profile", "synchronisations", {"cudaStreamSynchronize": 2.2}, "synchron", FAILED),
         ("profile", "attention_microseconds", {}, "attention", FAILED),
         ("validation", "backward", ["MulBackward0"], "backward", FAILED),
@@ -401,14 +445,18 @@ def test_only_a_clear_refusal_passes(code: int, said: str, holds: bool) -> None:
 
 
 class InThisProcess(contextlib.nullcontext[Any]):
-    """A contestant without a process of its own."""
+    """A contestant without a process of its own; at chat it takes too long, and is killed."""
+
+    folders: ClassVar[list[Path]] = []
 
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         super().__init__(self)
         self._made = make(*arguments)
 
     def call(self, method: str, *arguments: Any, seconds: float) -> Any:
+        self.folders.append(Path(os.environ["TMPDIR"]))
         if arguments == ("chat",):
+            (self.folders[-1] / "left").mkdir()
             raise TimeoutError
         return getattr(self._made, method)(*arguments)
 
@@ -423,6 +471,7 @@ def test_no_check_ends_the_others(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(program, "Contestant", InThisProcess)
+    monkeypatch.setattr(InThisProcess, "folders", [])
     monkeypatch.setattr(ReviewTask, "loss", no_memory)
     monkeypatch.setattr(Trainer, "_update", no_memory)
     written: list[list[str]] = []
@@ -446,8 +495,19 @@ def test_no_check_ends_the_others(
     assert "it takes about 240" in rows["quality"][0]["measured"]
     said = capsys.readouterr().out
     assert f"torch: {torch.__version__}" in said
+    assert said.endswith("not run: 2 checks (chat, quality)\n")
     verdicts = [rows[name][0]["verdict"] for name in names]
-    assert verdicts == ["", FAILED, FAILED, FAILED, "not run"]
+    assert verdicts == ["", FAILED, FAILED, NOT_RUN, NOT_RUN]
+    assert len(set(InThisProcess.folders)) == 4
+    assert not any(folder.exists() for folder in InThisProcess.folders)
+
+
+def test_what_takes_too_long_does_not_fail(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(program, "Contestant", InThisProcess)
+    assert program.run(["chat"], setting, 1000, None)
+    assert capsys.readouterr().out.endswith("not run: 1 check (chat)\n")
 
 
 def test_a_check_has_a_process_of_its_own(setting: Setting) -> None:
