@@ -235,7 +235,7 @@ def test_a_gpu_that_is_too_small_is_told_before_training(
     assert "memory: about 0.4 GiB for training" in capsys.readouterr().err
 
     def check(config: Any, here: Any, model: Any, parts: Iterator[memory.Part], *_: Any) -> float:
-        settings, positions, *_ = zip(*parts, strict=True)
+        settings, positions, _, _ = zip(*parts, strict=True)
         assert settings[0] == "max_positions: 6144"
         assert positions[0] == 8 * positions[-1]  # the 8 reviews of a step, and one of them
         raise UserError("it has too little", f"set {settings[-1]}")
