@@ -128,6 +128,9 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove what killed writers left in `folder`; put back what they had moved away."""
     for work in folder.glob(".writing-*"):
         name = _WORK_FOLDER.fullmatch(work.name)
+        if name:
+            with suppress(OSError):  # not empty
+                work.rmdir()  # a writer that lives, and has no lock yet, begins anew
         if name and (work / _WORK_LOCK).is_file():
             with suppress(OSError):  # Timeout too: its writer lives
                 lock = _lock_of(work)

@@ -7,9 +7,11 @@ import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock, Timeout
@@ -140,6 +142,26 @@ def test_what_only_looks_like_a_leftover_stays(tmp_path: Path) -> None:
     write_directory(tmp_path / "x")
     atomic.remove(tmp_path / "x")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_is_what_a_writer_killed_before_its_lock_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".writing-cpt4-abcd_123").mkdir()
+    write_directory(tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+    make, made = tempfile.mkdtemp, []
+
+    def removed_by_another(**options: Any) -> str:
+        made.append(make(**options))
+        if len(made) == 1:
+            Path(made[0]).rmdir()
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", removed_by_another)
+    write_directory(tmp_path / "y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y"]
 
 
 def test_a_writer_taken_for_a_leftover_before_it_is_locked_tries_again(
