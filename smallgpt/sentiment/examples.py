@@ -26,6 +26,7 @@ from smallgpt.model.classifier import Classifier
 from smallgpt.model.loss import IGNORED
 from smallgpt.runtime import Runtime, to_device
 from smallgpt.tokenizer.characters import PAD, UNK, Tokenizer
+from smallgpt.training.memory import gib
 from smallgpt.training.validation import in_evaluation
 from smallgpt.utils.errors import UserError
 
@@ -256,7 +257,7 @@ def _mapped_file(folder: Path, size: int) -> Tensor:
             return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(size,)))
     except OSError as error:
         raise UserError(
-            f"no room in {folder} for {size / 2**30:.1f} GiB of states: {error.strerror}",
+            f"no room in {folder} for {gib(size)} of states: {error.strerror}",
             "make room, or set frozen: False",
         ) from None
 
