@@ -94,7 +94,10 @@ def measure_training(config: Config, setting: Setting) -> Figures:
     first_seconds, results = timed(lambda: run_steps(side.trainer, 1), device)
     results += run_steps(side.trainer, setting.warm_up)
     seconds, timed_results = timed(lambda: run_steps(side.trainer, setting.steps), device)
-    expected = memory.expected(config, side.here, side.trainer.model, next(rows_apart(config, 1)))
+    task = side.trainer.task
+    assert isinstance(task, DialogueTask)
+    part = next(rows_apart(config, 1, task.rows.texts_a_row()))
+    expected = memory.expected(config, side.here, task.model, part)
     rate = setting.steps * config.train_batch * config.block_size / seconds
     return {
         "precision": str(side.here.dtype).removeprefix("torch."),
