@@ -1,0 +1,61 @@
+"""Embeddings of pieces that learn from each other through their characters."""
+
+import pytest
+import torch
+from torch import nn
+
+from smallgpt.tokenizer.characters import Tokenizer
+from smallgpt.training.composed_embeddings import compose_embedding, share_updates, texts_of
+
+PIECES = ["", "", "", "学", "习", "学习", "好", "好好学习", "好好"]
+
+
+def holds() -> torch.Tensor:
+    """How often each piece holds each character, written out: (V, C)."""
+    return torch.tensor([[float(piece.count(c)) for c in "学习好"] for piece in PIECES])
+
+
+def test_a_step_is_that_of_rows_that_are_composed() -> None:
+    torch.manual_seed(0)
+    start, aim = torch.randn(9, 4), torch.randn(9, 4)
+    embedding = nn.Parameter(start.clone())
+    optimizer = torch.optim.AdamW([embedding], lr=0.1, weight_decay=0.0)
+    share_updates(optimizer, embedding, PIECES)
+    own, of_characters = nn.Parameter(start.clone()), nn.Parameter(torch.zeros(3, 4))
+    independent = torch.optim.AdamW([own, of_characters], lr=0.1, weight_decay=0.0)
+    for _ in range(5):
+        for some, rows in ((optimizer, embedding), (independent, own + holds() @ of_characters)):
+            some.zero_grad()
+            ((rows - aim) ** 4).sum().backward()
+            some.step()
+        torch.testing.assert_close(embedding, own + holds() @ of_characters, rtol=1e-4, atol=1e-5)
+
+
+def test_what_an_optimizer_skips_changes_nothing() -> None:
+    embedding = nn.Parameter(torch.randn(9, 4))
+    optimizer = torch.optim.AdamW([embedding], lr=0.1, weight_decay=0.0, fused=True)
+    share_updates(optimizer, embedding, PIECES)
+    before = embedding.detach().clone()
+    embedding.sum().backward()
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    optimizer.step()
+    assert torch.equal(embedding, before)
+    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    optimizer.step()
+    assert not torch.equal(embedding, before)
+
+
+def test_fresh_rows_with_the_same_characters_are_alike() -> None:
+    torch.manual_seed(0)
+    fresh = torch.randn(11, 20_000) * 0.02
+    rows = fresh.clone()
+    compose_embedding(rows, PIECES)  # two rows behind the vocabulary
+    assert torch.equal(rows[[0, 1, 2, 9, 10]], fresh[[0, 1, 2, 9, 10]])
+    assert rows[[3, 4, 5, 6]].std(1).tolist() == pytest.approx([0.02] * 4, rel=0.05)
+    likeness = torch.corrcoef(rows[3:9])
+    assert likeness[0, 2] == pytest.approx(0.49 / 2**0.5, abs=0.03)  # 学 and 学习
+    assert likeness[0, 3] == pytest.approx(0, abs=0.03)  # 学 and 好
+
+
+def test_control_tokens_have_no_text() -> None:
+    assert texts_of(Tokenizer("你好")) == ["", "", "", "你", "好"]
