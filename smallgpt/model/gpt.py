@@ -286,7 +286,7 @@ class GPT(nn.Module):
             bounds_N: instead of `documents_BT`, for variable-length attention: where each text of
                 the batch begins, counted over the positions of all rows, and B * T at the end;
                 int32. No text goes over the end of its row.
-            places_P: only these positions have logits, (P, V); counted over those of all rows.
+            places_P: only of these positions, counted over those of all rows: (1, P, V).
         """
         x_BTE = self.embed(ids_BT, positions_BT, cache)
         mask = None if bounds_N is not None else _attention_mask(x_BTE, documents_BT, cache)
@@ -297,7 +297,7 @@ class GPT(nn.Module):
         if cache is not None:
             cache.length += ids_BT.shape[1]
         if places_P is not None:
-            x_BTE = x_BTE.flatten(0, 1)[places_P]
+            x_BTE = x_BTE.flatten(0, 1)[None, places_P]
         x_BTE = self.ln_f(x_BTE)
         if targets_BT is not None:
             head = self.wte if self.config.tied else self.lm_head

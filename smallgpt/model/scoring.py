@@ -31,9 +31,10 @@ def log_probabilities(
     read = _cache(model, len(context))
     with without_cudnn_attention():
         last_1 = torch.tensor([len(context) - 1], device=device)
-        logits_1V = model(torch.tensor([list(context)], device=device), cache=read, places_P=last_1)
+        context_1T = torch.tensor([list(context)], device=device)
+        log_p_V = _log_softmax(model(context_1T, cache=read, places_P=last_1)[0, 0])
         first_ids = torch.tensor([reply[0] for reply in replies], device=device, dtype=torch.long)
-        log_p_N = _log_softmax(logits_1V)[0, first_ids]
+        log_p_N = log_p_V[first_ids]
         for numbers in _batches([len(reply) for reply in replies], len(context), device):
             rest = _log_p_behind_first(model, read, [replies[number] for number in numbers])
             log_p_N[torch.tensor(numbers, device=device)] += rest
@@ -83,7 +84,7 @@ def _log_p_behind_first(
     ids_BT = torch.tensor(filled, device=device)
     places = [row * T + t for row, reply in enumerate(replies) for t in range(len(reply) - 1)]
     places_P = torch.tensor(places, device=device)
-    log_p_PV = _log_softmax(model(ids_BT[:, :-1], cache=cache, places_P=places_P))
+    log_p_PV = _log_softmax(model(ids_BT[:, :-1], cache=cache, places_P=places_P)[0])
     log_p_BT = log_p_PV.new_zeros(B * T)
     log_p_BT[places_P] = log_p_PV.gather(1, ids_BT[:, 1:].flatten()[places_P, None])[:, 0]
     return log_p_BT.view(B, T).sum(1)
