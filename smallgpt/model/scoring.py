@@ -13,14 +13,14 @@ POSITIONS = 2048
 """Of a batch of replies with their contexts, at most, unless one alone has more."""
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode autocast would round the weights anew at every call
 def log_probabilities(
     model: GPT, context: Sequence[int], replies: Sequence[Sequence[int]]
 ) -> Tensor:
     """log p(reply | context) of each reply, the sum over its ids: (N,), nats, on the model's
     device, which the host does not wait for.
 
-    The context is read once for all. Autocast is the caller's.
+    The context is read once for all. Autocast is the caller's, best around many calls.
 
     Args:
         model: in evaluation mode.

@@ -93,21 +93,21 @@ def choose(
     """
     replies, chosen = candidates(pairs, seed)
     ids = [tokenizer.encode(reply) for reply in replies]
-    right = [torch.empty(0, 2, dtype=torch.bool, device=runtime.device)]
-    numbers = range(len(chosen))
+    device, size, numbers = runtime.device, model.config.block_size, range(len(chosen))
+    right = [torch.empty(0, 2, dtype=torch.bool, device=device)]
     by_itself: Tensor | None = None
-    for number in in_evaluation(model, numbers, "picking replies", stopped, world):
-        mine = [ids[n] for n in chosen[number]]
-        room = max(map(len, mine))
-        context, _ = prompt_ids(pairs[number].messages, tokenizer, model.config.block_size, room)
-        with runtime.autocast():
+    with runtime.autocast():  # once: it keeps the weights that it has rounded
+        for number in in_evaluation(model, numbers, "picking replies", stopped, world):
+            mine = [ids[n] for n in chosen[number]]
+            room = max(map(len, mine))
+            context, _ = prompt_ids(pairs[number].messages, tokenizer, size, room)
             if by_itself is None:
                 by_itself = log_probabilities(model, [SEP], ids)
             log_p_N = log_probabilities(model, context, mine)
-        gain_N = log_p_N - by_itself[torch.from_numpy(chosen[number]).to(runtime.device)]
-        characters = torch.tensor([len(replies[n]) for n in chosen[number]], device=runtime.device)
-        scores_2N = torch.stack([gain_N, log_p_N]) / characters
-        right.append((scores_2N[:, 0] > scores_2N[:, 1:].amax(1))[None])
+            gain_N = log_p_N - by_itself[chosen[number]]
+            lengths = torch.tensor([len(replies[n]) for n in chosen[number]], device=device)
+            scores_2N = torch.stack([gain_N, log_p_N]) / lengths
+            right.append((scores_2N[:, 0] > scores_2N[:, 1:].amax(1))[None])
     parts = world.gather((torch.cat(right).cpu().numpy(), stopped()))
     if any(was_stopped for _, was_stopped in parts):
         return None

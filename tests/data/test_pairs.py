@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallgpt.data.corpus import Corpus
@@ -15,6 +15,7 @@ def dialogues_of(corpus: Corpus) -> list[list[str]]:
     return [text.split("\n") for text in texts]
 
 
+@settings(max_examples=30)
 @given(CORPORA, st.integers(0, 3), st.integers(0, 20))
 def test_a_pair_is_an_utterance_with_all_before_it(corpus: Corpus, seed: int, most: int) -> None:
     pairs = sample_pairs(corpus, everything(corpus), most, seed, lambda reply: len(reply) < 9)
@@ -27,6 +28,7 @@ def test_a_pair_is_an_utterance_with_all_before_it(corpus: Corpus, seed: int, mo
         assert said in [dialogue[: len(said)] for dialogue in dialogues]
 
 
+@settings(max_examples=30)
 @given(CORPORA, st.integers(0, 3))
 def test_every_dialogue_of_two_utterances_has_one(corpus: Corpus, seed: int) -> None:
     pairs = sample_pairs(corpus, everything(corpus), 99, seed, lambda reply: True)
