@@ -13,8 +13,10 @@ from smallgpt.cli.arguments import (
     CheckpointPath,
     ConfigFile,
     Device,
+    Force,
     Overrides,
     before_torch,
+    check_output,
     command,
     run_program,
     typed,
@@ -130,38 +132,71 @@ def evaluate(
     path: CheckpointPath,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Dialogue text to measure the loss on; may be given several times."),
+        typer.Option(help="Dialogue text to measure on; may be given several times."),
     ] = None,
     smalltalk: Annotated[
         bool, typer.Option("--smalltalk", help="Play held-out dialogues of the built-in corpus.")
     ] = False,
-    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues to play.")] = 500,
+    compare: Annotated[
+        Path | None, typer.Option(help="Another checkpoint, to be measured beside it.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Reply to these prompts, one a line, instead of ours."),
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=0, help="Choices of the right reply.")] = 500,
+    replies: Annotated[int, typer.Option(min=0, help="Replies to generate.")] = 200,
+    dialogues: Annotated[int, typer.Option(min=1, help="Dialogues of small talk to play.")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     dtype: Annotated[
         Dtype | None, typer.Option(help="Measure the model as chat runs it in this precision.")
     ] = None,
+    force: Force = False,
 ) -> None:
-    """Measure a checkpoint: loss on a text, fitting replies in small talk, or both."""
+    """Measure a checkpoint: on a text, by fitting replies in small talk, or both.
+
+    On a text: loss, choice of the right reply, and what generated replies are like
+    (docs/evaluation.md).
+
+    Example: smallgpt evaluate checkpoints/demo --data my.txt
+    """
     if not data and not smalltalk:
         raise UserError("nothing to evaluate on", "give --data TEXT or --smalltalk (or both)")
+    for name, value in (("--compare", compare), ("--json", json), ("--prompts", prompts)):
+        if value and not data:
+            raise UserError(f"{name} needs a text to measure on", "give --data TEXT")
+    if json:
+        check_output([*(data or []), *([prompts] if prompts else [])], [json], force)
     before_torch()
-    from smallgpt import evaluation
     from smallgpt.checkpoints.open import find_checkpoint
+    from smallgpt.evaluation import report, small_talk
 
     path = find_checkpoint(path)
     if data:
-        typer.echo(evaluation.on_text(path, data, device, dtype))
+        said = report.on_text(
+            [path, *([find_checkpoint(compare)] if compare else [])],
+            data,
+            pairs=pairs,
+            replies=replies,
+            seed=seed,
+            prompts=prompts,
+            output=json,
+            device=device,
+            dtype=dtype,
+        )
+        typer.echo(said)
     if smalltalk:
-        typer.echo(evaluation.on_smalltalk(path, dialogues, seed, device, dtype))
+        typer.echo(small_talk.fitting_replies(path, dialogues, seed, device, dtype))
 
 
 @command(app)
 def inspect(path: CheckpointPath) -> None:
     """Show what a checkpoint holds, and check that it is whole."""
-    from smallgpt import evaluation
+    from smallgpt.evaluation.description import describe_checkpoint
 
-    typer.echo(evaluation.describe_checkpoint(path))
+    typer.echo(describe_checkpoint(path))
 
 
 @command(app)

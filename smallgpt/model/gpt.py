@@ -8,6 +8,7 @@ Shapes, used as suffixes of names:
     T  new positions of a row   H  heads                  D  width of a head, E / H
     S  positions attended to: T, and in generation those in the cache before them
     N  texts packed into the rows of a batch
+    P  positions of the batch that logits are wanted of
 """
 
 import itertools
@@ -269,6 +270,7 @@ class GPT(nn.Module):
         cache: KeyValueCache | None = None,
         targets_BT: Tensor | None = None,
         bounds_N: Tensor | None = None,
+        places_P: Tensor | None = None,
     ) -> Tensor:
         """Logits of the next token at every position, (B, T, V); with targets, their loss.
 
@@ -284,6 +286,7 @@ class GPT(nn.Module):
             bounds_N: instead of `documents_BT`, for variable-length attention: where each text of
                 the batch begins, counted over the positions of all rows, and B * T at the end;
                 int32. No text goes over the end of its row.
+            places_P: only of these positions, counted over those of all rows: (1, P, V).
         """
         x_BTE = self.embed(ids_BT, positions_BT, cache)
         mask = None if bounds_N is not None else _attention_mask(x_BTE, documents_BT, cache)
@@ -293,6 +296,8 @@ class GPT(nn.Module):
             x_BTE = run(x_BTE, mask, cache, None, bounds_N)
         if cache is not None:
             cache.length += ids_BT.shape[1]
+        if places_P is not None:
+            x_BTE = x_BTE.flatten(0, 1)[None, places_P]
         x_BTE = self.ln_f(x_BTE)
         if targets_BT is not None:
             head = self.wte if self.config.tied else self.lm_head

@@ -22,6 +22,8 @@ _TAGS = {
     "validation_loss": "loss/validation",
     "perplexity": "validation/perplexity",
     "bits_per_character": "validation/bits_per_character",
+    "r10_at_1": "validation/r10_at_1",
+    "loops_share": "validation/loops_share",
     "validation_accuracy": "validation/accuracy",
     "lr": "optimizer/learning_rate",
     "grad_norm": "optimizer/gradient_norm",

@@ -3,7 +3,8 @@
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from smallgpt.data.chats.exports import warn_of_exports
 from smallgpt.data.corpus import Corpus, IntArray, describe, match_tokenizer, open_corpus, split
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import Batch, PackedRows, RowOrder
+from smallgpt.data.pairs import Pair, sample_pairs
 from smallgpt.distributed import launch
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.gpt import GPT
 from smallgpt.runtime import Runtime
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
 from smallgpt.training import memory, resume
+from smallgpt.training.choice import Choices, can_score, choose
 from smallgpt.training.memory import gib, rows_apart
+from smallgpt.training.replies import generate_replies, loops
 from smallgpt.training.trainer import Task, Trainer
 from smallgpt.training.validation import (
     Validation,
@@ -40,6 +44,8 @@ from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
 SAMPLE_REPLIES = 3
+PAIRS, PAIRS_REPLIED_TO = 50, 20
+"""Of a validation: together they take a 12M model a few seconds on one core."""
 
 
 def run(config: Config, command: str = "train.py …", typed: frozenset[str] = frozenset()) -> Path:
@@ -156,6 +162,31 @@ def validation_sample(config: Config, rows: PackedRows) -> IntArray:
     return sample_of(rows, config.test_batch * config.eval_steps, config.seed)
 
 
+@dataclass(frozen=True)
+class DialogueFigures:
+    """What a validation on dialogues measured (see training.trainer.Measured)."""
+
+    loss: Validation
+    choices: Choices
+    replies: list[str]
+
+    def as_dict(self) -> dict[str, float]:
+        """The figures by name; without those that need dialogues of two utterances, or of ten
+        different replies, where there are none."""
+        figures = self.loss.as_dict()
+        if "r10_at_1" in (picked := self.choices.as_dict()):
+            figures["r10_at_1"] = picked["r10_at_1"]
+        if self.replies:
+            figures["loops_share"] = sum(map(loops, self.replies)) / len(self.replies)
+        return figures
+
+    def __str__(self) -> str:
+        figures = self.as_dict()
+        named = {"r10_at_1": "R10@1 {:.0%}", "loops_share": "{:.0%} of replies loop"}
+        more = [form.format(figures[name]) for name, form in named.items() if name in figures]
+        return ", ".join([str(self.loss), *more])
+
+
 class DialogueTask(Task):
     """Learning from packed rows of dialogues (see training.trainer.Task).
 
@@ -209,13 +240,30 @@ class DialogueTask(Task):
         inputs, tokens = part
         return summed_loss(network, inputs, self.runtime) / tokens
 
-    def validate(self, stopped: Callable[[], bool]) -> Validation | None:
-        """Loss on dialogues kept for validation."""
+    def validate(self, stopped: Callable[[], bool]) -> DialogueFigures | None:
+        """Loss on dialogues kept for validation, R10@1 and what replies in them are like."""
         config, rows, world = self.config, self.validation_rows, self.world
         # Without gradients so many rows need less memory than in training.
         size = config.train_batch // (config.accumulate * world.size)
         sample = validation_sample(config, rows)
-        return validate(self.model, rows, self.runtime, sample, size, stopped, world)
+        loss = validate(self.model, rows, self.runtime, sample, size, stopped, world)
+        if loss is None:
+            return None
+        pairs, seed = self._pairs, config.seed
+        choices = choose(self.model, self.tokenizer, pairs, seed, self.runtime, stopped, world)
+        if choices is None:
+            return None
+        bot = Chatbot(self.model, self.tokenizer, config)
+        talks = [pair.messages for pair in pairs[:PAIRS_REPLIED_TO]]
+        replies = generate_replies(bot, talks, seed, stopped, world)
+        return None if replies is None else DialogueFigures(loss, choices, replies)
+
+    @cached_property
+    def _pairs(self) -> list[Pair]:
+        """The pairs that each validation looks at."""
+        fits = can_score(self.tokenizer, self.config.block_size)
+        rows = self.validation_rows
+        return sample_pairs(rows.corpus, rows.dialogues, PAIRS, self.config.seed, fits)
 
     def how_to_use(self, path: Path, it: str = "it") -> str:
         """The command that chats with it."""

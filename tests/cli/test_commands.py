@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import shutil
@@ -294,16 +295,25 @@ def test_inspect(trained: Path) -> None:
     assert result.stdout.startswith(f"{trained}: whole, all checksums right\n  step: 120\n")
 
 
-def test_evaluate(trained: Path, trained_run: Path) -> None:
-    result = smallgpt(
-        "evaluate", trained, "--data", trained_run / "text.txt", "--smalltalk", "--dialogues", "3"
-    )
+def test_evaluate(trained: Path, trained_run: Path, tmp_path: Path) -> None:
+    text, figures = trained_run / "text.txt", tmp_path / "figures.json"
+    few = ("--pairs", "3", "--replies", "2", "--device", "cpu")
+    play = ("--smalltalk", "--dialogues", "3")
+    result = smallgpt("evaluate", trained, "--data", text, *few, "--json", figures, *play)
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("validation loss ")
+    assert lines[0] == f"A: {trained}"
     assert lines[-1].endswith("fitting in all")
-    again = smallgpt("evaluate", trained, "--smalltalk", "--dialogues", "3")
-    assert again.stdout.splitlines() == lines[1:]
+    assert json.loads(figures.read_text("utf-8"))["replies"] == 2
+    again = smallgpt("evaluate", trained, *play).stdout.splitlines()
+    assert again == lines[-len(again) :]
+    result = smallgpt("evaluate", trained, "--data", text, *few, "--compare", trained)
+    assert f"B: {trained}" in result.stdout
+
+    refused = refused_command("evaluate", trained, "--data", text, "--json", figures)
+    assert f"{figures} is there already" in refused
+    refused = refused_command("evaluate", trained, "--smalltalk", "--compare", trained)
+    assert "--compare needs a text" in refused
 
 
 @pytest.mark.parametrize("command", ["chat", "train", "inspect", "sentiment predict"])

@@ -92,8 +92,9 @@ class ScriptedGPT(GPT):
         cache: KeyValueCache | None = None,
         targets_BT: Tensor | None = None,
         bounds_N: Tensor | None = None,
+        places_P: Tensor | None = None,
     ) -> Tensor:
-        assert cache is not None
+        assert cache is not None and places_P is None
         self.read += ids_BT.shape[1]
         end = cache.length + ids_BT.shape[1]
         if ids_BT[0, -1] == SEP:  # the end of a prompt

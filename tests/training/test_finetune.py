@@ -12,13 +12,13 @@ import torch
 from hypothesis import given
 
 import smallgpt
-from smallgpt import evaluation
 from smallgpt.checkpoints import checkpoint, legacy_pth
 from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import Config
 from smallgpt.config_file import config_from_dict
 from smallgpt.data.corpus import Corpus
 from smallgpt.data.packing import PackedRows
+from smallgpt.evaluation.report import on_text
 from smallgpt.model.loss import IGNORED
 from smallgpt.tokenizer.characters import SEP, UNK
 from smallgpt.training import pretrain
@@ -63,7 +63,9 @@ def test_new_characters_are_added_and_old_ids_stay(
     moved = (after.weights["wte.weight"][:old] - before.weights["wte.weight"][:old]).abs().max()
     assert 0 < moved < 0.05
     assert smallgpt.load(after.path).reply("早上好")
-    assert "loss" in evaluation.on_text(after.path, [tmp_path / "mine.txt"], "cpu")
+    assert "loss" in on_text(
+        [after.path], [tmp_path / "mine.txt"], pairs=3, replies=3, device="cpu"
+    )
 
 
 def test_before_the_first_step_it_is_the_base(trained: Path, tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_from_models_of_other_programs(tmp_path: Path, kind: str) -> None:
     base = open_checkpoint(tmp_path / "theirs").tokenizer
     assert stored.tokenizer.encode("今天") == base.encode("今天")
     assert smallgpt.load(path).reply("早上好")
-    assert "loss" in evaluation.on_text(path, [tmp_path / "mine.txt"], "cpu")
+    assert "loss" in on_text([path], [tmp_path / "mine.txt"], pairs=3, replies=3, device="cpu")
 
 
 def test_from_a_legacy_file_or_none(trained: Path, tmp_path: Path) -> None:

@@ -376,6 +376,39 @@ def test_metrics_say_what_happened(
         assert drawn == [(line["step"], pytest.approx(line[key])) for line in source]
 
 
+def test_validation_picks_replies_and_counts_loops(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On fixed pairs; where there are none, the figures are left out."""
+    characters = "你我好吗的是早上晚安天气不错呀谢小明叫什么名字"
+    talks = [f"{c}{c}\n好{c}呀\n" for c in characters]
+    (tmp_path / "talks.txt").write_text("\n".join(talks), encoding="utf-8")
+    (tmp_path / "alone.txt").write_text("你好\n你好呀" + "\n\n你好" * 20, encoding="utf-8")
+    board = str(tmp_path / "board")
+    keys: dict[str, Any] = {"data_path": str(tmp_path / "talks.txt"), "train_percent": 0.3}
+    keys |= {"max_steps": 2, "eval_freq": 1, "tensorboard_path": board, "seed": 1}
+    path = train(settings, **keys)
+    lines = [line for line in metrics(path.parent) if "perplexity" in line]
+    said = capsys.readouterr().err
+    for line in lines:
+        picked, loops = line["r10_at_1"], line["loops_share"]
+        assert f", R10@1 {picked:.0%}, {loops:.0%} of replies loop" in said
+    manifest = checkpoint.load(path).manifest
+    assert {key: manifest[key] for key in ("r10_at_1", "loops_share")} == {
+        key: lines[-1][key] for key in ("r10_at_1", "loops_share")
+    }
+    events = EventAccumulator(board)
+    events.Reload()
+    for key in ("r10_at_1", "loops_share"):
+        drawn = [event.value for event in events.Scalars(f"validation/{key}")]
+        assert drawn == [pytest.approx(line[key]) for line in lines]
+
+    alone = {"data_path": str(tmp_path / "alone.txt"), "seed": 0, "train_percent": 0.8}
+    path = train(settings, **keys | alone, checkpoint_root=str(tmp_path / "second"))
+    (*_, line) = (line for line in metrics(path.parent) if "perplexity" in line)
+    assert "r10_at_1" not in line and "loops_share" not in line
+
+
 def test_tensorboard_is_in_the_folder_of_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
     train(settings, max_steps=1, tensorboard_path="auto")
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))

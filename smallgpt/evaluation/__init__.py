@@ -1,0 +1,1 @@
+"""How good a checkpoint is, and what is in it."""
