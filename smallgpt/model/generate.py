@@ -77,13 +77,13 @@ def generate_rows(
         return  # a vocabulary with nothing to say
     drawn, several = list(replies), len(replies) > 1
     new = [context[cache.keep_prefix(context[:-1]) :]]
-    room = model.config.block_size - len(context)
-    for step in range(min(sampling.max_new_tokens, room)):
+    most = min(sampling.max_new_tokens, model.config.block_size - len(context))
+    for step in range(most):
         new_BT = torch.tensor(new, device=cache.ids_BS.device)
         with without_cudnn_attention():
             logits_BV = model(new_BT, cache=cache)[:, -1].cpu().double()
         if step == 0 and several:
-            cache = cache.repeated(len(drawn))
+            cache = cache.repeated(len(drawn), len(context) + most)
             logits_BV = logits_BV.expand(len(drawn), -1)
         allowed_BV = logits_BV.masked_fill(never if step else not_first, float("-inf"))
         ids = [

@@ -52,13 +52,15 @@ class KeyValueCache:
         self.length = sum(1 for _ in same)
         return self.length
 
-    def repeated(self, rows: int) -> "KeyValueCache":
-        """A cache of so many rows, each of which has read what the (only) row of this one has."""
-        other, read = copy.copy(self), self._memory[..., : self.length, :]
-        layers, two, _, heads, positions, width = self._memory.shape
+    def repeated(self, rows: int, positions: int) -> "KeyValueCache":
+        """A cache of so many rows of so many positions, each of which has read what the (only) row
+        of this one has."""
+        other, end = copy.copy(self), self.length
+        layers, two, _, heads, _, width = self._memory.shape
         other._hold(self._memory.new_empty(layers, two, rows, heads, positions, width))
-        other._memory[..., : self.length, :] = read
-        other.ids_BS = self.ids_BS.repeat(rows, 1)
+        other._memory[..., :end, :] = self._memory[..., :end, :]
+        other.ids_BS = self.ids_BS.new_zeros(rows, positions)
+        other.ids_BS[:, :end] = self.ids_BS[:, :end]
         return other
 
     def keep_rows(self, rows: Sequence[int]) -> None:
