@@ -95,9 +95,9 @@ class SamplingConfig:
     best_of: int = _sampling(1, ge=1, le=64)
     """Draw so many replies and keep the one that the talk explains best. It is shown when all are
     drawn: on a slow machine leave it at 1, where each character is shown as it is drawn."""
-    mmi_weight: float = _sampling(0.5, ge=0, le=1)
-    """Which of `best_of` replies is kept: the higher, the more it counts against a reply that it is
-    as likely whatever was said (MMI, arXiv:1510.03055)."""
+    mmi_weight: float = _sampling(1.0, ge=0, le=1)
+    """How much it counts against one of `best_of` replies that it is likely whatever was said (MMI,
+    arXiv:1510.03055); 0 keeps the likeliest reply."""
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,9 @@ def _generator_from(generator: torch.Generator) -> torch.Generator:
 def best(model: GPT, replies: Sequence[Reply], mmi_weight: float) -> list[int]:
     """The reply with the highest log p(reply | talk) - mmi_weight * log p(reply), an id.
 
-    Per id, as sums compare lengths more than words. The second term is that behind a lone
-    `<sep>`, where nothing was said.
+    The second term is that behind a lone `<sep>`, where nothing was said. An id: sums favour long
+    replies, loops among them. Replies are drawn by the first term, so it needs no more weight than
+    the second; less than 1 for this gives the commonest replies (docs/log.md).
     """
     distinct = list({tuple(reply.ids): reply for reply in replies}.values())
     if len(distinct) == 1:
