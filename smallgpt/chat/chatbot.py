@@ -178,9 +178,9 @@ class Chatbot:
                 elsewhere until the chunks have ended.
 
         Returns:
-            chunks of the reply, drawn as they are asked for (with `best_of` all of it at the first
-            one); and how many characters at the
-            beginning of the last message did not fit the context.
+            chunks of the reply, drawn as they are asked for (with `best_of` all of it for the
+            first one); and how many characters at the beginning of the last message did not fit
+            the context.
 
         Raises:
             UserError: there are no messages, they are no texts, or `sampling` cannot be.

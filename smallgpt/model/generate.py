@@ -22,8 +22,8 @@ class Reply:
     """On the CPU; the same state gives the same ids, whatever is drawn beside them."""
     ids: list[int] = field(default_factory=list)
     log_probability: float = 0.0
-    """Of these ids, in nats, at temperature 1 and with nothing left out. Where one reply is drawn
-    alone, nobody asks, and it stays 0."""
+    """Of these ids, in nats, at temperature 1 and with nothing left out. It stays 0 where a reply
+    is drawn alone: there is nothing to compare it with."""
 
 
 def generate(
