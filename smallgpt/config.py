@@ -92,6 +92,12 @@ class SamplingConfig:
     """Above 1 makes characters already in the reply less likely (CTRL, arXiv:1909.05858)."""
     max_new_tokens: int = _sampling(100, ge=1)
     """Longest reply, in characters."""
+    best_of: int = _sampling(1, ge=1, le=64)
+    """Draw so many replies and keep the one that the talk explains best. It is shown when all are
+    drawn: on a slow machine leave it at 1, where each character is shown as it is drawn."""
+    mmi_weight: float = _sampling(1.0, ge=0, le=1)
+    """How much it counts against one of `best_of` replies that it is likely whatever was said (MMI,
+    arXiv:1510.03055); 0 keeps the likeliest reply."""
 
 
 @dataclass(frozen=True)

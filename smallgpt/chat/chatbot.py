@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from smallgpt.chat.best_of import generate_best
 from smallgpt.checkpoints import huggingface
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
@@ -177,8 +178,9 @@ class Chatbot:
                 elsewhere until the chunks have ended.
 
         Returns:
-            chunks of the reply, drawn as they are asked for; and how many characters at the
-            beginning of the last message did not fit the context.
+            chunks of the reply, drawn as they are asked for (with `best_of` all of it for the
+            first one); and how many characters at the beginning of the last message did not fit
+            the context.
 
         Raises:
             UserError: there are no messages, they are no texts, or `sampling` cannot be.
@@ -189,7 +191,9 @@ class Chatbot:
         context, left_out = prompt_ids(
             messages, self.tokenizer, self.model.config.block_size, drawn.max_new_tokens
         )
-        ids = generate(self.model, context, drawn, {SEP, PAD}, self._banned, generator, cache)
+        several = drawn.best_of > 1 and drawn.temperature > 0  # at 0 all would be the same
+        draw = generate_best if several else generate
+        ids = draw(self.model, context, drawn, {SEP, PAD}, self._banned, generator, cache)
         return _text_chunks(ids, self.tokenizer), left_out
 
 

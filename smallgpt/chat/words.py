@@ -110,6 +110,8 @@ CHINESE = Words(
         "top_p": "大于 0、不大于 1 的数",
         "repetition_penalty": "0.001 到 1000 之间的数",
         "max_new_tokens": "不小于 1 的整数",
+        "best_of": "1 到 64 之间的整数",
+        "mmi_weight": "0 到 1 之间的数",
     },
     no_path="（文件名太长，或不是有效的路径）",
     saved="（对话已保存：{}）",

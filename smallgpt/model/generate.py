@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,7 +14,18 @@ FEW = 512
 """Ids among which the nucleus is looked for first."""
 
 
-@torch.inference_mode()
+@dataclass
+class Reply:
+    """A reply that is being drawn, with the random numbers that only it takes."""
+
+    generator: torch.Generator
+    """On the CPU; the same state gives the same ids, whatever is drawn beside them."""
+    ids: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
+    """Of these ids, in nats, at temperature 1 and with nothing left out. It stays 0 where a reply
+    is drawn alone: there is nothing to compare it with."""
+
+
 def generate(
     model: GPT,
     context: Sequence[int],
@@ -25,16 +37,36 @@ def generate(
 ) -> Iterator[int]:
     """Continue `context`, one id at a time, until an id in `stop`, which is not yielded.
 
-    Ends as well after `max_new_tokens` ids or where the model's context is full. The first id is
-    never one of `stop`: there is always something to yield.
+    Arguments and the rest as of `generate_rows`; the cache has then read the reply as well.
+    """
+    reply = Reply(generator)
+    for _ in generate_rows(model, context, sampling, stop, banned, [reply], cache):
+        yield reply.ids[-1]
+
+
+@torch.inference_mode()
+def generate_rows(
+    model: GPT,
+    context: Sequence[int],
+    sampling: SamplingConfig,
+    stop: Collection[int],
+    banned: Collection[int],
+    replies: Sequence[Reply],
+    cache: KeyValueCache | None = None,
+) -> Iterator[None]:
+    """Draw replies to `context` side by side: one more id of each at a time, until an id in `stop`.
+
+    A reply ends as well after `max_new_tokens` ids or where the model's context is full. Its first
+    id is never one of `stop`: there is always something to say. Each forward pass is one for all
+    that have not ended; the context is read once.
 
     Args:
         model: in evaluation mode.
         context: ids, 1 to block_size - 1 of them.
         banned: ids never drawn.
-        generator: on the CPU; the same state gives the same ids.
-        cache: of this model; as far as it has read the beginning of `context`, that is not read
-            again. It must not be used elsewhere until the iterator has ended.
+        replies: at least one, with no ids yet; they are filled.
+        cache: of this model, with one row; as far as it has read the beginning of `context`, that
+            is not read again. It must not be used elsewhere until the iterator has ended.
     """
     cache = cache or KeyValueCache(model.config, model.wte.weight)
     never = torch.zeros(model.config.vocab_size, dtype=torch.bool)
@@ -43,20 +75,35 @@ def generate(
     not_first[list(stop)] = True
     if not_first.all():
         return  # a vocabulary with nothing to say
-    reply: list[int] = []
-    new = list(context[cache.keep_prefix(context[:-1]) :])
-    room = model.config.block_size - len(context)
-    for _ in range(min(sampling.max_new_tokens, room)):
-        new_1T = torch.tensor([new], device=cache.ids_BS.device)
+    drawn, several = list(replies), len(replies) > 1
+    new = [context[cache.keep_prefix(context[:-1]) :]]
+    most = min(sampling.max_new_tokens, model.config.block_size - len(context))
+    for step in range(most):
+        new_BT = torch.tensor(new, device=cache.ids_BS.device)
         with without_cudnn_attention():
-            logits_V = model(new_1T, cache=cache)[0, -1].cpu().double()
-        logits_V = logits_V.masked_fill(never if reply else not_first, float("-inf"))
-        token = draw(logits_V, reply, sampling, generator)
-        if token in stop:
+            logits_BV = model(new_BT, cache=cache)[:, -1].cpu().double()
+        if step == 0 and several:
+            cache = cache.repeated(len(drawn), len(context) + most)
+            logits_BV = logits_BV.expand(len(drawn), -1)
+        allowed_BV = logits_BV.masked_fill(never if step else not_first, float("-inf"))
+        ids = [
+            draw(logits_V, reply.ids, sampling, reply.generator)
+            for logits_V, reply in zip(allowed_BV, drawn, strict=True)
+        ]
+        going = [row for row, token in enumerate(ids) if token not in stop]
+        if not going:
             return
-        yield token
-        reply.append(token)
-        new = [token]
+        if len(going) < len(drawn):
+            cache.keep_rows(going)
+            drawn, logits_BV = [drawn[row] for row in going], logits_BV[going]
+        new = [[ids[row]] for row in going]
+        for reply, (token,) in zip(drawn, new, strict=True):
+            reply.ids.append(token)
+        if several:
+            log_p_BV = logits_BV.log_softmax(1)
+            for reply, log_p_1 in zip(drawn, log_p_BV.gather(1, torch.tensor(new)), strict=True):
+                reply.log_probability += float(log_p_1)
+        yield
 
 
 @contextmanager

@@ -11,6 +11,7 @@ Shapes, used as suffixes of names:
     P  positions of the batch that logits are wanted of
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Sequence
@@ -39,8 +40,7 @@ class KeyValueCache:
         self.dtype = torch.promote_types(weight.dtype, torch.float32) if on_cpu else weight.dtype
         width = config.n_embd // config.n_head
         shape = (config.n_layer, 2, rows, config.n_head, config.block_size, width)
-        memory = torch.empty(shape, device=weight.device, dtype=self.dtype)
-        self.keys_values = [tuple(layer) for layer in memory]
+        self._hold(torch.empty(shape, device=weight.device, dtype=self.dtype))
         self.ids_BS = torch.zeros(rows, config.block_size, device=weight.device, dtype=torch.long)
         self.length = 0
         """How many positions were read; what `ids_BS` and `keys_values` hold behind is void."""
@@ -51,6 +51,29 @@ class KeyValueCache:
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(read, ids, strict=False))
         self.length = sum(1 for _ in same)
         return self.length
+
+    def repeated(self, rows: int, positions: int) -> "KeyValueCache":
+        """A cache of so many rows of so many positions, each of which has read what the (only) row
+        of this one has."""
+        other, end = copy.copy(self), self.length
+        layers, two, _, heads, _, width = self._memory.shape
+        other._hold(self._memory.new_empty(layers, two, rows, heads, positions, width))
+        other._memory[..., :end, :] = self._memory[..., :end, :]
+        other.ids_BS = self.ids_BS.new_zeros(rows, positions)
+        other.ids_BS[:, :end] = self.ids_BS[:, :end]
+        return other
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these, which become the first ones."""
+        kept = self._memory[:, :, rows, :, : self.length]
+        self._hold(self._memory[:, :, : len(rows)])
+        self._memory[..., : self.length, :] = kept
+        self.ids_BS = self.ids_BS[rows]
+
+    def _hold(self, memory: Tensor) -> None:
+        """Keep keys and values in `memory`: (layers, 2, B, H, S, D)."""
+        self._memory = memory
+        self.keys_values = [tuple(layer) for layer in memory]
 
     def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Append one layer's new keys and values; return all of them, (B, H, S, D) each.

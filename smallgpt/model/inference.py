@@ -17,6 +17,8 @@ from smallgpt.model.gpt import GPT
 
 _ON_X86 = platform.machine() in ("x86_64", "AMD64")
 """The quick kernels were tried there only; elsewhere torch chooses."""
+FEW_ROWS = 8
+"""Rows up to which the kernel for int8 is quicker than unpacking (docs/log.md)."""
 
 
 @torch.no_grad()
@@ -125,9 +127,10 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, in) to (B, T, out)."""
-        if self.has_kernel and x.dtype == torch.bfloat16 and x.numel() == x.shape[2]:
-            y = torch._weight_int8pack_mm(x.squeeze(0), self.integers, self.scale).unsqueeze(0)
-        else:  # of several rows, such as a prompt: unpacking once is quicker
+        rows, positions, _ = x.shape
+        if self.has_kernel and x.dtype == torch.bfloat16 and positions == 1 and rows <= FEW_ROWS:
+            y = torch._weight_int8pack_mm(x.squeeze(1), self.integers, self.scale).unsqueeze(1)
+        else:  # of many, such as a prompt: unpacking once is quicker
             dense = torch.float32 if x.device.type == "cpu" and not _can_pack(x.dtype) else x.dtype
             y = F.linear(x.to(dense), self.integers.to(dense)).to(x.dtype) * self.scale.to(x.dtype)
         return y if self.bias is None else y.add_(self.bias)

@@ -28,7 +28,8 @@ def log_probabilities(
         replies: ids, at least one each; with the context at most block_size + 1.
     """
     device = model.wte.weight.device
-    read = _cache(model, len(context))
+    # With memory for so many positions and no more.
+    read = KeyValueCache(replace(model.config, block_size=len(context)), model.wte.weight)
     with without_cudnn_attention():
         last_1 = torch.tensor([len(context) - 1], device=device)
         context_1T = torch.tensor([list(context)], device=device)
@@ -39,11 +40,6 @@ def log_probabilities(
             rest = _log_p_behind_first(model, read, [replies[number] for number in numbers])
             log_p_N[torch.tensor(numbers, device=device)] += rest
     return log_p_N
-
-
-def _cache(model: GPT, positions: int, rows: int = 1) -> KeyValueCache:
-    """With memory for so many positions and no more."""
-    return KeyValueCache(replace(model.config, block_size=positions), model.wte.weight, rows)
 
 
 def _batches(
@@ -71,14 +67,9 @@ def _log_p_behind_first(
     model: GPT, read: KeyValueCache, replies: Sequence[Sequence[int]]
 ) -> Tensor:
     """Of each reply, the log-probability of all ids but the first, behind what `read` holds."""
-    device, length, B = read.ids_BS.device, read.length, len(replies)
+    device, B = read.ids_BS.device, len(replies)
     T = max(map(len, replies)) - 1
-    cache = _cache(model, length + T, B)
-    for own, shared in zip(cache.keys_values, read.keys_values, strict=True):
-        for mine, context in zip(own, shared, strict=True):
-            mine[:, :, :length] = context[:, :, :length]
-    cache.ids_BS[:, :length] = read.ids_BS[:, :length]
-    cache.length = length
+    cache = read.repeated(B, read.length + T)
     # Filled up on the right: what is behind a position does not change it.
     filled = [[*reply, *[0] * (T + 1 - len(reply))] for reply in replies]
     ids_BT = torch.tensor(filled, device=device)

@@ -243,11 +243,13 @@ def talk_without_cache(bot: Chatbot, prompts: list[str], stop_after: int = 99) -
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 99])
+@pytest.mark.parametrize("best_of", [1, 3])
 @pytest.mark.parametrize("changes", [{}, NGRAMS], ids=["plain", "n-grams"])
 def test_a_conversation_that_remembers_what_it_read_says_the_same(
-    changes: dict[str, Any], stop_after: int
+    changes: dict[str, Any], best_of: int, stop_after: int
 ) -> None:
     bot = random_bot(**changes)
+    bot.sampling = {"best_of": best_of}
     talk = bot.conversation()
     for number, prompt in enumerate(PROMPTS * 2):
         stream = talk.stream(prompt)

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.backends import cuda
 
 from smallgpt.config import SamplingConfig
-from smallgpt.model.generate import FEW, draw, generate, nucleus
-from smallgpt.model.gpt import GPT
+from smallgpt.model.generate import FEW, Reply, draw, generate, generate_rows, nucleus
+from smallgpt.model.gpt import GPT, KeyValueCache
 from tests.helpers.models import random_model
 
 STOP = (1, 2)
@@ -65,6 +65,28 @@ def plain_reply(model: GPT, sampling: SamplingConfig, seed: int) -> list[int]:
 def test_the_cache_changes_nothing(sampling: SamplingConfig, seed: int) -> None:
     model = random_model(seed)
     assert reply(model, sampling, seed=seed) == plain_reply(model, sampling, seed)
+
+
+@given(st.integers(0, 99), st.integers(2, 5), st.sampled_from([1, 4]))
+@settings(max_examples=10)
+def test_a_row_is_drawn_in_company_as_it_is_alone(seed: int, rows: int, ngram_order: int) -> None:
+    """And its log-probability is that of a pass over all of it."""
+    # The head is not tied, so that rows end at different times.
+    model = random_model(seed, tied=False, ngram_order=ngram_order, ngram_rows=97, ngram_embd=8)
+    sampling = SamplingConfig(temperature=0.8, top_p=0.95, repetition_penalty=1.2)
+    replies = [Reply(torch.Generator().manual_seed(row)) for row in range(rows)]
+    cache = KeyValueCache(model.config, model.wte.weight)
+    for _ in generate_rows(model, CONTEXT, sampling, STOP, BANNED, replies, cache):
+        pass
+    for row, drawn in enumerate(replies):
+        assert drawn.ids == reply(model, sampling, seed=row)
+        with torch.no_grad():
+            log_p_TV = model(torch.tensor([CONTEXT + drawn.ids]))[0].log_softmax(-1)
+        log_p_T = log_p_TV[len(CONTEXT) - 1 : -1].gather(1, torch.tensor(drawn.ids)[:, None])
+        assert drawn.log_probability == pytest.approx(log_p_T.sum().item(), rel=1e-4)
+    # The cache of one row has read the context, and goes on to be one of one row.
+    alone = generate(model, CONTEXT, GREEDY, STOP, BANNED, torch.Generator(), cache)
+    assert cache.length == len(CONTEXT) and list(alone) == reply(model)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -47,7 +47,7 @@ def test_int8_is_off_by_half_a_step_in_every_channel(shape: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (64, 96), (192, 64), (3, 130)])
-@pytest.mark.parametrize("rows", [1, 2, 50])
+@pytest.mark.parametrize("rows", [1, 2, 8, 50])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("processor", ["with bfloat16", "without"])
 def test_linear_layers_compute_what_they_stand_for(
@@ -70,6 +70,8 @@ def test_linear_layers_compute_what_they_stand_for(
     for layer in (int8, packed):
         expected = F.linear(x16.float(), layer.weight.float(), bias)
         assert ((layer(x16).float() - expected).abs() <= 0.03 * size + 0.03).all()
+        side_by_side = layer(x16.transpose(0, 1)).transpose(0, 1)
+        assert ((side_by_side.float() - expected).abs() <= 0.03 * size + 0.03).all()
 
 
 @pytest.mark.parametrize("bias", [True, False])
