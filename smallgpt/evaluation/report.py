@@ -82,6 +82,8 @@ def on_text(
     Raises:
         UserError: a model or a text cannot be used, or the file not be written.
     """
+    if output and not output.parent.is_dir():  # told now, and not in some minutes
+        raise UserError(f"{output} cannot be written: there is no folder {output.parent}")
     talks = read_prompts(prompts)
     models = [open_checkpoint(path, verify_weights=False) for path in paths]
     corpus = open_corpus(files, text_chunks)
@@ -153,8 +155,8 @@ def _tell(comparison: Mapping[str, float]) -> list[str]:
     if not comparison:
         return []
     p = comparison["r10_at_1_p"]
-    verdict = "more than chance explains" if p < 0.05 else "which chance explains"
-    return [f"R10@1 of A and B differ by {verdict} (McNemar's exact test: p = {p:.2g})"]
+    much = "by more" if p < 0.05 else "by no more"
+    return [f"R10@1 of A and B differs {much} than chance explains (McNemar: p = {p:.2g})"]
 
 
 def _table(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:

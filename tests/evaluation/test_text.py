@@ -140,7 +140,7 @@ def test_two_models_side_by_side(trained: Path, saved: Path, pairs_text: Path) -
     known = checkpoint.load(trained).tokenizer.characters
     assert all(set(reply) <= set(known) for reply in found["true_replies"]["samples"])
     assert lines[:2] == [f"A: {trained}", f"B: {saved}"]
-    assert any(line.startswith("R10@1 of A and B differ by") for line in lines)
+    assert any(line.startswith("R10@1 of A and B differs by") for line in lines)
     a, b = (each["prompts"] for each in (found, found["compared_with"]))
     assert lines[-7:] == [
         *("我失恋了，好难过", f"  A  {a[0]['reply']}", f"  B  {b[0]['reply']}"),
