@@ -1,4 +1,12 @@
-"""How well a model predicts text it was not trained on."""
+"""How well a model predicts text it was not trained on, in nats a character.
+
+So vocabularies compare: the loss of a token is that of all its characters. Of each dialogue the
+first character is not predicted, whatever the vocabulary. A first token of several characters is
+a target for none of them; its other characters cost −log p(token | first character) by the shares
+that the tokens have in the text they were learnt from (`Tokenizer.first_nats`), as if these shares
+and the model were one. For a vocabulary of characters that is nothing. A vocabulary of another
+program has no shares: its first tokens do not count at all.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +29,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Validation:
-    """validation_loss: mean nats over `targets` characters, each `<sep>` and end included."""
+    """validation_loss: mean nats over `targets` characters, each `<sep>` and end included.
+
+    A token of a vocabulary of subwords is as many of them as it has."""
 
     validation_loss: float
     targets: int
@@ -107,14 +117,15 @@ def validate(
         UserError: the sample has no target.
     """
     size = max(1, min(rows_at_a_time, -(-len(sample) // world.size)))
-    losses, targets = [torch.zeros((), device=runtime.device)], 0
+    losses, targets, first = [torch.zeros((), device=runtime.device)], 0, 0.0
     for numbers in in_evaluation(model, in_batches(sample, size), "validating", stopped, world):
         batch = rows.batch(numbers)
-        targets += batch.target_count()
+        behind, nats = rows.behind_first(numbers)
+        targets, first = targets + rows.characters(batch) + behind, first + nats
         # All batches of one size, and no waiting for a loss: a GPU has always something to do.
         losses.append(summed_loss(model, inputs_of(batch.filled_up(size), runtime), runtime))
     total = torch.stack(losses).cpu().double().sum().item()
-    total, all_targets, any_stopped = world.sum(total, targets, stopped())
+    total, all_targets, any_stopped = world.sum(total + first, targets, stopped())
     if any_stopped:
         return None
     if not all_targets:

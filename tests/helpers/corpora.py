@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ def corpus_of(dialogues: list[list[int]], rare_from: int = 40) -> Corpus:
     """A corpus of the given ids, to which the closing `<pad>` is added."""
     closed = [[*ids, PAD] for ids in dialogues]
     return Corpus(
+        folder=Path(),
         ids=np.array([i for ids in closed for i in ids], np.uint16),
         ends=np.cumsum([len(ids) for ids in closed], dtype=np.int64),
         tokenizer=Tokenizer([chr(0x4E00 + i) for i in range(50)]),
