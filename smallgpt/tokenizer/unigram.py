@@ -60,7 +60,7 @@ class UnigramTokenizer(Tokenizer):
         self._texts = ["\ufffd", "\n", "", *pieces]
         self._id_of = {p: i for i, p in enumerate(pieces, FIRST_CHARACTER) if len(p) == 1}
         known = self._id_of.keys() - {"\n"}
-        if len(set(pieces)) < len(pieces) or not all(known.issuperset(piece) for piece in pieces):
+        if len({"", *pieces}) <= len(pieces) or not all(map(known.issuperset, pieces)):
             raise ValueError("a vocabulary of pieces needs them distinct, and their characters")
         if len(scores) != len(pieces) or not all(map(math.isfinite, scores)):
             raise ValueError("each piece needs a score")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from smallgpt.data.corpus import Corpus
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, Tokenizer
+from smallgpt.tokenizer.unigram import UnigramTokenizer, learn
 
 
 def corpus_of(dialogues: list[list[int]], rare_from: int = 40) -> Corpus:
@@ -34,3 +36,9 @@ BLOCK_SIZES = st.integers(8, 24)
 
 def everything(corpus: Corpus) -> npt.NDArray[np.int64]:
     return np.arange(len(corpus))
+
+
+def subwords(lines: Sequence[str], characters: Sequence[str], pieces: int) -> UnigramTokenizer:
+    """A vocabulary of pieces, learnt from lines; it knows `characters` and those of the lines."""
+    known = Tokenizer(list(dict.fromkeys([*characters, *"".join(lines).replace("\n", "")])))
+    return learn(np.array(known.encode("\n".join(lines)), np.int64), known.characters, pieces)
