@@ -112,7 +112,7 @@ class Config(ModelConfig, SamplingConfig):
     """Share of the dialogues to train on, the rest is for validation; of reviews, the rest is for
     the test."""
     unk_rate: float = _dialogues(0.1, ge=0, le=1)
-    """How often one of the rarest characters (1 % of the text) is shown as <unk>."""
+    """How often one of the rarest characters or pieces (1 % of the text) is shown as <unk>."""
     base_model: str | None = _data(None, path=True)
     """A model to start from instead of fresh weights: a checkpoint directory, the folder of a run,
     or a GPT-2 in Hugging Face's format. Characters it does not know are added to its vocabulary."""

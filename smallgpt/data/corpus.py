@@ -133,7 +133,7 @@ def learn_subwords(corpus: Corpus, train_percent: float, seed: int, pieces: int)
         size = int((corpus.ends - begins)[dialogues].sum())
         some = dialogues[:: -(-size // LEARNT_FROM)]
         parts = [corpus.ids[begins[i] : corpus.ends[i]] for i in some]
-        numbers = np.concatenate(parts).astype(np.int64)
+        numbers = np.concatenate(parts)[:LEARNT_FROM].astype(np.int64)
         note(f"learning {counted(pieces, 'piece')} from {counted(len(numbers), 'character')} ...")
         learn(numbers, corpus.tokenizer.characters, pieces).save(work)
 

@@ -37,7 +37,7 @@ _SEEDS = 8
 """Learning begins with so many candidates for each piece that is wanted."""
 _KEPT = 0.7
 """Share of the candidates that the next round keeps."""
-_PART = 1 << 18
+_PART = 1 << 16
 """Characters cut at a time; small enough that the processor's cache holds much of the work."""
 
 

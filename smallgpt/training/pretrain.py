@@ -298,6 +298,8 @@ def _describe_run(
         unknown = int((rows.id_map[3:] == UNK).sum())
         known = f"does not know {unknown:,} of them" if unknown else "knows all of them"
         note(f"      the model {known}")
+    elif unknown := int(np.count_nonzero(rows.corpus.ids == UNK)):
+        note(f"      the model does not know what stands in {counted(unknown, 'place')} of it")
     note(
         f"rows: {len(rows):,} of {config.block_size} for training, "
         f"{100 * rows.efficiency():.1f} % of their positions used"

@@ -1,11 +1,11 @@
 """How well a model predicts text it was not trained on, in nats a character.
 
-So vocabularies compare: the loss of a token is that of all its characters. Of each dialogue the
-first character is not predicted, whatever the vocabulary. A first token of several characters is
-a target for none of them; its other characters cost −log p(token | first character) by the shares
-that the tokens have in the text they were learnt from (`Tokenizer.first_nats`), as if these shares
-and the model were one. For a vocabulary of characters that is nothing. A vocabulary of another
-program has no shares: its first tokens do not count at all.
+So vocabularies compare: the loss of a token is that of all its characters. The first token of a
+dialogue is no target. Of characters that leaves out one; of pieces it would leave out up to four,
+which are the hardest to predict, so all but its first character count here too: they cost
+−log p(token | first character) by the shares of the tokens in the text (`Tokenizer.first_nats`).
+With the model these are one distribution over the same characters as any other vocabulary's. A
+vocabulary of another program has no shares: there the whole first token does not count.
 """
 
 import math
