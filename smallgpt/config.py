@@ -49,8 +49,15 @@ class ModelConfig:
 
     block_size: int = _network(256, ge=8)
     """Positions in a row; the longest context of the model."""
+    tokenizer: Literal["characters", "subwords"] = _network(
+        "characters", used_by=(TRAIN, TRAIN_FROM_BASE)
+    )
+    """What a token is: a character, or a piece of up to 4 characters that is frequent in the
+    training text. Subwords suit text of a million characters or more."""
     vocab_size: int = _network(0, ge=0)
-    """Rows of the embedding; 0 takes what the text needs, more than that is allowed."""
+    """Rows of the embedding; 0 takes what the text needs, more than that is allowed. With subwords
+    it is how many ids the vocabulary has at most; 0 takes one for each character, and one for every
+    400 characters to train on, but no more than 16,000."""
     n_layer: int = _network(12, ge=1)
     """Layers."""
     n_head: int = _network(12, ge=1)
@@ -68,7 +75,7 @@ class ModelConfig:
     tied: bool = _network(True)
     """The output head is the embedding; False gives it weights of its own."""
     ngram_order: int = _network(1, ge=1, le=4)
-    """Up to this many characters in a row have an embedding of their own at the input, beside that
+    """Up to this many tokens in a row have an embedding of their own at the input, beside that
     of the last of them; 1 is plain GPT-2, and transformers cannot load the others."""
     ngram_rows: int = _network(65536, ge=1)
     """Rows in the table of each length, shared by n-grams with the same hash."""
@@ -80,18 +87,18 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next character is drawn from the logits."""
+    """How the next token, a character or a piece of several, is drawn from the logits."""
 
     temperature: float = _sampling(0.5, ge=0)
-    """0 always takes the most likely character."""
+    """0 always takes the most likely token."""
     top_k: int = _sampling(0, ge=0)
-    """Draw from the k most likely characters only; 0 is off."""
+    """Draw from the k most likely tokens only; 0 is off."""
     top_p: float = _sampling(0.9, gt=0, le=1)
-    """Draw from the most likely characters that together reach this probability; 1 is off."""
+    """Draw from the most likely tokens that together reach this probability; 1 is off."""
     repetition_penalty: float = _sampling(1.0, ge=0.001, le=1000)
-    """Above 1 makes characters already in the reply less likely (CTRL, arXiv:1909.05858)."""
+    """Above 1 makes tokens already in the reply less likely (CTRL, arXiv:1909.05858)."""
     max_new_tokens: int = _sampling(100, ge=1)
-    """Longest reply, in characters."""
+    """Longest reply, in tokens: characters, or with tokenizer: subwords pieces of up to 4."""
     best_of: int = _sampling(1, ge=1, le=64)
     """Draw so many replies and keep the one that the talk explains best. It is shown when all are
     drawn: on a slow machine leave it at 1, where each character is shown as it is drawn."""
@@ -111,7 +118,7 @@ class Config(ModelConfig, SamplingConfig):
     """Share of the dialogues to train on, the rest is for validation; of reviews, the rest is for
     the test."""
     unk_rate: float = _dialogues(0.1, ge=0, le=1)
-    """How often one of the rarest characters (1 % of the text) is shown as <unk>."""
+    """How often one of the rarest characters or pieces (1 % of the text) is shown as <unk>."""
     base_model: str | None = _data(None, path=True)
     """A model to start from instead of fresh weights: a checkpoint directory, the folder of a run,
     or a GPT-2 in Hugging Face's format. Characters it does not know are added to its vocabulary."""

@@ -91,6 +91,7 @@ def _config(file: Path, values: dict[str, Any]) -> Config:
     config = config_from_dict(
         {
             **shape,
+            "tokenizer": "subwords",
             "block_size": values.get("n_positions"),
             "activation": "gelu" if activation == "gelu" else "gelu_new",
             "layer_norm_epsilon": values.get("layer_norm_epsilon", 1e-5),

@@ -22,6 +22,7 @@ from smallgpt.config import Config
 from smallgpt.config_file import config_from_dict
 from smallgpt.model.parameters import parameter_groups
 from smallgpt.tokenizer.characters import UNK, Tokenizer
+from smallgpt.tokenizer.unigram import UnigramTokenizer
 from smallgpt.utils import atomic
 from smallgpt.utils.commands import with_config
 from smallgpt.utils.errors import UserError, note
@@ -239,6 +240,8 @@ def write(stored: Checkpoint, target: Path) -> None:
     for key in ("activation", "layer_norm_epsilon", "tied", "ngram_order"):
         if getattr(config, key) != getattr(Config(), key):
             raise UserError(f"{key} is {getattr(config, key)}: no legacy .pth has such a network")
+    if isinstance(stored.tokenizer, UnigramTokenizer):
+        raise UserError("tokenizer is subwords: a legacy .pth is for a vocabulary of characters")
     tensors = _split(stored.weights)
     mask = torch.ones(config.block_size, config.block_size).tril()[None]
     state = {name: tensors.get(name, mask) for name in _file_names(config)}

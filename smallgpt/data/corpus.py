@@ -5,23 +5,30 @@ The cache is a folder of plain arrays, memory-mapped, so a text may be larger th
     ids.npy           every dialogue's ids in a row: utterance <sep> utterance … <pad>
     ends.npy          where each dialogue ends in ids.npy (exclusive), int64
     vocabulary.json   the characters in id order, and counts
+
+Folders beside it hold what follows from it: the vocabulary of subwords that its training part
+gives, and the ids of all dialogues in a vocabulary of subwords.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from smallgpt.data.text import check_files, fingerprint, read_text
-from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK, Tokenizer
-from smallgpt.tokenizer.subwords import SubwordTokenizer
+from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, TOKENIZER_FILE, UNK, Tokenizer
+from smallgpt.tokenizer.subwords import load_tokenizer
+from smallgpt.tokenizer.unigram import UnigramTokenizer, learn
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.paths import can_make, user_folder
@@ -29,8 +36,11 @@ from smallgpt.utils.words import counted
 
 CACHE_FOLDER = ".smallgpt_cache"
 CACHE_VERSION = 1
+SUBWORDS_VERSION = 1
 RARE_SHARE = 0.01
 """The rarest characters that together make up this share of the text stand in for unknown ones."""
+LEARNT_FROM = 5_000_000
+"""Characters that a vocabulary of subwords is learnt from at most, evenly spread."""
 _NEWLINE = ord("\n")
 _END_OF_DIALOGUE = 0x110000  # in the spooled text, the number after Unicode's last code point
 _CHUNK = 1 << 20  # code points; small enough that the processor's cache holds much of the work
@@ -42,16 +52,18 @@ ReadText = Callable[[Path], Iterator[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class Corpus:
-    """The dialogues of the text, as ids in the vocabulary of that text.
+    """The dialogues of the text, as ids in the vocabulary of that text, or of subwords.
 
+    folder: the cache that holds the text's own ids.
     ids: all dialogues in a row, each closed by one `<pad>`; uint16 or uint32, memory-mapped.
     ends: end of each dialogue in `ids`, exclusive.
-    rare_from: ids from here on are the rarest characters (`RARE_SHARE` of the text).
+    rare_from: ids from here on are the rarest characters (`RARE_SHARE` of the text), or pieces.
     characters: characters of utterances; separators do not count.
     conversations: dialogues of two or more utterances.
     fingerprint: hash of the files.
     """
 
+    folder: Path
     ids: npt.NDArray[Any]
     ends: IntArray
     tokenizer: Tokenizer
@@ -79,8 +91,7 @@ def open_corpus(paths: list[Path], read: ReadText = read_text) -> Corpus:
     check_files(paths)
     key = fingerprint(paths)
     cache = _cache_folder(paths[0]) / f"{key}-v{CACHE_VERSION}"
-    if not _is_complete(cache):
-        _build(cache, paths, read)
+    _build(cache, lambda work: _encode(paths, read, work))
     return _open(cache, key)
 
 
@@ -88,36 +99,72 @@ def describe(corpus: Corpus) -> None:
     """Print what the text holds."""
     fewer = corpus.conversations < len(corpus)
     own = corpus.tokenizer
-    subwords = isinstance(own, SubwordTokenizer)
     of_two = f" ({corpus.conversations:,} of two or more utterances)" if fewer else ""
     note(
         f"text: {counted(len(corpus), 'dialogue')}{of_two}, "
         f"{counted(corpus.characters, 'character')}, "
-        + (f"vocabulary {len(own):,}" if subwords else f"{len(own.characters):,} different ones")
+        + (
+            f"{len(own.characters):,} different ones"
+            if own.of_characters
+            else f"vocabulary {len(own):,}, {characters_an_id(corpus):.2f} characters an id"
+        )
     )
+
+
+def characters_an_id(corpus: Corpus) -> float:
+    """How many characters an id stands for on average, by the beginning of the text."""
+    return float(corpus.tokenizer.lengths()[corpus.ids[:_CHUNK]].mean())
+
+
+def learn_subwords(corpus: Corpus, train_percent: float, seed: int, pieces: int) -> Tokenizer:
+    """A vocabulary of so many pieces, or fewer, from the dialogues to train on; from the cache
+    where it was learnt before.
+
+    Args:
+        corpus: in the characters of its text, each of which is a piece.
+        train_percent, seed: see `split`.
+    """
+    name = f"{corpus.folder.name}-pieces{SUBWORDS_VERSION}-{pieces}-{train_percent}-{seed}"
+    cache = corpus.folder.with_name(name)
+
+    def make(work: Path) -> None:
+        dialogues, _ = split(len(corpus), train_percent, seed)
+        begins = np.concatenate(([0], corpus.ends[:-1]))
+        size = int((corpus.ends - begins)[dialogues].sum())
+        some = dialogues[:: -(-size // LEARNT_FROM)]
+        parts = [corpus.ids[begins[i] : corpus.ends[i]] for i in some]
+        numbers = np.concatenate(parts)[:LEARNT_FROM].astype(np.int64)
+        note(f"learning {counted(pieces, 'piece')} from {counted(len(numbers), 'character')} ...")
+        learn(numbers, corpus.tokenizer.characters, pieces).save(work)
+
+    _build(cache, make, TOKENIZER_FILE)
+    return load_tokenizer(cache)
 
 
 def match_tokenizer(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Corpus, npt.NDArray[Any] | None]:
     """A corpus for `tokenizer`, and for each id of that corpus the id in `tokenizer`.
 
-    The array is None where all ids agree. For a tokenizer of subwords the corpus is encoded anew,
-    in memory: such models are fine-tuned on texts that fit there.
+    The array is None where all ids agree. In a vocabulary of subwords the corpus is encoded anew,
+    into a cache of its own.
+
+    Args:
+        corpus: in the characters of its text.
     """
     own = corpus.tokenizer
-    if not isinstance(tokenizer, SubwordTokenizer):
+    if tokenizer.of_characters:
         if tokenizer.characters == own.characters:
             return corpus, None
         return corpus, np.array([UNK, SEP, PAD, *tokenizer.encode("".join(own.characters))])
-    texts = (own.decode(corpus.dialogue(number)) for number in range(len(corpus)))
-    dialogues = [np.array([*tokenizer.encode(text), PAD], np.uint32) for text in texts]
-    encoded = dataclasses.replace(
-        corpus,
-        ids=np.concatenate(dialogues),
-        ends=np.cumsum([len(ids) for ids in dialogues], dtype=np.int64),
-        tokenizer=tokenizer,
-        rare_from=len(tokenizer),  # nothing is shown as <unk>: subwords stand for what is rare
-    )
-    return encoded, None
+    digest = hashlib.sha256(tokenizer.backend().to_str().encode()).hexdigest()[:16]
+    cache = corpus.folder.with_name(f"{corpus.folder.name}-ids{SUBWORDS_VERSION}-{digest}")
+    _build(cache, lambda work: _encode_anew(corpus, tokenizer, work), "ends.npy")
+    ids, ends = _mapped(cache)
+    rare_from = len(tokenizer)  # subwords of other programs stand for what is rare
+    if isinstance(tokenizer, UnigramTokenizer):
+        rare_from = tokenizer.rare_from(RARE_SHARE)
+    return dataclasses.replace(
+        corpus, ids=ids, ends=ends, tokenizer=tokenizer, rare_from=rare_from
+    ), None
 
 
 def split(dialogues: int, train_percent: float, seed: int) -> tuple[IntArray, IntArray]:
@@ -146,34 +193,44 @@ def _cache_folder(data: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"smallgpt-{os.getuid() if os.name == 'posix' else 0}"
 
 
-def _is_complete(cache: Path) -> bool:
-    return (cache / "vocabulary.json").is_file()
-
-
 def _open(cache: Path, key: str) -> Corpus:
-    try:
+    with _damage(cache):
         meta = json.loads((cache / "vocabulary.json").read_text("utf-8"))
         return Corpus(
-            ids=np.load(cache / "ids.npy", mmap_mode="r"),
-            ends=np.load(cache / "ends.npy"),
+            cache,
+            *_mapped(cache),
             tokenizer=Tokenizer(meta["characters_in_id_order"]),
             rare_from=meta["rare_from"],
             characters=meta["characters"],
             conversations=meta["conversations"],
             fingerprint=key,
         )
+
+
+def _mapped(cache: Path) -> tuple[npt.NDArray[Any], IntArray]:
+    """The ids and the ends of the dialogues."""
+    with _damage(cache):
+        return np.load(cache / "ids.npy", mmap_mode="r"), np.load(cache / "ends.npy")
+
+
+@contextmanager
+def _damage(cache: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, RecursionError, EOFError, KeyError, TypeError) as error:
         advice = "delete that folder; it will be rebuilt"
         raise UserError(f"the cache {cache} is damaged: {error}", advice) from None
 
 
-def _build(cache: Path, paths: list[Path], read: ReadText) -> None:
-    """Encode into a folder that is complete or not there at all, whoever else does the same."""
+def _build(cache: Path, make: Callable[[Path], None], last_file: str = "vocabulary.json") -> None:
+    """Fill a folder that is complete or not there at all, whoever else does the same."""
+    if (cache / last_file).is_file():
+        return
     try:
         with atomic.directory(cache) as work:
-            _encode(paths, read, work)
+            make(work)
     except OSError as error:
-        if _is_complete(cache):
+        if (cache / last_file).is_file():
             return  # another process was faster: its cache is as good
         raise UserError(
             f"cannot write the cache {cache}: {error.strerror or error}",
@@ -263,12 +320,11 @@ def _write_ids(spool: Path, path: Path, order: IntArray, ends: IntArray) -> tupl
     table = np.full(_END_OF_DIALOGUE + 1, UNK, np.uint16 if vocabulary <= 1 << 16 else np.uint32)
     table[order] = np.arange(FIRST_CHARACTER, vocabulary)
     table[[_NEWLINE, _END_OF_DIALOGUE]] = SEP, PAD
-    header = {"descr": table.dtype.str, "fortran_order": False, "shape": (int(ends[-1]),)}
     conversation = np.zeros(len(ends), bool)
     total = start = 0
     # Read and written, not mapped: mapped files would count as memory of the process.
     with spool.open("rb") as codes, path.open("wb") as ids:
-        np.lib.format.write_array_header_1_0(ids, header)
+        _write_header(ids, table.dtype, int(ends[-1]))
         while len(part := table[np.fromfile(codes, np.uint32, _CHUNK)]):
             part.tofile(ids)
             separators = np.flatnonzero(part == SEP) + start
@@ -276,3 +332,47 @@ def _write_ids(spool: Path, path: Path, order: IntArray, ends: IntArray) -> tupl
             total += len(separators)
             start += len(part)
     return int(conversation.sum()), total
+
+
+def _write_header(file: IO[bytes], dtype: npt.DTypeLike, size: int) -> None:
+    """The beginning of an `.npy` file of one dimension; it is as long for any size."""
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (size,)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _encode_anew(corpus: Corpus, tokenizer: Tokenizer, work: Path) -> None:
+    """Write the ids of all dialogues in a vocabulary of subwords, some dialogues at a time."""
+    encode, size = _encoder(corpus.tokenizer, tokenizer), int(corpus.ends[-1])
+    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+    last = np.unique(np.searchsorted(corpus.ends, [*range(_CHUNK, size, _CHUNK), size]))
+    begin = written = 0
+    ends = []
+    with (
+        (work / "ids.npy").open("wb") as file,
+        tqdm(total=size, unit="character", unit_scale=True, leave=False, delay=1) as bar,
+    ):
+        _write_header(file, dtype, 0)
+        for end in corpus.ends[last].tolist():
+            ids = encode(corpus.ids[begin:end])
+            ids.astype(dtype).tofile(file)
+            ends.append(np.flatnonzero(ids == PAD) + written + 1)
+            written += len(ids)
+            bar.update(end - begin)
+            begin = end
+        file.seek(0)
+        _write_header(file, dtype, written)
+    np.save(work / "ends.npy", np.concatenate(ends))
+
+
+def _encoder(own: Tokenizer, tokenizer: Tokenizer) -> Callable[[npt.NDArray[Any]], IntArray]:
+    """What makes of the ids of whole dialogues in a character vocabulary those in `tokenizer`."""
+    if isinstance(tokenizer, UnigramTokenizer):
+        numbers = np.append([UNK, SEP, PAD], tokenizer.numbers(own.characters))
+        return lambda ids: tokenizer.join(numbers[ids])[0]
+
+    def encode(ids: npt.NDArray[Any]) -> IntArray:
+        dialogues = np.split(ids, np.flatnonzero(ids == PAD) + 1)[:-1]
+        texts = (own.decode(dialogue.tolist()) for dialogue in dialogues)
+        return np.concatenate([np.array([*tokenizer.encode(text), PAD]) for text in texts])
+
+    return encode

@@ -61,7 +61,7 @@ class Batch(NamedTuple):
         return F.pad(starts, (0, size - len(starts)), value=begins.numel()).int()
 
     def target_count(self) -> int:
-        """Number of targets that count: real characters, each `<sep>` and end of dialogue."""
+        """Number of targets that count: real tokens, each `<sep>` and end of dialogue."""
         return int(np.count_nonzero(self.targets.numpy() != IGNORED))
 
 
@@ -71,7 +71,7 @@ class PackedRows:
     Args:
         seed: which dialogues of equal length meet in a row.
         id_map: for each id of the corpus its id in the model's vocabulary, where that is another
-            one (resuming on new text); what is `<unk>` there is never a target.
+            one (resuming on new text). What is `<unk>` in it is never a target.
         replies_only: only every second utterance is a target, what the model is to say.
     """
 
@@ -89,6 +89,9 @@ class PackedRows:
         self.block_size = block_size
         self.id_map = id_map
         self.replies_only = replies_only
+        own = corpus.tokenizer
+        self._sizes = None if own.of_characters else own.lengths()
+        self._first_nats = own.first_nats()
         starts, lengths, self.continued = split_long(corpus, dialogues, block_size)
         row, offset = pack(lengths, block_size, np.random.default_rng((seed, 1)))
         order = np.lexsort((offset, row))
@@ -136,7 +139,7 @@ class PackedRows:
         if self.id_map is not None:
             counts = targets != IGNORED
             shown, targets = self.id_map[shown], self.id_map[np.where(counts, targets, UNK)]
-            targets = np.where(targets == UNK, IGNORED, targets)
+        targets = np.where(targets == UNK, IGNORED, targets)
 
         def filled(values: IntArray, empty: int) -> Tensor:
             flat = np.full(len(rows) * self.block_size, empty, np.int64)
@@ -149,6 +152,25 @@ class PackedRows:
             positions=filled(within, 0),
             documents=filled(np.repeat(_ranges(np.zeros_like(count), count), length), -1),
         )
+
+    def characters(self, batch: Batch) -> int:
+        """How many characters the targets of a batch of these rows stand for, each `<sep>` and end
+        of a dialogue included."""
+        if self._sizes is None:
+            return batch.target_count()
+        targets = batch.targets.numpy()
+        return int(self._sizes[targets[targets != IGNORED]].sum())
+
+    def behind_first(self, rows: IntArray) -> tuple[int, float]:
+        """How many characters the first tokens of the dialogues in these rows have behind their
+        first, and what these cost, nats; see training/validation.py."""
+        if self._first_nats is None or self._sizes is None or self.replies_only:
+            return 0, 0.0
+        first = self._first_chunk[rows]
+        starts = self._starts[_ranges(first, self._first_chunk[rows + 1] - first)]
+        begins = (starts == 0) | (self.corpus.ids[starts - 1] == PAD)
+        ids = self.corpus.ids[starts[begins]]
+        return int((self._sizes[ids] - 1).sum()), float(self._first_nats[ids].sum())
 
     def _turns(self, ids: IntArray, chunk: IntArray, length: IntArray) -> IntArray:
         """The number of the utterance, from 0, that each target belongs to."""

@@ -30,7 +30,7 @@ from transformers import pipeline
 judge = pipeline("text-classification", "PATH", top_k=None, truncation=True)
 judge(["房间很干净"])"""
 _TRUNCATES = """
-Of a text of more than {} characters transformers reads the beginning only. Small GPT reads all of
+Of a text of more than {} tokens transformers reads the beginning only. Small GPT reads all of
 it, in pieces whose logits it averages: `smallgpt.load("PATH").predict([…])`.
 """
 _REPLY = """\

@@ -85,8 +85,9 @@ class Predictor:
 
     def can_only_guess(self, text: str) -> bool:
         """Whether the model does not know most of the characters of a text that has some."""
-        ids = self.tokenizer.encode(text.strip(BLANK))
-        return 2 * ids.count(UNK) > len(ids)
+        parts = self.tokenizer.spans(text.strip(BLANK))
+        unknown = sum(len(part) for token, part in parts if token == UNK)
+        return 2 * unknown > len(text.strip(BLANK))
 
     def rows_of(self, texts: Sequence[str]) -> Examples:
         """The texts as the model reads them; their labels are unknown, and 0."""

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -42,12 +44,15 @@ def as_utterance(text: str) -> str:
 
 
 class Tokenizer:
-    """A character vocabulary.
+    """A character vocabulary; those of subwords are derived from it.
 
     Args:
         characters: the characters in id order, starting at id 3; single and distinct.
         classifies: `<start>` and `<extract>` follow the characters.
     """
+
+    of_characters = True
+    """Whether every id is one character."""
 
     def __init__(self, characters: Sequence[str], classifies: bool = False) -> None:
         self.characters = list(characters)
@@ -80,6 +85,15 @@ class Tokenizer:
         """Ids to text: `<sep>` is a newline, `<pad>` nothing, `<unk>` and unused ids U+FFFD."""
         return "".join(self._texts[i] if i < len(self._texts) else "\ufffd" for i in ids)
 
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """How many characters each id stands for, (V,); a control token is one."""
+        return np.ones(len(self), np.int64)
+
+    def first_nats(self) -> npt.NDArray[np.float64] | None:
+        """−log p(token | its first character), (V,), in any text: see training/validation.py. None
+        where it is nothing, or not known."""
+        return None
+
     def with_marks(self) -> Tokenizer:
         """The tokenizer of a classifier with the same characters."""
         return Tokenizer(self.characters, classifies=True)
@@ -90,8 +104,9 @@ class Tokenizer:
         return Tokenizer([*self.characters, *new]) if new else self
 
     def suppressed_ids(self) -> list[int]:
-        """Ids a reply must not contain: `<unk>` and characters that no screen shows as text."""
-        return [UNK] + [i for i, c in enumerate(self.characters, FIRST_CHARACTER) if not is_text(c)]
+        """Ids a reply must not contain: `<unk>` and what no screen shows as text."""
+        strange = [not all(map(is_text, text)) for text in self.characters]
+        return [UNK, *(FIRST_CHARACTER + np.flatnonzero(strange)).tolist()]
 
     def save(self, directory: Path, **settings: Any) -> None:
         """Write `tokenizer.json`, and `tokenizer_config.json` with `settings`, for transformers."""
@@ -118,11 +133,14 @@ class Tokenizer:
         text = json.dumps(tokenizer_config, ensure_ascii=False, indent=1)
         (directory / TOKENIZER_CONFIG_FILE).write_text(text + "\n", "utf-8")
 
+    def tokens(self) -> list[str]:
+        """By id, as `tokenizer.json` has them."""
+        marks = [START, EXTRACT] if self.classifies else []
+        return ["<unk>", "\n", "<pad>", *self.characters, *marks]
+
     def backend(self) -> tokenizers.Tokenizer:
         """The vocabulary as one of the `tokenizers` library, new at each call."""
-        marks = [START, EXTRACT] if self.classifies else []
-        tokens = ["<unk>", "\n", "<pad>", *self.characters, *marks]
-        vocabulary = {token: i for i, token in enumerate(tokens)}
+        vocabulary = {token: i for i, token in enumerate(self.tokens())}
         backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, "<unk>"))
         backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
         backend.decoder = decoders.Fuse()

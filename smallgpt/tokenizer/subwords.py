@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 
 from smallgpt.tokenizer.characters import (
@@ -26,14 +28,17 @@ from smallgpt.tokenizer.characters import (
     Tokenizer,
     is_text,
 )
+from smallgpt.tokenizer.unigram import UnigramTokenizer
 from smallgpt.utils.errors import UserError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a pair is no character to the backend
 _CONTINUES = "##"  # before a subword that does not begin a word
+_INNER_BYTES = frozenset(map(chr, [*range(0xA1, 0xAD), *range(0xAE, 0xC0), *range(290, 324)]))
+"""How GPT-2 writes the bytes of UTF-8 that do not begin a character, 0x80 to 0xBF."""
 
 
 class SubwordTokenizer(Tokenizer):
-    """A vocabulary of subwords.
+    """A vocabulary of subwords of another program.
 
     Args:
         definition: a tokenizer.json whose first ids are ours, without `<start>` and `<extract>`.
@@ -42,6 +47,8 @@ class SubwordTokenizer(Tokenizer):
     Raises:
         ValueError: the definition is not one that `tokenizers` reads, or its ids are not ours.
     """
+
+    of_characters = False
 
     def __init__(self, definition: dict[str, Any], classifies: bool = False) -> None:
         self.definition = definition
@@ -100,6 +107,16 @@ class SubwordTokenizer(Tokenizer):
             text += subword
         return text
 
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """How many characters each id stands for, (V,); of bytes, how many begin in it."""
+        within = [
+            sum(c not in _INNER_BYTES for c in token)
+            if self._bytes and number not in self._special
+            else len(token.removeprefix(_CONTINUES))
+            for number, token in enumerate(self.characters, FIRST_CHARACTER)
+        ]
+        return np.array([1, 1, 1, *within, *[1, 1] * self.classifies])
+
     def with_marks(self) -> Tokenizer:
         """The tokenizer of a classifier with the same subwords."""
         return SubwordTokenizer(self.definition, classifies=True)
@@ -135,6 +152,13 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     try:
         definition = json.loads(path.read_text("utf-8"))
         kind, vocabulary = definition["model"].get("type"), definition["model"]["vocab"]
+        if kind == "Unigram":
+            pieces = _tokens_by_id({piece: number for number, (piece, _) in enumerate(vocabulary)})
+            classifies = pieces[-2:] == [START, EXTRACT]
+            own = slice(FIRST_CHARACTER, -2 if classifies else None)
+            return UnigramTokenizer(
+                pieces[own], [score for _, score in vocabulary[own]], classifies
+            )
         tokens = set(vocabulary) - {"<unk>", "<pad>", START, EXTRACT}
         if kind not in (None, "WordLevel") or any(len(token) > 1 for token in tokens):
             added = definition["added_tokens"]

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -16,7 +16,16 @@ from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import checkpoint
 from smallgpt.config import Config, check_shares
 from smallgpt.data.chats.exports import warn_of_exports
-from smallgpt.data.corpus import Corpus, IntArray, describe, match_tokenizer, open_corpus, split
+from smallgpt.data.corpus import (
+    Corpus,
+    IntArray,
+    characters_an_id,
+    describe,
+    learn_subwords,
+    match_tokenizer,
+    open_corpus,
+    split,
+)
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import Batch, PackedRows, RowOrder
 from smallgpt.data.pairs import Pair, sample_pairs
@@ -86,9 +95,12 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         config = resume.with_shape_of(resumed.stored.config, config, size, typed)
     elif base:
         tokenizer = base.tokenizer.extended(corpus.tokenizer)
-        config = resume.with_shape_of(base.config, config, len(tokenizer))
+        own = typed & {"tokenizer"}  # the other keys of the shape are not used, and that is said
+        config = resume.with_shape_of(base.config, config, len(tokenizer), own)
     else:
-        config = _with_vocabulary(config, tokenizer)
+        config, tokenizer = _with_vocabulary(config, corpus, world)
+    # One process of a machine encodes, the others find what it wrote.
+    world.first_process_first(lambda: match_tokenizer(corpus, tokenizer))
     train_rows, validation_rows = pack_corpus(config, corpus, tokenizer)
     _check_targets(config, train_rows, validation_rows)
 
@@ -135,7 +147,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
 def pack_corpus(
     config: Config, corpus: Corpus, tokenizer: Tokenizer
 ) -> tuple[PackedRows, PackedRows]:
-    """Training and validation rows, in the ids of `tokenizer`."""
+    """Training and validation rows, in the ids of `tokenizer`; `corpus` is in those of its text."""
     encoded, id_map = match_tokenizer(corpus, tokenizer)
     size, seed, replies_only = config.block_size, config.seed, config.loss_on == "replies"
     train, held_back = (
@@ -224,21 +236,22 @@ class DialogueTask(Task):
         return self._first_row + step * self.config.train_batch
 
     def parts(self, step: int, count: int) -> tuple[Sequence[tuple[Batch, int]], int]:
-        """The rows of a step in `count` parts, each with the number of targets of the step."""
+        """The rows of a step in `count` parts, each with the number of characters that the targets
+        of the step stand for."""
         rows = self.order.take(self.rows_used(step), self.config.train_batch)
         batch = self.rows.batch(rows, self.config.unk_rate, (self.config.seed, 4, step))
-        tokens = max(1, batch.target_count())
-        return [(part, tokens) for part in batch.parts(count)], tokens
+        characters = max(1, self.rows.characters(batch))
+        return [(part, characters) for part in batch.parts(count)], characters
 
     def on_device(self, part: tuple[Batch, int]) -> tuple[dict[str, Tensor], int]:
-        """The inputs of the model, and the number of targets of the step."""
-        batch, tokens = part
-        return inputs_of(batch, self.runtime), tokens
+        """The inputs of the model, and the number of characters of the step."""
+        batch, characters = part
+        return inputs_of(batch, self.runtime), characters
 
     def loss(self, network: nn.Module, part: tuple[dict[str, Tensor], int]) -> Tensor:
-        """Next-token loss of the part's rows over the number of targets of the step."""
-        inputs, tokens = part
-        return summed_loss(network, inputs, self.runtime) / tokens
+        """Next-token loss of the part's rows over the number of characters of the step."""
+        inputs, characters = part
+        return summed_loss(network, inputs, self.runtime) / characters
 
     def validate(self, stopped: Callable[[], bool]) -> DialogueFigures | None:
         """Loss on dialogues kept for validation, R10@1 and what replies in them are like."""
@@ -270,14 +283,15 @@ class DialogueTask(Task):
         return f"chat with {it}: {python_command()} {script('chat.py')} {shlex.quote(str(path))}"
 
     def weakness(self, best: Mapping[str, float], was_better_before: bool) -> str:
-        """Perplexity above the size of the vocabulary: worse than drawing characters blindly."""
-        perplexity, size = best.get("perplexity", 0.0), self.config.vocab_size
+        """Perplexity above that of drawing tokens blindly, for characters their number."""
+        perplexity, corpus = best.get("perplexity", 0.0), self.rows.corpus
+        size = self.config.vocab_size ** (1 / characters_an_id(corpus))
         if perplexity <= size:
             return ""
         advice = "train longer (max_steps or max_epoch), or with another lr"
         if was_better_before:
             advice = "lower lr, or take more dialogues, or a base_model trained on text like them"
-        return f"validation perplexity {perplexity:,.6g}, blind guessing has {size:,}: {advice}"
+        return f"validation perplexity {perplexity:,.6g}, blind guessing has {size:,.0f}: {advice}"
 
     def sample_replies(self) -> list[tuple[str, str]]:
         """Replies to the first utterances of some dialogues kept for validation."""
@@ -304,15 +318,23 @@ class DialogueTask(Task):
         return same_text
 
 
-def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
-    needed = len(tokenizer)
-    if config.vocab_size and config.vocab_size < needed:
+def _with_vocabulary(config: Config, corpus: Corpus, world: World) -> tuple[Config, Tokenizer]:
+    """The config and the tokenizer of a new model."""
+    needed, asked = len(corpus.tokenizer), config.vocab_size
+    if asked and asked < needed:
         raise UserError(
-            f"vocab_size is {config.vocab_size:,}, but the text has {needed:,} ids "
+            f"vocab_size is {asked:,}, but the text has {needed:,} ids "
             f"({needed - 3:,} characters and 3 control tokens)",
             f"set vocab_size: {needed} or more, or 0 to take what the text needs",
         )
-    return replace(config, vocab_size=config.vocab_size or needed)
+    if config.tokenizer == "characters":
+        return replace(config, vocab_size=asked or needed), corpus.tokenizer
+    learnt_from = config.train_percent * corpus.characters
+    size = asked or max(needed, min(needed + round(learnt_from / 400), 16_000))
+    share, seed = config.train_percent, config.seed
+    vocabulary = world.only_first(lambda: learn_subwords(corpus, share, seed, size - 3))
+    tokenizer = cast(Tokenizer, world.share(vocabulary))
+    return replace(config, vocab_size=len(tokenizer)), tokenizer
 
 
 def _describe_run(
@@ -324,6 +346,8 @@ def _describe_run(
         unknown = int((rows.id_map[3:] == UNK).sum())
         known = f"does not know {unknown:,} of them" if unknown else "knows all of them"
         note(f"      the model {known}")
+    elif unknown := int(np.count_nonzero(rows.corpus.ids == UNK)):
+        note(f"      the model does not know what stands in {counted(unknown, 'place')} of it")
     note(
         f"rows: {len(rows):,} of {config.block_size} for training, "
         f"{100 * rows.efficiency():.1f} % of their positions used"

@@ -1,4 +1,12 @@
-"""How well a model predicts text it was not trained on."""
+"""How well a model predicts text it was not trained on, in nats a character.
+
+So vocabularies compare: the loss of a token is that of all its characters. The first token of a
+dialogue is no target. Of characters that leaves out one; of pieces it would leave out up to four,
+so all but the first of them count here too: they cost −log p(token | first character) by the shares
+of the tokens in the text (`Tokenizer.first_nats`). With the model these are one distribution over
+the same characters as any other vocabulary's. A vocabulary of another program has no shares: there
+the whole first token does not count.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +29,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Validation:
-    """validation_loss: mean nats over `targets` characters, each `<sep>` and end included."""
+    """validation_loss: mean nats over `targets` characters, each `<sep>` and end included.
+
+    A token of a vocabulary of subwords is as many of them as it has."""
 
     validation_loss: float
     targets: int
@@ -107,14 +117,15 @@ def validate(
         UserError: the sample has no target.
     """
     size = max(1, min(rows_at_a_time, -(-len(sample) // world.size)))
-    losses, targets = [torch.zeros((), device=runtime.device)], 0
+    losses, targets, first = [torch.zeros((), device=runtime.device)], 0, 0.0
     for numbers in in_evaluation(model, in_batches(sample, size), "validating", stopped, world):
         batch = rows.batch(numbers)
-        targets += batch.target_count()
+        behind, nats = rows.behind_first(numbers)
+        targets, first = targets + rows.characters(batch) + behind, first + nats
         # All batches of one size, and no waiting for a loss: a GPU has always something to do.
         losses.append(summed_loss(model, inputs_of(batch.filled_up(size), runtime), runtime))
     total = torch.stack(losses).cpu().double().sum().item()
-    total, all_targets, any_stopped = world.sum(total, targets, stopped())
+    total, all_targets, any_stopped = world.sum(total + first, targets, stopped())
     if any_stopped:
         return None
     if not all_targets:

@@ -125,6 +125,17 @@ def test_a_classifier_from_any_of_them(tmp_path: Path, kind: str, tied: bool) ->
     assert again.encode("今天hello") == judge.tokenizer.encode("今天hello")
 
 
+@pytest.mark.parametrize("kind", ["characters", "vocab.txt", "bytes"])
+def test_the_characters_of_ids_are_those_of_the_text(tmp_path: Path, kind: str) -> None:
+    """Also where a character is several ids."""
+    make_foreign(tmp_path, kind)
+    tokenizer = open_checkpoint(tmp_path).tokenizer
+    text = "今天天气好" if kind == "characters" else "今天，hello!\n好"
+    text += "魑é😀" if kind == "bytes" else ""
+    assert tokenizer.lengths()[tokenizer.encode(text)].sum() == len(text)
+    assert len(tokenizer.lengths()) == len(tokenizer)
+
+
 @pytest.mark.parametrize("form", ["sharded", "bin", "old names"])
 def test_weights_in_other_forms(tmp_path: Path, form: str) -> None:
     theirs = make_foreign(tmp_path, "characters")

@@ -13,17 +13,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.data import encode_plainly
 from smallgpt.data import corpus as dialogues_module
 from smallgpt.data import text as text_module
-from smallgpt.data.corpus import CACHE_FOLDER, RARE_SHARE, Corpus, describe, open_corpus, split
+from smallgpt.data.corpus import (
+    CACHE_FOLDER,
+    RARE_SHARE,
+    Corpus,
+    describe,
+    learn_subwords,
+    match_tokenizer,
+    open_corpus,
+    split,
+)
 from smallgpt.data.dialogue_formats import text_chunks
-from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP
+from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK, Tokenizer
+from smallgpt.tokenizer.subwords import SubwordTokenizer
+from smallgpt.tokenizer.unigram import learn
 from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refusal
+from tests.helpers.corpora import subwords
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden/original_tiny"
 
@@ -350,3 +363,86 @@ def test_split_depends_on_the_seed_and_needs_two_dialogues() -> None:
     assert not np.array_equal(split(100, 0.5, 1)[0], split(100, 0.5, 2)[0])
     with pytest.raises(UserError, match="only one dialogue"):
         split(1, 0.8, 1)
+
+
+# subwords
+
+
+def dialogues_for(folder: Path, common: str, held_back: str, count: int = 60) -> Path:
+    """Dialogues of `common` to train on; those for validation (80 %, seed 3) are `held_back`."""
+    _, validation = split(count, 0.8, 3)
+    said = [held_back if number in validation else common for number in range(count)]
+    return write(folder / "text.txt", "\n\n".join(f"{text}\n{text}，好" for text in said))
+
+
+def test_subwords_are_learnt_from_the_training_part_and_know_all_characters(tmp_path: Path) -> None:
+    corpus = open_corpus([dialogues_for(tmp_path, "早上好呀", "魑魅魍魉")])
+    tokenizer = learn_subwords(corpus, 0.8, 3, 40)
+    longer = [piece for piece in tokenizer.characters if len(piece) > 1]
+    assert "早上好呀" in longer and not any(set("魑魅魍魉") & set(piece) for piece in longer)
+    encoded, id_map = match_tokenizer(corpus, tokenizer)
+    assert id_map is None and UNK not in encoded.ids
+    assert texts_of(encoded) == texts_of(corpus)
+    assert (encoded.characters, encoded.fingerprint) == (corpus.characters, corpus.fingerprint)
+    assert len(encoded.ids) < len(corpus.ids)
+
+
+def foreign_words() -> Tokenizer:
+    """Words of another program's vocabulary, which lacks most characters."""
+    words = ["<unk>", "\n", "<pad>", "hello", "早", "好吗好吗"]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return SubwordTokenizer(json.loads(backend.to_str()))
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [subwords(["早上好呀", "早上好"] * 3, ["吗"], 20), foreign_words()],
+    ids=["own", "foreign"],
+)
+def test_the_ids_of_subwords_are_those_of_each_dialogue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+) -> None:
+    monkeypatch.setattr(dialogues_module, "_CHUNK", 50)
+    said = "早上好呀\n早上好 hello\n\n" * 20 + f"{'好吗' * 60}\n<pad>新"
+    corpus = open_corpus([write(tmp_path / "text.txt", said)])
+    encoded, _ = match_tokenizer(corpus, tokenizer)
+    expected = [[*tokenizer.encode(dialogue), PAD] for dialogue in texts_of(corpus)]
+    assert [encoded.dialogue(number) for number in range(len(encoded))] == expected
+    assert encoded.ids.dtype == np.uint16
+
+
+def test_subwords_and_their_ids_come_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = open_corpus([dialogues_for(tmp_path, "早上好呀", "你在吗")])
+    first = learn_subwords(corpus, 0.8, 3, 30)
+    ids = match_tokenizer(corpus, first)[0].ids
+    for keys in ((0.8, 3, 20), (0.5, 3, 30), (0.8, 4, 30)):
+        learn_subwords(corpus, *keys)
+    assert sum("-pieces" in name for name in cached(tmp_path)) == 4
+    for name in ("learn", "_encode_anew"):
+        monkeypatch.delattr(dialogues_module, name)
+    again = learn_subwords(open_corpus([tmp_path / "text.txt"]), 0.8, 3, 30)
+    assert again.characters == first.characters
+    assert np.array_equal(match_tokenizer(corpus, again)[0].ids, ids)
+    with pytest.raises(NameError):
+        learn_subwords(corpus, 0.8, 3, 31)
+
+
+def test_subwords_are_learnt_from_a_bounded_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = open_corpus([dialogues_for(tmp_path, "早上好呀", "你在吗")])
+    read = []
+
+    def noting(numbers: Any, *rest: Any) -> Tokenizer:
+        read.append(len(numbers))
+        return learn(numbers, *rest)
+
+    monkeypatch.setattr(dialogues_module, "LEARNT_FROM", 200)
+    monkeypatch.setattr(dialogues_module, "learn", noting)
+    learn_subwords(corpus, 0.8, 3, 30)
+    assert 100 < read[0] <= 200

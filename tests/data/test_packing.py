@@ -1,5 +1,6 @@
 """Packing: nothing lost, nothing twice, nothing wasted; and the order of the rows."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from smallgpt.data.corpus import Corpus, open_corpus
 from smallgpt.data.packing import PackedRows, RowOrder, pack, split_long
 from smallgpt.model.loss import IGNORED
-from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK
-from tests.helpers.corpora import BLOCK_SIZES, CORPORA, corpus_of, everything
+from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK, Tokenizer
+from tests.helpers.corpora import BLOCK_SIZES, CORPORA, corpus_of, everything, subwords
 
 CHITCHAT = Path(__file__).parents[3] / "shared/data/chitchat.txt.xz"
 
@@ -283,3 +284,45 @@ def test_real_dialogues_fill_their_rows(tmp_path: Path) -> None:
     counts = np.bincount(batch.targets[batch.targets != IGNORED].numpy())
     beginnings = np.concatenate(([0], corpus.ends[:-1]))
     assert np.array_equal(counts, np.bincount(np.delete(corpus.ids, beginnings)))
+
+
+# characters
+
+
+PIECES = subwords(["早上好呀", "早上好", "好吗好吗"] * 3, ["，"], 20)
+SAID = st.lists(
+    st.lists(st.sampled_from([*"早上好呀吗，\n", "早上好", "好吗"]), min_size=2, max_size=30)
+    .map("".join)
+    .filter(lambda text: not text.startswith("\n")),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=30)
+@given(SAID, BLOCK_SIZES, st.integers(1, 4))
+def test_both_vocabularies_count_the_same_characters(
+    said: list[str], block_size: int, at_once: int
+) -> None:
+    """All but the first of each dialogue, each `<sep>` and each end."""
+    for tokenizer in (PIECES, Tokenizer([c for c in PIECES.characters if len(c) == 1])):
+        ids = [tokenizer.encode(text) for text in said]
+        corpus = dataclasses.replace(corpus_of(ids), tokenizer=tokenizer, rare_from=99)
+        rows = PackedRows(corpus, everything(corpus), block_size, seed=0)
+        count, nats = 0, 0.0
+        for at in range(0, len(rows), at_once):
+            some = np.arange(at, min(len(rows), at + at_once))
+            behind, cost = rows.behind_first(some)
+            count, nats = count + rows.characters(rows.batch(some)) + behind, nats + cost
+        assert count == sum(map(len, said))
+        costs = tokenizer.first_nats()
+        expected = 0.0 if costs is None else sum(costs[first] for first, *_ in ids)
+        assert nats == pytest.approx(expected)
+
+
+def test_unknown_pieces_are_no_targets() -> None:
+    ids = [PIECES.encode("早新好")]
+    corpus = dataclasses.replace(corpus_of(ids), tokenizer=PIECES, rare_from=99)
+    rows = PackedRows(corpus, everything(corpus), 8, seed=0)
+    batch = rows.batch(np.arange(1))
+    assert UNK in batch.ids and batch.target_count() == rows.characters(batch) == 2

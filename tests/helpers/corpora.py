@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
 from smallgpt.data.corpus import Corpus
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, Tokenizer
+from smallgpt.tokenizer.unigram import UnigramTokenizer, learn
 
 
 def corpus_of(dialogues: list[list[int]], rare_from: int = 40) -> Corpus:
     """A corpus of the given ids, to which the closing `<pad>` is added."""
     closed = [[*ids, PAD] for ids in dialogues]
     return Corpus(
+        folder=Path(),
         ids=np.array([i for ids in closed for i in ids], np.uint16),
         ends=np.cumsum([len(ids) for ids in closed], dtype=np.int64),
         tokenizer=Tokenizer([chr(0x4E00 + i) for i in range(50)]),
@@ -31,3 +36,9 @@ BLOCK_SIZES = st.integers(8, 24)
 
 def everything(corpus: Corpus) -> npt.NDArray[np.int64]:
     return np.arange(len(corpus))
+
+
+def subwords(lines: Sequence[str], characters: Sequence[str], pieces: int) -> UnigramTokenizer:
+    """A vocabulary of pieces, learnt from lines; it knows `characters` and those of the lines."""
+    known = Tokenizer(list(dict.fromkeys([*characters, *"".join(lines).replace("\n", "")])))
+    return learn(np.array(known.encode("\n".join(lines)), np.int64), known.characters, pieces)

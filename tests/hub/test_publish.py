@@ -73,7 +73,7 @@ def test_a_classifier(classified: Path, tmp_path: Path) -> None:
         assert scores == pytest.approx(ours.probabilities, abs=1e-4), text
     # Of a longer text transformers reads the beginning, and the card says so.
     most = ready.config.block_size - 2
-    assert f"more than {most} characters transformers reads the beginning only" in card.content
+    assert f"more than {most} tokens transformers reads the beginning only" in card.content
     long = "今天好" * most
     assert judge([long]) == judge([long[:most]])
 

@@ -187,6 +187,7 @@ def packed(lengths: list[int]) -> Batch:
     for ids in dialogues:
         ids[2::5] = SEP
     corpus = Corpus(
+        folder=Path(),
         ids=np.concatenate([np.append(ids, PAD) for ids in dialogues]),
         ends=np.cumsum([len(ids) + 1 for ids in dialogues]),
         tokenizer=Tokenizer([chr(0x4E00 + i) for i in range(37)]),

@@ -1,0 +1,252 @@
+"""Pieces <-> ids: learnt from text, and cut as the `tokenizers` library cuts them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from smallgpt.chat.chatbot import _text_chunks, prompt_ids
+from smallgpt.tokenizer import unigram
+from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK, Tokenizer
+from smallgpt.tokenizer.subwords import load_tokenizer
+from smallgpt.tokenizer.unigram import LONGEST, UnigramTokenizer
+from tests.helpers.commands import refusal
+from tests.helpers.corpora import subwords
+
+CHARACTERS = list("早上好呀吗，。<>unkpad /\t\u3000ＡＢ😀𠮷\u0301ok龘")
+LINES = [
+    "早上好呀",
+    "早上好，睡吗",
+    "好吗  好吗",
+    "ok ok <pad>",
+    "ＡＢ😀😀 ok",
+    "早上𠮷呀。",
+    "上好上好",
+]
+TOKENIZER = subwords(LINES, CHARACTERS, 60)
+KNOWN = st.text(st.sampled_from([*CHARACTERS, "\n"])) | st.lists(
+    st.sampled_from(["早上好", "  ", "ok", "\n", "😀", *LINES])
+).map("".join)
+ANY = st.lists(
+    st.sampled_from([*CHARACTERS, "\n", "早上好", "<pad>", "<unk>", "中"])
+    | st.characters(codec="utf-8")
+).map("".join)
+
+
+# learning
+
+
+def test_pieces_are_short_frequent_and_hold_every_character() -> None:
+    pieces = TOKENIZER.characters
+    assert sorted(piece for piece in pieces if len(piece) == 1) == sorted({*CHARACTERS, "睡"})
+    longer = [piece for piece in pieces if len(piece) > 1]
+    assert longer and max(map(len, longer)) <= LONGEST
+    assert all(sum(line.count(piece) for line in LINES) >= 2 for piece in longer)
+    assert not any(set("<>\n") & set(piece) for piece in longer)
+    assert TOKENIZER.scores == sorted(TOKENIZER.scores, reverse=True)
+    assert len(TOKENIZER.encode("早上好呀早上好")) < 7
+
+
+def test_scores_are_shares_of_the_pieces_of_the_text() -> None:
+    used = Counter(i for line in LINES for i in TOKENIZER.encode(line))
+    found = [used[i] for i in range(FIRST_CHARACTER, len(TOKENIZER))]
+    expected = np.log(np.maximum(found, 1) / np.maximum(found, 1).sum())
+    assert np.abs(expected - TOKENIZER.scores).max() < 0.2
+
+
+@settings(max_examples=40)
+@given(st.lists(st.text("早上好呀<\n", max_size=12), max_size=12), st.integers(0, 30))
+def test_a_vocabulary_of_any_text_has_at_most_the_asked_pieces(lines: list[str], size: int) -> None:
+    characters = sorted({"早", *"".join(lines)} - {"\n"})
+    tokenizer = subwords(lines, characters, size)
+    assert len(tokenizer) - FIRST_CHARACTER <= max(size, len(characters))
+    assert set(characters) <= set(tokenizer.characters)
+    text = "\n".join(lines)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    again = subwords(lines, characters, size)
+    assert (again.characters, again.scores) == (tokenizer.characters, tokenizer.scores)
+
+
+# cutting
+
+
+@given(KNOWN)
+@example("  早上  好\n\n ok\u3000ＡＢ<pad> ")
+def test_text_of_known_characters_comes_back(text: str) -> None:
+    ids = TOKENIZER.encode(text)
+    assert TOKENIZER.decode(ids) == text
+    assert TOKENIZER.decode([*ids, PAD, PAD]) == text
+    assert UNK not in ids and ids.count(SEP) == text.count("\n")
+
+
+@given(ANY | st.text(st.characters(exclude_categories=[])))
+def test_parts_of_a_text_join_to_it_and_unknown_ones_are_one_by_one_run(text: str) -> None:
+    spans = TOKENIZER.spans(text)
+    assert "".join(part for _, part in spans) == text
+    assert [token for token, _ in spans] == TOKENIZER.encode(text)
+    for token, part in spans:
+        known = [c in TOKENIZER.characters or c == "\n" for c in part]
+        assert not any(known) if token == UNK else TOKENIZER.decode([token]) == part
+    lengths = TOKENIZER.lengths()
+    assert all(lengths[token] == len(part) for token, part in spans if token != UNK)
+
+
+SMALL = "ab<>p"
+PIECES = st.dictionaries(
+    st.text(SMALL.replace("<", "").replace(">", ""), min_size=2, max_size=5),
+    st.integers(-9 * 1024, 0),
+    max_size=12,
+)
+
+
+@given(PIECES, st.lists(st.integers(-9 * 1024, 0), min_size=5, max_size=5), st.text("ab<>px\n"))
+@example({"ab": -1024}, [-512] * 5, "ab")  # of equals, the longer piece
+@example({"ab": 0, "ba": 0}, [0] * 5, "<aba>aab")
+def test_the_library_cuts_in_the_same_way(
+    longer: dict[str, int], singles: list[int], text: str
+) -> None:
+    pieces = dict(zip(SMALL, singles, strict=True)) | longer
+    tokenizer = UnigramTokenizer([*pieces], [score / 1024 for score in pieces.values()])
+    backend = tokenizer.backend()
+    backend.encode_special_tokens = True
+    assert tokenizer.encode(text) == backend.encode(text).ids
+
+
+@settings(max_examples=40)
+@given(st.lists(KNOWN, max_size=8).map("\n".join), st.integers(1, 7))
+def test_a_long_text_is_cut_part_by_part(text: str, size: int) -> None:
+    expected = TOKENIZER.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unigram, "_PART", size)
+        assert TOKENIZER.encode(text) == expected
+
+
+# ids
+
+
+def test_a_vocabulary_can_be_extended_by_characters() -> None:
+    more = TOKENIZER.extended(Tokenizer(list("好新字早")))
+    assert more.characters == [*TOKENIZER.characters, "新", "字"]
+    assert more.encode("早上好\n") == TOKENIZER.encode("早上好\n")
+    assert more.decode(more.encode("新字好")) == "新字好"
+    assert TOKENIZER.extended(Tokenizer(["好"])) is TOKENIZER
+
+
+def test_first_nats_are_those_of_a_choice_among_pieces_with_the_same_beginning() -> None:
+    nats = TOKENIZER.first_nats()
+    total = Counter[str]()
+    for number, piece in enumerate(TOKENIZER.characters, FIRST_CHARACTER):
+        total[piece[0]] += np.exp(-nats[number])
+    assert list(total.values()) == pytest.approx([1.0] * len(total))
+    assert nats[TOKENIZER.encode("龘")] == 0 and not nats[:FIRST_CHARACTER].any()
+    (other,) = TOKENIZER.encode("早上好")
+    assert (
+        0
+        < nats[other]
+        == pytest.approx(
+            -TOKENIZER.scores[other - 3]
+            + np.logaddexp.reduce(
+                [
+                    s
+                    for p, s in zip(TOKENIZER.characters, TOKENIZER.scores, strict=True)
+                    if p[0] == "早"
+                ]
+            )
+        )
+    )
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
+def test_rare_pieces_make_up_a_share_of_the_text(share: float) -> None:
+    weights = np.exp(TOKENIZER.scores) * [len(piece) for piece in TOKENIZER.characters]
+    first = TOKENIZER.rare_from(share) - FIRST_CHARACTER
+    assert weights[first:].sum() <= share * weights.sum() < weights[first - 1 :].sum()
+
+
+def test_a_reply_has_neither_unknown_nor_unprintable_pieces() -> None:
+    tokenizer = UnigramTokenizer(["好", "\t", "\t好", "好好"], [-1.0, -2.0, -3.0, -4.0])
+    assert tokenizer.suppressed_ids() == [UNK, 4, 5]
+
+
+def test_replies_are_shown_piece_by_piece() -> None:
+    ids = TOKENIZER.encode("早上好ok😀")
+    chunks = list(_text_chunks(ids, TOKENIZER))
+    assert chunks == [TOKENIZER.decode([i]) for i in ids] and len(chunks) < 6
+
+
+def test_what_is_left_out_of_a_prompt_is_counted_in_characters() -> None:
+    ids, left_out = prompt_ids(["早上好" * 9], TOKENIZER, context_size=8, max_new_tokens=4)
+    assert ids == [*TOKENIZER.encode("早上好" * 3), SEP] and left_out == 18
+
+
+# on disk
+
+
+@pytest.mark.parametrize("marks", [False, True])
+def test_saved_vocabulary_is_read_back(tmp_path: Path, marks: bool) -> None:
+    tokenizer = TOKENIZER.with_marks() if marks else TOKENIZER
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert isinstance(again, UnigramTokenizer) and again.classifies == marks
+    assert (again.characters, again.scores) == (tokenizer.characters, TOKENIZER.scores)
+    assert len(again) == len(TOKENIZER) + 2 * marks == len(again.lengths())
+    assert again.start == len(TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        {"a": -1},
+        [["<unk>", 0], ["\n", 0]],
+        [["<unk>", 0], ["<pad>", 0], ["\n", 0], ["a", -1]],
+        [["<unk>", 0], ["\n", 0], ["<pad>", 0], ["a", "x"]],
+        [["<unk>", 0], ["\n", 0], ["<pad>", 0], ["a", -1e999]],
+        [["<unk>", 0], ["\n", 0], ["<pad>", 0], ["a", -1], ["a", -1]],
+        [["<unk>", 0], ["\n", 0], ["<pad>", 0], ["a", -1], ["ab", -1]],
+        [["<unk>", 0], ["\n", 0], ["<pad>", 0], ["a", -1], ["a\n", -1]],
+        [["<unk>", 0], ["\n", 0], ["<pad>", 0], ["a", -1], ["<", -1], ["<a", -1]],
+        [["<unk>", 0], ["\n", 0], ["<pad>", 0], ["", -1]],
+    ],
+)
+def test_a_broken_vocabulary_is_refused(tmp_path: Path, vocabulary: Any) -> None:
+    definition = {"model": {"type": "Unigram", "vocab": vocabulary}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition), "utf-8")
+    assert "is not a vocabulary" in refusal(lambda: load_tokenizer(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    import transformers
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    TOKENIZER.save(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@given(text=ANY | KNOWN)
+@example(text="好<pad><unk>\n<sep>早上好")
+@example(text="中<中中>中\n中")
+def test_transformers_gives_the_same_ids_and_text(text: str, hugging_face: Any) -> None:
+    ids = TOKENIZER.encode(text)
+    assert hugging_face(text)["input_ids"] == ids
+    if UNK not in ids:
+        assert hugging_face.decode(ids) == text
+        assert hugging_face.decode([*ids, PAD], skip_special_tokens=True) == text
+    assert len(hugging_face) == len(TOKENIZER)
+
+
+def test_the_chat_template_is_our_conversation(hugging_face: Any) -> None:
+    said = ["早上好", "<pad>好呀ok", " 好\n吗 "]
+    turns = [
+        {"role": r, "content": t} for r, t in zip(("user", "assistant") * 2, said, strict=False)
+    ]
+    templated = hugging_face.apply_chat_template(turns, tokenize=True)["input_ids"]
+    assert templated == prompt_ids(said, TOKENIZER, 1000, 1)[0]
