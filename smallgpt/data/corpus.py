@@ -26,9 +26,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from smallgpt.data.text import check_files, fingerprint, read_text
+from smallgpt.tokenizer.bpe import learn
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, TOKENIZER_FILE, UNK, Tokenizer
-from smallgpt.tokenizer.subwords import load_tokenizer
-from smallgpt.tokenizer.unigram import UnigramTokenizer, learn
+from smallgpt.tokenizer.subwords import SubwordTokenizer, load_tokenizer
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.paths import can_make, user_folder
@@ -104,9 +104,9 @@ def describe(corpus: Corpus) -> None:
         f"text: {counted(len(corpus), 'dialogue')}{of_two}, "
         f"{counted(corpus.characters, 'character')}, "
         + (
-            f"{len(own.characters):,} different ones"
-            if own.of_characters
-            else f"vocabulary {len(own):,}, {characters_an_id(corpus):.2f} characters an id"
+            f"vocabulary {len(own):,}, {characters_an_id(corpus):.2f} characters an id"
+            if isinstance(own, SubwordTokenizer)
+            else f"{len(own.characters):,} different ones"
         )
     )
 
@@ -116,26 +116,27 @@ def characters_an_id(corpus: Corpus) -> float:
     return float(corpus.tokenizer.lengths()[corpus.ids[:_CHUNK]].mean())
 
 
-def learn_subwords(corpus: Corpus, train_percent: float, seed: int, pieces: int) -> Tokenizer:
-    """A vocabulary of so many pieces, or fewer, from the dialogues to train on; from the cache
-    where it was learnt before.
+def learn_subwords(corpus: Corpus, train_percent: float, seed: int, size: int) -> Tokenizer:
+    """A vocabulary of so many ids, or fewer, from the dialogues to train on; from the cache where
+    it was learnt before.
 
     Args:
         corpus: in the characters of its text, each of which is a piece.
         train_percent, seed: see `split`.
     """
-    name = f"{corpus.folder.name}-pieces{SUBWORDS_VERSION}-{pieces}-{train_percent}-{seed}"
+    name = f"{corpus.folder.name}-pieces{SUBWORDS_VERSION}-{size}-{train_percent}-{seed}"
     cache = corpus.folder.with_name(name)
 
     def make(work: Path) -> None:
         dialogues, _ = split(len(corpus), train_percent, seed)
         begins = np.concatenate(([0], corpus.ends[:-1]))
-        size = int((corpus.ends - begins)[dialogues].sum())
-        some = dialogues[:: -(-size // LEARNT_FROM)]
-        parts = [corpus.ids[begins[i] : corpus.ends[i]] for i in some]
-        numbers = np.concatenate(parts)[:LEARNT_FROM].astype(np.int64)
-        note(f"learning {counted(pieces, 'piece')} from {counted(len(numbers), 'character')} ...")
-        learn(numbers, corpus.tokenizer.characters, pieces).save(work)
+        there = int((corpus.ends - begins)[dialogues].sum())
+        some = dialogues[:: -(-there // LEARNT_FROM)]
+        ids = np.concatenate([corpus.ids[begins[i] : corpus.ends[i]] for i in some])[:LEARNT_FROM]
+        note(f"learning a vocabulary of subwords from {counted(len(ids), 'character')} ...")
+        ends = np.flatnonzero((ids == SEP) | (ids == PAD))
+        lines = [corpus.tokenizer.decode(line[:-1]) for line in np.split(ids, ends + 1)]
+        learn(lines, corpus.tokenizer.characters, size).save(work)
 
     _build(cache, make, TOKENIZER_FILE)
     return load_tokenizer(cache)
@@ -151,7 +152,7 @@ def match_tokenizer(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Corpus, npt.N
         corpus: in the characters of its text.
     """
     own = corpus.tokenizer
-    if tokenizer.of_characters:
+    if not isinstance(tokenizer, SubwordTokenizer):
         if tokenizer.characters == own.characters:
             return corpus, None
         return corpus, np.array([UNK, SEP, PAD, *tokenizer.encode("".join(own.characters))])
@@ -160,11 +161,20 @@ def match_tokenizer(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Corpus, npt.N
     _build(cache, lambda work: _encode_anew(corpus, tokenizer, work), "ends.npy")
     ids, ends = _mapped(cache)
     rare_from = len(tokenizer)  # subwords of other programs stand for what is rare
-    if isinstance(tokenizer, UnigramTokenizer):
-        rare_from = tokenizer.rare_from(RARE_SHARE)
+    if tokenizer.of_pieces:
+        rare_from = _rare_from(ids, tokenizer)
     return dataclasses.replace(
         corpus, ids=ids, ends=ends, tokenizer=tokenizer, rare_from=rare_from
     ), None
+
+
+def _rare_from(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> int:
+    """The first of the ids that together make up `RARE_SHARE` of the text, the last ones."""
+    used = np.zeros(len(tokenizer), np.int64)
+    for at in range(0, len(ids), _CHUNK):
+        used += np.bincount(ids[at : at + _CHUNK], minlength=len(tokenizer))
+    share = np.cumsum((used * tokenizer.lengths())[FIRST_CHARACTER:])
+    return FIRST_CHARACTER + int(np.searchsorted(share, (1 - RARE_SHARE) * share[-1])) + 1
 
 
 def split(dialogues: int, train_percent: float, seed: int) -> tuple[IntArray, IntArray]:
@@ -340,9 +350,9 @@ def _write_header(file: IO[bytes], dtype: npt.DTypeLike, size: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _encode_anew(corpus: Corpus, tokenizer: Tokenizer, work: Path) -> None:
+def _encode_anew(corpus: Corpus, tokenizer: SubwordTokenizer, work: Path) -> None:
     """Write the ids of all dialogues in a vocabulary of subwords, some dialogues at a time."""
-    encode, size = _encoder(corpus.tokenizer, tokenizer), int(corpus.ends[-1])
+    size = int(corpus.ends[-1])
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
     last = np.unique(np.searchsorted(corpus.ends, [*range(_CHUNK, size, _CHUNK), size]))
     begin = written = 0
@@ -353,26 +363,15 @@ def _encode_anew(corpus: Corpus, tokenizer: Tokenizer, work: Path) -> None:
     ):
         _write_header(file, dtype, 0)
         for end in corpus.ends[last].tolist():
-            ids = encode(corpus.ids[begin:end])
-            ids.astype(dtype).tofile(file)
-            ends.append(np.flatnonzero(ids == PAD) + written + 1)
-            written += len(ids)
+            own = corpus.ids[begin:end]
+            dialogues = np.split(own, np.flatnonzero(own == PAD) + 1)[:-1]
+            texts = [corpus.tokenizer.decode(dialogue.tolist()) for dialogue in dialogues]
+            encoded = [np.array([*ids, PAD], dtype) for ids in tokenizer.encode_all(texts)]
+            np.concatenate(encoded).tofile(file)
+            ends.append(np.cumsum([len(ids) for ids in encoded], dtype=np.int64) + written)
+            written = int(ends[-1][-1])
             bar.update(end - begin)
             begin = end
         file.seek(0)
         _write_header(file, dtype, written)
     np.save(work / "ends.npy", np.concatenate(ends))
-
-
-def _encoder(own: Tokenizer, tokenizer: Tokenizer) -> Callable[[npt.NDArray[Any]], IntArray]:
-    """What makes of the ids of whole dialogues in a character vocabulary those in `tokenizer`."""
-    if isinstance(tokenizer, UnigramTokenizer):
-        numbers = np.append([UNK, SEP, PAD], tokenizer.numbers(own.characters))
-        return lambda ids: tokenizer.join(numbers[ids])[0]
-
-    def encode(ids: npt.NDArray[Any]) -> IntArray:
-        dialogues = np.split(ids, np.flatnonzero(ids == PAD) + 1)[:-1]
-        texts = (own.decode(dialogue.tolist()) for dialogue in dialogues)
-        return np.concatenate([np.array([*tokenizer.encode(text), PAD]) for text in texts])
-
-    return encode

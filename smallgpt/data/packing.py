@@ -24,6 +24,7 @@ from torch import Tensor
 from smallgpt.data.corpus import Corpus, IntArray
 from smallgpt.model.loss import IGNORED
 from smallgpt.tokenizer.characters import PAD, SEP, UNK
+from smallgpt.tokenizer.subwords import SubwordTokenizer
 
 
 class Batch(NamedTuple):
@@ -90,7 +91,7 @@ class PackedRows:
         self.id_map = id_map
         self.replies_only = replies_only
         own = corpus.tokenizer
-        self._sizes = None if own.of_characters else own.lengths()
+        self._sizes = own.lengths() if isinstance(own, SubwordTokenizer) else None
         self._first_nats = own.first_nats()
         starts, lengths, self.continued = split_long(corpus, dialogues, block_size)
         row, offset = pack(lengths, block_size, np.random.default_rng((seed, 1)))

@@ -116,7 +116,8 @@ def on_text(
             "seed": seed,
             "dtype": dtype,
             "true_replies": {**human, "samples": true_replies},
-            **({"compared_with": models_figures[1], **comparison} if comparison else {}),
+            **({"compared_with": models_figures[1]} if len(models) > 1 else {}),
+            **comparison,
         }
         _write(output, contents)
     columns = {

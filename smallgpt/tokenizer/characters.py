@@ -51,9 +51,6 @@ class Tokenizer:
         classifies: `<start>` and `<extract>` follow the characters.
     """
 
-    of_characters = True
-    """Whether every id is one character."""
-
     def __init__(self, characters: Sequence[str], classifies: bool = False) -> None:
         self.characters = list(characters)
         self.classifies = classifies

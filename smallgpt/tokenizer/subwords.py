@@ -1,8 +1,9 @@
-"""Subword vocabularies of other programs, of parts of words or of bytes (WordPiece, BPE).
+"""Subword vocabularies: our own (see tokenizer/bpe.py), and those of other programs, of parts of
+words or of bytes (WordPiece, BPE).
 
-They have our order of ids (0 `<unk>`, 1 `<sep>`, 2 `<pad>`), into which checkpoints/foreign.py
-brings them, so that everything else need not know the difference. The `tokenizers` library splits
-the text.
+All have our order of ids (0 `<unk>`, 1 `<sep>`, 2 `<pad>`), into which checkpoints/foreign.py
+brings those of others, so that everything else need not know the difference. The `tokenizers`
+library splits the text.
 """
 
 import itertools
@@ -28,7 +29,6 @@ from smallgpt.tokenizer.characters import (
     Tokenizer,
     is_text,
 )
-from smallgpt.tokenizer.unigram import UnigramTokenizer
 from smallgpt.utils.errors import UserError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a pair is no character to the backend
@@ -38,7 +38,7 @@ _INNER_BYTES = frozenset(map(chr, [*range(0xA1, 0xAD), *range(0xAE, 0xC0), *rang
 
 
 class SubwordTokenizer(Tokenizer):
-    """A vocabulary of subwords of another program.
+    """A vocabulary of subwords.
 
     Args:
         definition: a tokenizer.json whose first ids are ours, without `<start>` and `<extract>`.
@@ -47,8 +47,6 @@ class SubwordTokenizer(Tokenizer):
     Raises:
         ValueError: the definition is not one that `tokenizers` reads, or its ids are not ours.
     """
-
-    of_characters = False
 
     def __init__(self, definition: dict[str, Any], classifies: bool = False) -> None:
         self.definition = definition
@@ -61,11 +59,27 @@ class SubwordTokenizer(Tokenizer):
         tokens = _tokens_by_id(self._backend.get_vocab(with_added_tokens=True))
         self.characters = tokens[FIRST_CHARACTER:]
         self._special = {t["id"] for t in definition["added_tokens"] if t["special"]}
-        self._bytes = (definition.get("decoder") or {}).get("type") == "ByteLevel"
+        decoder = (definition.get("decoder") or {}).get("type")
+        self._bytes = decoder == "ByteLevel"
+        self.of_pieces = decoder == "Fuse"
+        """Whether ids stand for parts of the text that join to it, by falling frequency."""
 
     def encode(self, text: str) -> list[int]:
         """Text to ids; a newline is `<sep>`."""
         return [token for token, _ in self.spans(text)]
+
+    def encode_all(self, texts: Iterable[str]) -> list[list[int]]:
+        """The ids of each of many texts, as from `encode`, in less time."""
+        lines = [_SURROGATE.sub("\ufffd", text).split("\n") for text in texts]
+        flat = list(itertools.chain.from_iterable(lines))
+        encoded = iter(self._backend.encode_batch_fast(flat, add_special_tokens=False))
+        result = []
+        for group in lines:
+            ids: list[int] = []
+            for encoding in itertools.islice(encoded, len(group)):
+                ids += [*encoding.ids, SEP]
+            result.append(ids[:-1])
+        return result
 
     def spans(self, text: str) -> list[tuple[int, str]]:
         """The ids of a text, each with its part of the text; the parts join to the text.
@@ -96,6 +110,9 @@ class SubwordTokenizer(Tokenizer):
     def _run_to_text(self, run: list[int]) -> str:
         if self._bytes:
             return self._backend.decode(run, skip_special_tokens=False)
+        if self.of_pieces:
+            texts = ["\ufffd", "", "", *self.characters]
+            return "".join(texts[i] if i < len(texts) else "\ufffd" for i in run)
         text = ""
         for token in run:
             subword = "\ufffd" if token == UNK else self._backend.id_to_token(token) or "\ufffd"
@@ -116,6 +133,16 @@ class SubwordTokenizer(Tokenizer):
             for number, token in enumerate(self.characters, FIRST_CHARACTER)
         ]
         return np.array([1, 1, 1, *within, *[1, 1] * self.classifies])
+
+    def first_nats(self) -> npt.NDArray[np.float64] | None:
+        """−log p(piece | its first character), (V,), where p of an id falls as 1 / id (Zipf's law);
+        None where ids are not pieces by falling frequency. It is 0 for control tokens."""
+        if not self.of_pieces:
+            return None
+        share = 1 / np.arange(FIRST_CHARACTER, FIRST_CHARACTER + len(self.characters))
+        firsts = np.array([ord(piece[0]) for piece in self.characters])
+        alike = np.bincount(firsts, share)[firsts]
+        return np.pad(np.log(alike / share), (FIRST_CHARACTER, 2 * self.classifies))
 
     def with_marks(self) -> Tokenizer:
         """The tokenizer of a classifier with the same subwords."""
@@ -152,13 +179,6 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     try:
         definition = json.loads(path.read_text("utf-8"))
         kind, vocabulary = definition["model"].get("type"), definition["model"]["vocab"]
-        if kind == "Unigram":
-            pieces = _tokens_by_id({piece: number for number, (piece, _) in enumerate(vocabulary)})
-            classifies = pieces[-2:] == [START, EXTRACT]
-            own = slice(FIRST_CHARACTER, -2 if classifies else None)
-            return UnigramTokenizer(
-                pieces[own], [score for _, score in vocabulary[own]], classifies
-            )
         tokens = set(vocabulary) - {"<unk>", "<pad>", START, EXTRACT}
         if kind not in (None, "WordLevel") or any(len(token) > 1 for token in tokens):
             added = definition["added_tokens"]

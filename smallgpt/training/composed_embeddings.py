@@ -15,27 +15,30 @@ import torch
 from torch import Tensor, nn
 
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, Tokenizer
+from smallgpt.tokenizer.subwords import SubwordTokenizer
 
 INHERITED = 0.7
 """The correlation of a fresh row with the sum of its characters' vectors (docs/log.md)."""
 
 
-def texts_of(tokenizer: Tokenizer) -> list[str]:
-    """The text of each id, "" for the first three, the control tokens."""
-    ids = range(FIRST_CHARACTER, len(tokenizer))
-    return [""] * FIRST_CHARACTER + [tokenizer.decode([token]) for token in ids]
+def pieces_of(tokenizer: Tokenizer) -> list[str]:
+    """The pieces of a vocabulary of ours in id order, starting at id 3; none of another one."""
+    own = isinstance(tokenizer, SubwordTokenizer) and tokenizer.of_pieces
+    return tokenizer.characters if own else []
 
 
 class _CharactersOfPieces:
     """Which characters the pieces hold.
 
     Args:
-        pieces: the text of each id.
+        pieces: in id order, starting at id 3.
     """
 
     def __init__(self, pieces: Sequence[str], device: torch.device) -> None:
         number_of = {c: n for n, c in enumerate(dict.fromkeys("".join(pieces)))}
-        pairs = [(i, number_of[c]) for i, piece in enumerate(pieces) for c in piece]
+        pairs = [
+            (i, number_of[c]) for i, piece in enumerate(pieces, FIRST_CHARACTER) for c in piece
+        ]
         self.count = len(number_of)
         """Different characters."""
         self._pieces, self._characters = torch.tensor(pairs, device=device).view(-1, 2).unbind(1)
@@ -58,28 +61,32 @@ def compose_embedding(embedding_VE: Tensor, pieces: Sequence[str]) -> None:
     The rows keep their size. Random numbers are torch's next ones.
 
     Args:
-        pieces: the text of each id; rows behind them, or without a text, stay as they are.
+        pieces: in id order, starting at id 3; all other rows stay as they are.
     """
     characters = _CharactersOfPieces(pieces, embedding_VE.device)
-    known = embedding_VE[: len(pieces)]
-    rows_CE = torch.randn(characters.count, known.shape[1]).to(known) * known.std()
-    lengths_V1 = torch.tensor([[float(len(piece))] for piece in pieces]).to(known)
-    sums_VE = characters.sums_of_characters(rows_CE, len(pieces)) / lengths_V1.clamp(min=1).sqrt()
-    mixed_VE = INHERITED * sums_VE + math.sqrt(1 - INHERITED**2) * known
-    known.copy_(torch.where(lengths_V1 > 0, mixed_VE, known))
+    rows_CE = torch.randn(characters.count, embedding_VE.shape[1]).to(embedding_VE)
+    rows_CE *= embedding_VE.std()
+    own = slice(FIRST_CHARACTER, FIRST_CHARACTER + len(pieces))
+    sums_VE = characters.sums_of_characters(rows_CE, len(embedding_VE))[own]
+    sums_VE /= torch.tensor([[len(piece)] for piece in pieces]).to(embedding_VE).sqrt()
+    embedding_VE[own] = INHERITED * sums_VE + math.sqrt(1 - INHERITED**2) * embedding_VE[own]
 
 
 def share_updates(
-    optimizer: torch.optim.Optimizer, embedding: nn.Parameter, pieces: Sequence[str]
+    optimizer: torch.optim.Optimizer, embedding: Tensor, pieces: Sequence[str]
 ) -> None:
     """Let an optimizer that trains the embedding, (V, E), move pieces by their characters too.
 
     It gets one more parameter, (C, E): the characters' share of a step, which is moved into the
     rows after each and is zero again. Only its moments are kept, in the optimizer's state.
+
+    Args:
+        pieces: in id order, starting at id 3.
     """
     characters = _CharactersOfPieces(pieces, embedding.device)
     share_CE = nn.Parameter(embedding.new_zeros(characters.count, embedding.shape[1]))
-    optimizer.add_param_group({"params": [share_CE]})
+    (like,) = (g for g in optimizer.param_groups if any(p is embedding for p in g["params"]))
+    optimizer.add_param_group({**like, "params": [share_CE]})
 
     def gradient(*_: object) -> None:
         of_rows = embedding.grad

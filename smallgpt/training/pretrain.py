@@ -36,6 +36,7 @@ from smallgpt.runtime import Runtime
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
 from smallgpt.training import memory, resume
 from smallgpt.training.choice import Choices, can_score, choose
+from smallgpt.training.composed_embeddings import compose_embedding, pieces_of, share_updates
 from smallgpt.training.memory import gib, rows_apart
 from smallgpt.training.replies import generate_replies, loops
 from smallgpt.training.trainer import Task, Trainer
@@ -106,15 +107,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
 
     # 3. Model: the checkpoint's, the base's, or fresh.
     runtime.seed_everything(config.seed)
-    model = GPT(config)
-    if resumed and resumed.stored.weights:  # with the first process only, which gives them to all
-        model = resumed.stored.model(config)
-    if base:
-        if base.weights:
-            model.load_state_dict(checkpoint.weights_for_vocabulary(base, tokenizer))
-        added = counted(len(tokenizer) - len(base.tokenizer), "new character")
-        note(f"base: {base.path}; {added} added to its vocabulary")
-        base.weights.clear()
+    model = _initial_model(config, tokenizer, resumed, base)
     here = runtime.with_attention(here, config)
     needed = memory.check(
         config, here, model, rows_apart(config, world.size, train_rows.texts_a_row())
@@ -122,6 +115,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     model.to(here.device).train()
     task = DialogueTask(config, here, model, tokenizer, train_rows, validation_rows, world)
     trainer = Trainer(config, here, task, world)
+    if pieces_of(tokenizer):
+        share_updates(trainer.optimizers[-1], model.wte.weight, pieces_of(tokenizer))
     if resumed and not trainer.load_state(resumed.state, resumed.stored.manifest):
         note("the checkpoint knows no place in this text: its rows begin from the start")
     if resumed:
@@ -142,6 +137,28 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     note(f"done: the model is in {path}")
     note(task.how_to_use(trainer.best_checkpoint(path)))
     return path
+
+
+def _initial_model(
+    config: Config,
+    tokenizer: Tokenizer,
+    resumed: resume.Resumed | None,
+    base: checkpoint.Checkpoint | None,
+) -> GPT:
+    """With fresh weights, or those of a checkpoint where this process has them: the first one,
+    which gives them to all."""
+    model = GPT(config)
+    if pieces := pieces_of(tokenizer):
+        compose_embedding(model.wte.weight, pieces)
+    if resumed and resumed.stored.weights:
+        model = resumed.stored.model(config)
+    if base:
+        if base.weights:
+            model.load_state_dict(checkpoint.weights_for_vocabulary(base, tokenizer))
+        added = counted(len(tokenizer) - len(base.tokenizer), "new character")
+        note(f"base: {base.path}; {added} added to its vocabulary")
+        base.weights.clear()
+    return model
 
 
 def pack_corpus(
@@ -332,7 +349,7 @@ def _with_vocabulary(config: Config, corpus: Corpus, world: World) -> tuple[Conf
     learnt_from = config.train_percent * corpus.characters
     size = asked or max(needed, min(needed + round(learnt_from / 400), 16_000))
     share, seed = config.train_percent, config.seed
-    vocabulary = world.only_first(lambda: learn_subwords(corpus, share, seed, size - 3))
+    vocabulary = world.only_first(lambda: learn_subwords(corpus, share, seed, size))
     tokenizer = cast(Tokenizer, world.share(vocabulary))
     return replace(config, vocab_size=len(tokenizer)), tokenizer
 

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from smallgpt.data.corpus import Corpus
+from smallgpt.tokenizer.bpe import learn
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, Tokenizer
-from smallgpt.tokenizer.unigram import UnigramTokenizer, learn
+from smallgpt.tokenizer.subwords import SubwordTokenizer
 
 
 def corpus_of(dialogues: list[list[int]], rare_from: int = 40) -> Corpus:
@@ -38,7 +39,6 @@ def everything(corpus: Corpus) -> npt.NDArray[np.int64]:
     return np.arange(len(corpus))
 
 
-def subwords(lines: Sequence[str], characters: Sequence[str], pieces: int) -> UnigramTokenizer:
+def subwords(lines: Sequence[str], characters: Sequence[str], size: int) -> SubwordTokenizer:
     """A vocabulary of pieces, learnt from lines; it knows `characters` and those of the lines."""
-    known = Tokenizer(list(dict.fromkeys([*characters, *"".join(lines).replace("\n", "")])))
-    return learn(np.array(known.encode("\n".join(lines)), np.int64), known.characters, pieces)
+    return learn(lines, list(dict.fromkeys([*characters, *"".join(lines)])), size)

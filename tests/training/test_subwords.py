@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +15,18 @@ import torch
 import torch.nn.functional as F
 
 import smallgpt
-from smallgpt import evaluation
 from smallgpt.checkpoints import checkpoint, legacy_pth
 from smallgpt.config import Config
 from smallgpt.config_file import config_from_dict
 from smallgpt.data.corpus import match_tokenizer, open_corpus, split
 from smallgpt.data.packing import PackedRows
+from smallgpt.evaluation import report
 from smallgpt.hub import publish
 from smallgpt.runtime import Runtime
 from smallgpt.sentiment import recipe
 from smallgpt.sentiment.explain import explain
 from smallgpt.tokenizer.characters import PAD, UNK
-from smallgpt.tokenizer.unigram import UnigramTokenizer
+from smallgpt.tokenizer.subwords import SubwordTokenizer
 from smallgpt.training import pretrain
 from smallgpt.training.validation import validate
 from tests.helpers.commands import refusal
@@ -60,7 +61,7 @@ def stored(run: Path) -> checkpoint.Checkpoint:
 
 def test_it_is_a_model_of_pieces_that_talks(stored: checkpoint.Checkpoint) -> None:
     tokenizer = stored.tokenizer
-    assert isinstance(tokenizer, UnigramTokenizer)
+    assert isinstance(tokenizer, SubwordTokenizer) and tokenizer.of_pieces
     assert stored.config.tokenizer == "subwords"
     assert stored.config.vocab_size == len(tokenizer) <= 70
     assert max(map(len, tokenizer.characters)) > 1
@@ -76,8 +77,7 @@ def test_validation_is_in_nats_a_character(run: Path, stored: checkpoint.Checkpo
     _, held_back = split(len(corpus), stored.config.train_percent, stored.config.seed)
     model, total, characters = stored.model(), 0.0, 0
     pieces = stored.tokenizer
-    assert isinstance(pieces, UnigramTokenizer)
-    shares = {p: math.exp(s) for p, s in zip(pieces.characters, pieces.scores, strict=True)}
+    shares = {piece: 1 / number for number, piece in enumerate(pieces.characters, 3)}
     for number in held_back:
         text = corpus.tokenizer.decode(corpus.dialogue(int(number)))
         ids = [*pieces.encode(text), PAD]
@@ -95,13 +95,13 @@ def test_validation_is_in_nats_a_character(run: Path, stored: checkpoint.Checkpo
 
 
 def test_both_vocabularies_are_evaluated_on_the_same_characters(
-    run: Path, stored: checkpoint.Checkpoint, trained: Path
+    run: Path, stored: checkpoint.Checkpoint, trained: Path, tmp_path: Path
 ) -> None:
-    reports = [
-        evaluation.on_text(path, [run / "text.txt"], "cpu") for path in (stored.path, trained)
-    ]
-    counts = {report.partition("(")[2] for report in reports}
-    assert len(counts) == 1 and "characters)" in counts.pop()
+    figures = tmp_path / "figures.json"
+    paths = [stored.path, trained]
+    report.on_text(paths, [run / "text.txt"], pairs=0, replies=0, output=figures, device="cpu")
+    one = json.loads(figures.read_text("utf-8"))
+    assert one["characters"] == one["compared_with"]["characters"]
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(run: Path) -> None:
@@ -174,7 +174,7 @@ def test_made_ready_it_is_a_model_of_transformers(
 def test_a_classifier_of_pieces(stored: checkpoint.Checkpoint, tmp_path: Path) -> None:
     path = recipe.run(classifier_config(tmp_path, stored.path, max_steps=4, eval_freq=2))
     judge = smallgpt.load(path, kind="classifier")
-    assert isinstance(judge.tokenizer, UnigramTokenizer) and judge.tokenizer.classifies
+    assert isinstance(judge.tokenizer, SubwordTokenizer) and judge.tokenizer.classifies
     explained = explain(judge, "早上好呀今天错")
     assert "".join(explained.characters) == "早上好呀今天错"
     assert len(explained.shares) == len(explained.characters) < 7
