@@ -25,6 +25,7 @@ PAGES = (
     "training",
     "data",
     "chat",
+    "evaluation",
     "sentiment",
     "checkpoints",
     "distributed",
