@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 
 import smallgpt
-from smallgpt import evaluation
 from smallgpt.checkpoints import checkpoint, legacy_pth
 from smallgpt.config import Config
 from smallgpt.config_file import config_from_dict
@@ -92,16 +91,6 @@ def test_validation_is_in_nats_a_character(run: Path, stored: checkpoint.Checkpo
     here = Runtime(torch.device("cpu"), torch.float32, "")
     measured = validate(model, rows, here, np.arange(len(rows)), 2)
     assert measured is not None and measured.targets == characters
-
-
-def test_both_vocabularies_are_evaluated_on_the_same_characters(
-    run: Path, stored: checkpoint.Checkpoint, trained: Path
-) -> None:
-    reports = [
-        evaluation.on_text(path, [run / "text.txt"], "cpu") for path in (stored.path, trained)
-    ]
-    counts = {report.partition("(")[2] for report in reports}
-    assert len(counts) == 1 and "characters)" in counts.pop()
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(run: Path) -> None:
