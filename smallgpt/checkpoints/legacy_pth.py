@@ -22,7 +22,7 @@ from smallgpt.config import Config
 from smallgpt.config_file import config_from_dict
 from smallgpt.model.parameters import parameter_groups
 from smallgpt.tokenizer.characters import UNK, Tokenizer
-from smallgpt.tokenizer.subwords import SubwordTokenizer
+from smallgpt.tokenizer.subwords import pieces_of
 from smallgpt.utils import atomic
 from smallgpt.utils.commands import with_config
 from smallgpt.utils.errors import UserError, note
@@ -240,7 +240,7 @@ def write(stored: Checkpoint, target: Path) -> None:
     for key in ("activation", "layer_norm_epsilon", "tied", "ngram_order"):
         if getattr(config, key) != getattr(Config(), key):
             raise UserError(f"{key} is {getattr(config, key)}: no legacy .pth has such a network")
-    if isinstance(stored.tokenizer, SubwordTokenizer):
+    if pieces_of(stored.tokenizer):
         raise UserError("tokenizer is subwords: a legacy .pth is for a vocabulary of characters")
     tensors = _split(stored.weights)
     mask = torch.ones(config.block_size, config.block_size).tril()[None]

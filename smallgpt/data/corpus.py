@@ -28,7 +28,7 @@ from tqdm import tqdm
 from smallgpt.data.text import check_files, fingerprint, read_text
 from smallgpt.tokenizer.bpe import learn
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, TOKENIZER_FILE, UNK, Tokenizer
-from smallgpt.tokenizer.subwords import SubwordTokenizer, load_tokenizer
+from smallgpt.tokenizer.subwords import SubwordTokenizer, load_tokenizer, pieces_of
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.paths import can_make, user_folder
@@ -161,7 +161,7 @@ def match_tokenizer(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Corpus, npt.N
     _build(cache, lambda work: _encode_anew(corpus, tokenizer, work), "ends.npy")
     ids, ends = _mapped(cache)
     rare_from = len(tokenizer)  # subwords of other programs stand for what is rare
-    if tokenizer.of_pieces:
+    if pieces_of(tokenizer):
         rare_from = _rare_from(ids, tokenizer)
     return dataclasses.replace(
         corpus, ids=ids, ends=ends, tokenizer=tokenizer, rare_from=rare_from

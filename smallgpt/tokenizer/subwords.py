@@ -169,6 +169,12 @@ class SubwordTokenizer(Tokenizer):
         return tokenizers.Tokenizer.from_str(json.dumps(self.definition))
 
 
+def pieces_of(tokenizer: Tokenizer) -> list[str]:
+    """The pieces of a vocabulary of ours in id order, starting at id 3; none of another one."""
+    own = isinstance(tokenizer, SubwordTokenizer) and tokenizer.of_pieces
+    return tokenizer.characters if own else []
+
+
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer of a checkpoint directory, of characters or of subwords.
 

@@ -14,17 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from smallgpt.tokenizer.characters import FIRST_CHARACTER, Tokenizer
-from smallgpt.tokenizer.subwords import SubwordTokenizer
+from smallgpt.tokenizer.characters import FIRST_CHARACTER
 
 INHERITED = 0.7
 """The correlation of a fresh row with the sum of its characters' vectors (docs/log.md)."""
-
-
-def pieces_of(tokenizer: Tokenizer) -> list[str]:
-    """The pieces of a vocabulary of ours in id order, starting at id 3; none of another one."""
-    own = isinstance(tokenizer, SubwordTokenizer) and tokenizer.of_pieces
-    return tokenizer.characters if own else []
 
 
 class _CharactersOfPieces:

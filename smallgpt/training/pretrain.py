@@ -34,9 +34,10 @@ from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.gpt import GPT
 from smallgpt.runtime import Runtime
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
+from smallgpt.tokenizer.subwords import pieces_of
 from smallgpt.training import memory, resume
 from smallgpt.training.choice import Choices, can_score, choose
-from smallgpt.training.composed_embeddings import compose_embedding, pieces_of, share_updates
+from smallgpt.training.composed_embeddings import compose_embedding, share_updates
 from smallgpt.training.memory import gib, rows_apart
 from smallgpt.training.replies import generate_replies, loops
 from smallgpt.training.trainer import Task, Trainer

@@ -143,7 +143,7 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines += ["2024-03-01 12:32:10 小明", "没事，想你了"]
     (folder / "export.txt").write_text("\n".join(lines), encoding="utf-8")
     (folder / "data").mkdir()
-    for run in ("demo", "train90M", "train300M"):
+    for run in ("demo", "finetune", "laptop", "train90M", "train300M"):
         shutil.copytree(trained, folder / "checkpoints" / run / "cpt1200")
     shutil.copy(folder / "my.txt", folder / "data" / "train.txt")
     # Tiny models in the place and format of the published weights.
