@@ -57,7 +57,7 @@ class ModelConfig:
     vocab_size: int = _network(0, ge=0)
     """Rows of the embedding; 0 takes what the text needs, more than that is allowed. With subwords
     it is how many ids the vocabulary has at most; 0 takes one for each character, and one for every
-    400 characters to train on, but no more than 16,000."""
+    600 characters to train on, but no more than 16,000."""
     n_layer: int = _network(12, ge=1)
     """Layers."""
     n_head: int = _network(12, ge=1)

@@ -305,7 +305,8 @@ def _classifier_config(config: Config, tokenizer: Tokenizer, labels: list[str]) 
 def _generation_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     """How transformers draws replies, as configured for our chat.
 
-    One difference stays: its repetition penalty counts the characters of the prompt too.
+    Two differences stay: its repetition penalty counts the characters of the prompt too, and it has
+    no `best_of`.
     """
     drawn = config.temperature > 0
     sampling = ("temperature", "top_k", "top_p") if drawn else ()

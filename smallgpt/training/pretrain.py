@@ -284,7 +284,8 @@ class DialogueTask(Task):
         choices = choose(self.model, self.tokenizer, pairs, seed, self.runtime, stopped, world)
         if choices is None:
             return None
-        bot = Chatbot(self.model, self.tokenizer, config)
+        # One reply each: what is measured is the model, in no more time than needed.
+        bot = Chatbot(self.model, self.tokenizer, replace(config, best_of=1))
         talks = [pair.messages for pair in pairs[:PAIRS_REPLIED_TO]]
         replies = generate_replies(bot, talks, seed, stopped, world)
         return None if replies is None else DialogueFigures(loss, choices, replies)
@@ -348,7 +349,7 @@ def _with_vocabulary(config: Config, corpus: Corpus, world: World) -> tuple[Conf
     if config.tokenizer == "characters":
         return replace(config, vocab_size=asked or needed), corpus.tokenizer
     learnt_from = config.train_percent * corpus.characters
-    size = asked or max(needed, min(needed + round(learnt_from / 400), 16_000))
+    size = asked or max(needed, min(needed + round(learnt_from / 600), 16_000))
     share, seed = config.train_percent, config.seed
     vocabulary = world.only_first(lambda: learn_subwords(corpus, share, seed, size))
     tokenizer = cast(Tokenizer, world.share(vocabulary))
