@@ -49,9 +49,7 @@ class ModelConfig:
 
     block_size: int = _network(256, ge=8)
     """Positions in a row; the longest context of the model."""
-    tokenizer: Literal["characters", "subwords"] = _network(
-        "characters", used_by=(TRAIN, TRAIN_FROM_BASE)
-    )
+    tokenizer: Literal["characters", "subwords"] = _network("characters")
     """What a token is: a character, or a piece of up to 4 characters that is frequent in the
     training text. Subwords suit text of a million characters or more."""
     vocab_size: int = _network(0, ge=0)

@@ -116,6 +116,14 @@ def characters_an_id(corpus: Corpus) -> float:
     return float(corpus.tokenizer.lengths()[corpus.ids[:_CHUNK]].mean())
 
 
+def unknown_places(corpus: Corpus) -> int:
+    """How often `<unk>` stands in it: never in the characters of its own text."""
+    if not isinstance(corpus.tokenizer, SubwordTokenizer):
+        return 0
+    begins = range(0, len(corpus.ids), _CHUNK)
+    return sum(int((corpus.ids[at : at + _CHUNK] == UNK).sum()) for at in begins)
+
+
 def learn_subwords(corpus: Corpus, train_percent: float, seed: int, size: int) -> Tokenizer:
     """A vocabulary of so many ids, or fewer, from the dialogues to train on; from the cache where
     it was learnt before.
@@ -139,7 +147,8 @@ def learn_subwords(corpus: Corpus, train_percent: float, seed: int, size: int) -
         learn(lines, corpus.tokenizer.characters, size).save(work)
 
     _build(cache, make, TOKENIZER_FILE)
-    return load_tokenizer(cache)
+    with _damage(cache):
+        return load_tokenizer(cache)
 
 
 def match_tokenizer(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Corpus, npt.NDArray[Any] | None]:
@@ -227,7 +236,7 @@ def _mapped(cache: Path) -> tuple[npt.NDArray[Any], IntArray]:
 def _damage(cache: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RecursionError, EOFError, KeyError, TypeError) as error:
+    except (UserError, OSError, ValueError, RecursionError, EOFError, KeyError, TypeError) as error:
         advice = "delete that folder; it will be rebuilt"
         raise UserError(f"the cache {cache} is damaged: {error}", advice) from None
 

@@ -169,7 +169,7 @@ def _table(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
             line = f"{label:<{_LABEL}}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells)
             lines.append(line.rstrip())
     if not any("r10_at_1" in figures for figures in columns.values()):
-        lines.append(f"no R10@1: it needs {CANDIDATES} dialogues with different replies")
+        lines.append(f"no R10@1: it needs {CANDIDATES} pairs with different replies (--pairs)")
     return lines
 
 

@@ -61,8 +61,12 @@ class SubwordTokenizer(Tokenizer):
         self._special = {t["id"] for t in definition["added_tokens"] if t["special"]}
         decoder = (definition.get("decoder") or {}).get("type")
         self._bytes = decoder == "ByteLevel"
-        self.of_pieces = decoder == "Fuse"
+        self.of_pieces = decoder == "Fuse" and definition["model"].get("type") == "BPE"
         """Whether ids stand for parts of the text that join to it, by falling frequency."""
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any], bool]]:
+        # The library's own pickle forgets `encode_special_tokens`.
+        return type(self), (self.definition, self.classifies)
 
     def encode(self, text: str) -> list[int]:
         """Text to ids; a newline is `<sep>`."""
@@ -150,7 +154,9 @@ class SubwordTokenizer(Tokenizer):
 
     def extended(self, other: Tokenizer) -> Tokenizer:
         """This vocabulary and, behind it, the characters of `other` that are `<unk>` in it."""
-        new = [c for c in other.characters if c.strip() and UNK in self.encode(c)]
+        # Other programs leave out white space.
+        wanted = (c for c in other.characters if self.of_pieces or c.strip())
+        new = [c for c in wanted if UNK in self.encode(c)]
         if not new:
             return self
         definition = json.loads(json.dumps(self.definition))
@@ -170,9 +176,10 @@ class SubwordTokenizer(Tokenizer):
 
 
 def pieces_of(tokenizer: Tokenizer) -> list[str]:
-    """The pieces of a vocabulary of ours in id order, starting at id 3; none of another one."""
+    """The pieces of a vocabulary of ours in id order, starting at id 3; none where it is another
+    one, or all are single characters."""
     own = isinstance(tokenizer, SubwordTokenizer) and tokenizer.of_pieces
-    return tokenizer.characters if own else []
+    return tokenizer.characters if own and max(map(len, tokenizer.characters)) > 1 else []
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:

@@ -9,9 +9,11 @@ kept is the sum.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smallgpt.tokenizer.characters import FIRST_CHARACTER
@@ -29,22 +31,34 @@ class _CharactersOfPieces:
 
     def __init__(self, pieces: Sequence[str], device: torch.device) -> None:
         number_of = {c: n for n, c in enumerate(dict.fromkeys("".join(pieces)))}
-        pairs = [
-            (i, number_of[c]) for i, piece in enumerate(pieces, FIRST_CHARACTER) for c in piece
-        ]
         self.count = len(number_of)
         """Different characters."""
-        self._pieces, self._characters = torch.tensor(pairs, device=device).view(-1, 2).unbind(1)
+        held = [[number_of[c] for c in piece] for piece in [""] * FIRST_CHARACTER + [*pieces]]
+        holders: list[list[int]] = [[] for _ in number_of]
+        for token, numbers in enumerate(held):
+            for number in numbers:
+                holders[number].append(token)
+        self._held, self._holders = (_Bags(bags, device) for bags in (held, holders))
 
-    def sums_of_characters(self, rows_CE: Tensor, vocabulary: int) -> Tensor:
-        """Of each piece the sum of its characters' rows, (V, E)."""
-        sums_VE = rows_CE.new_zeros(vocabulary, rows_CE.shape[1])
-        return sums_VE.index_add_(0, self._pieces, rows_CE[self._characters])
+    def sums_of_characters(self, rows_CE: Tensor) -> Tensor:
+        """Of each id the sum of its characters' rows, (3 + P, E) for P pieces."""
+        return self._held.sums(rows_CE)
 
     def sums_of_pieces(self, rows_VE: Tensor) -> Tensor:
         """Of each character the sum of the rows of the pieces that hold it, (C, E)."""
-        sums_CE = rows_VE.new_zeros(self.count, rows_VE.shape[1])
-        return sums_CE.index_add_(0, self._characters, rows_VE[self._pieces])
+        return self._holders.sums(rows_VE)
+
+
+class _Bags:
+    """Sums of rows, always taken in the same order: several processes must not drift apart."""
+
+    def __init__(self, bags: Sequence[Sequence[int]], device: torch.device) -> None:
+        self._rows = torch.tensor([row for bag in bags for row in bag], device=device)
+        ends = torch.tensor([len(bag) for bag in bags], device=device).cumsum(0)
+        self._begins = F.pad(ends[:-1], (1, 0))
+
+    def sums(self, rows: Tensor) -> Tensor:
+        return F.embedding_bag(self._rows, rows, self._begins, mode="sum")
 
 
 @torch.no_grad()
@@ -60,9 +74,11 @@ def compose_embedding(embedding_VE: Tensor, pieces: Sequence[str]) -> None:
     rows_CE = torch.randn(characters.count, embedding_VE.shape[1]).to(embedding_VE)
     rows_CE *= embedding_VE.std()
     own = slice(FIRST_CHARACTER, FIRST_CHARACTER + len(pieces))
-    sums_VE = characters.sums_of_characters(rows_CE, len(embedding_VE))[own]
-    sums_VE /= torch.tensor([[len(piece)] for piece in pieces]).to(embedding_VE).sqrt()
-    embedding_VE[own] = INHERITED * sums_VE + math.sqrt(1 - INHERITED**2) * embedding_VE[own]
+    squares = [[sum(n * n for n in Counter(piece).values())] for piece in pieces]
+    sums_PE = characters.sums_of_characters(rows_CE)[own]
+    sums_PE /= torch.tensor(squares).to(embedding_VE).sqrt()
+    rest = math.sqrt(1 - INHERITED**2)
+    embedding_VE[own] = INHERITED * sums_PE + rest * embedding_VE[own]
 
 
 def share_updates(
@@ -81,14 +97,17 @@ def share_updates(
     (like,) = (g for g in optimizer.param_groups if any(p is embedding for p in g["params"]))
     optimizer.add_param_group({**like, "params": [share_CE]})
 
+    @torch.no_grad()
     def gradient(*_: object) -> None:
         of_rows = embedding.grad
         share_CE.grad = None if of_rows is None else characters.sums_of_pieces(of_rows)
 
     @torch.no_grad()
     def into_rows(*_: object) -> None:
-        embedding.add_(characters.sums_of_characters(share_CE, len(embedding)))
+        sums = characters.sums_of_characters(share_CE)
+        embedding[: len(sums)] += sums
         share_CE.zero_()
+        share_CE.grad = None  # nobody else does, and a scaler looks at it
 
     optimizer.register_step_pre_hook(gradient)
     optimizer.register_step_post_hook(into_rows)

@@ -25,6 +25,7 @@ from smallgpt.data.corpus import (
     match_tokenizer,
     open_corpus,
     split,
+    unknown_places,
 )
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import Batch, PackedRows, RowOrder
@@ -365,7 +366,7 @@ def _describe_run(
         unknown = int((rows.id_map[3:] == UNK).sum())
         known = f"does not know {unknown:,} of them" if unknown else "knows all of them"
         note(f"      the model {known}")
-    elif unknown := int(np.count_nonzero(rows.corpus.ids == UNK)):
+    elif unknown := unknown_places(rows.corpus):
         note(f"      the model does not know what stands in {counted(unknown, 'place')} of it")
     note(
         f"rows: {len(rows):,} of {config.block_size} for training, "

@@ -192,7 +192,7 @@ def test_a_text_that_the_model_has_learnt_from(
     own = trained_run / "text.txt"
     lines = on_text([trained], [own], pairs=0, replies=0, device="cpu").splitlines()
     assert "was trained on most of this text" in capsys.readouterr().err
-    assert "no R10@1: it needs 10 dialogues with different replies" in lines
+    assert "no R10@1: it needs 10 pairs with different replies (--pairs)" in lines
     assert not any("distinct" in line for line in lines)
     (tmp_path / "text.txt").write_text("你好\n你好呀\n", encoding="utf-8")
     evaluated([trained], tmp_path / "text.txt", pairs=0, replies=0)

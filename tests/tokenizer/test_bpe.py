@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from smallgpt.chat.chatbot import _text_chunks, prompt_ids
 from smallgpt.tokenizer.bpe import LONGEST
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK, Tokenizer
-from smallgpt.tokenizer.subwords import SubwordTokenizer, load_tokenizer
+from smallgpt.tokenizer.subwords import SubwordTokenizer, load_tokenizer, pieces_of
 from tests.helpers.corpora import subwords
 
 CHARACTERS = list("早上好呀吗，。<>unkpad /\t\u3000ＡＢ😀𠮷\u0301ok龘")
@@ -198,3 +199,23 @@ def test_the_chat_template_is_our_conversation(hugging_face: Any) -> None:
     ]
     templated = hugging_face.apply_chat_template(turns, tokenize=True)["input_ids"]
     assert templated == prompt_ids(said, TOKENIZER, 1000, 1)[0]
+
+
+# elsewhere
+
+
+def test_what_another_process_gets_is_the_same_tokenizer() -> None:
+    for tokenizer in (TOKENIZER, TOKENIZER.with_marks()):
+        there = pickle.loads(pickle.dumps(tokenizer))
+        assert there.encode("早<pad>上好<unk>") == tokenizer.encode("早<pad>上好<unk>")
+        assert (len(there), there.classifies) == (len(tokenizer), tokenizer.classifies)
+
+
+def test_white_space_is_added_too() -> None:
+    more = TOKENIZER.extended(Tokenizer(["\u00a0", "\u2003"]))
+    assert more.decode(more.encode("好\u2003好\u00a0")) == "好\u2003好\u00a0"
+
+
+def test_characters_alone_are_no_pieces() -> None:
+    assert not pieces_of(Tokenizer(["好"])) and not pieces_of(subwords(["好"], [], 5))
+    assert pieces_of(TOKENIZER) == TOKENIZER.characters
