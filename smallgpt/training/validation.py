@@ -2,9 +2,9 @@
 
 So vocabularies compare: the loss of a token is that of all its characters. The first token of a
 dialogue is no target. Of characters that leaves out one; of pieces it would leave out up to four,
-so all but the first of them count here too: they cost −log p(token | first character) by the shares
-of the tokens in the text (`Tokenizer.first_nats`). With the model these are one distribution over
-the same characters as any other vocabulary's. A vocabulary of another program has no shares: there
+so all but the first of them count here too: they cost −log p(token | first character) by Zipf's
+law, as ids fall in frequency (`Tokenizer.first_nats`). With the model these are one distribution
+over the same characters as any other vocabulary's. The ids of other programs do not fall so: there
 the whole first token does not count.
 """
 
