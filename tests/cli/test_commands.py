@@ -84,7 +84,10 @@ def test_what_is_made_from_the_keys_is_fresh(option: str, file: str) -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("train demo base_model=x", "train.py with base_model does not use block_size, n_layer, "),
+        (
+            "train demo base_model=x",
+            "train.py with base_model does not use block_size, tokenizer, vocab_size, ",
+        ),
         ("chat run top_k=3 lr=1 eval_freq=5", "chat.py does not use eval_freq, lr"),
         ("sentiment train sentimental_demo top_k=3", "sentimentalTrain.py does not use top_k"),
         ("sentiment ablation sentimental_demo frozen=1", "smallgpt sentiment ablation does not "),
