@@ -115,8 +115,9 @@ class SubwordTokenizer(Tokenizer):
         if self._bytes:
             return self._backend.decode(run, skip_special_tokens=False)
         if self.of_pieces:
-            texts = ["\ufffd", "", "", *self.characters]
-            return "".join(texts[i] if i < len(texts) else "\ufffd" for i in run)
+            places = (token - FIRST_CHARACTER for token in run)
+            known, size = self.characters, len(self.characters)
+            return "".join(known[at] if 0 <= at < size else "\ufffd" for at in places)
         text = ""
         for token in run:
             subword = "\ufffd" if token == UNK else self._backend.id_to_token(token) or "\ufffd"

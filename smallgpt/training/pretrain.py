@@ -103,8 +103,9 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     else:
         config, tokenizer = _with_vocabulary(config, corpus, world)
     # One process of a machine encodes, the others find what it wrote.
-    world.first_process_first(lambda: match_tokenizer(corpus, tokenizer))
-    train_rows, validation_rows = pack_corpus(config, corpus, tokenizer)
+    train_rows, validation_rows = world.first_process_first(
+        lambda: pack_corpus(config, corpus, tokenizer)
+    )
     _check_targets(config, train_rows, validation_rows)
 
     # 3. Model: the checkpoint's, the base's, or fresh.
