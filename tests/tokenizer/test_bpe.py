@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections import Counter, defaultdict
 from itertools import pairwise
@@ -168,16 +167,6 @@ def test_saved_vocabulary_is_read_back(tmp_path: Path, marks: bool) -> None:
     assert again.of_pieces and again.characters == tokenizer.characters
     assert len(again) == len(TOKENIZER) + 2 * marks == len(again.lengths())
     assert again.start == len(TOKENIZER)
-
-
-@pytest.fixture(scope="module")
-def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    import transformers
-
-    folder = tmp_path_factory.mktemp("checkpoint")
-    TOKENIZER.save(folder)
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 @given(text=ANY | KNOWN)

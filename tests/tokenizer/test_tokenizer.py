@@ -1,6 +1,5 @@
 """Characters <-> ids, and the same ids from what transformers reads."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +106,6 @@ def test_foreign_or_broken_vocabulary_is_refused_with_its_file(
 
 
 # as transformers reads it
-
-
-@pytest.fixture(scope="module")
-def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    import transformers
-
-    folder = tmp_path_factory.mktemp("checkpoint")
-    TOKENIZER.save(folder)
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 @settings(max_examples=200)
