@@ -117,6 +117,9 @@ class Config(ModelConfig, SamplingConfig):
     the test."""
     unk_rate: float = _dialogues(0.1, ge=0, le=1)
     """How often one of the rarest characters or pieces (1 % of the text) is shown as <unk>."""
+    context_dropout: float = _dialogues(0.0, ge=0, lt=1)
+    """How often an utterance is learnt as if nothing had been said before it. The model then knows
+    how likely a reply is by itself, which best_of subtracts."""
     base_model: str | None = _data(None, path=True)
     """A model to start from instead of fresh weights: a checkpoint directory, the folder of a run,
     or a GPT-2 in Hugging Face's format. Characters it does not know are added to its vocabulary."""

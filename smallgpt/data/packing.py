@@ -105,19 +105,32 @@ class PackedRows:
         """Number of rows."""
         return len(self._first_chunk) - 1
 
-    def texts_a_row(self) -> float:
-        """Dialogues, or parts of long ones, in a row, on average."""
-        return len(self._lengths) / max(1, len(self))
+    def texts_a_row(self, context_dropout: float = 0.0) -> float:
+        """Dialogues, or parts that begin anew, in a row, on average."""
+        beginning = self.corpus.ids[:1_000_000]
+        separators = self.positions * np.count_nonzero(beginning == SEP) / max(1, len(beginning))
+        return float(len(self._lengths) + context_dropout * separators) / max(1, len(self))
 
     def efficiency(self) -> float:
         """Share of the computed positions that carry a target."""
         return self.positions / max(1, len(self) * self.block_size)
 
-    def batch(self, rows: IntArray, unk_rate: float = 0.0, seed: tuple[int, ...] = (0,)) -> Batch:
+    def batch(
+        self,
+        rows: IntArray,
+        unk_rate: float = 0.0,
+        context_dropout: float = 0.0,
+        seed: tuple[int, ...] = (0,),
+    ) -> Batch:
         """Gather rows by their numbers, (B,).
 
-        With the probability `unk_rate`, drawn from `seed`, a rare character is shown to the model
-        as `<unk>`, so that it learns to read past unknown ones; targets keep the character.
+        What is random is drawn from `seed`; targets stay as they are.
+
+        Args:
+            unk_rate: how likely a rare character is shown to the model as `<unk>`, so that it
+                learns to read past unknown ones.
+            context_dropout: how likely an utterance, with its `<sep>` in front, begins anew, as if
+                nothing had been said before, so that the model learns p(reply) too.
         """
         first, last = self._first_chunk[rows], self._first_chunk[rows + 1]
         count = last - first
@@ -125,18 +138,24 @@ class PackedRows:
         length = self._lengths[chunk]
         within = _ranges(np.zeros_like(length), length)
         source = np.repeat(self._starts[chunk], length) + within
-        row_of_chunk = np.repeat(np.arange(len(rows)), count)
-        place = np.repeat(row_of_chunk * self.block_size + self._offset[chunk], length) + within
+        row = np.repeat(np.repeat(np.arange(len(rows)), count), length)
+        place = row * self.block_size + np.repeat(self._offset[chunk], length) + within
 
         ids = self.corpus.ids[source].astype(np.int64)
         targets = self.corpus.ids[source + 1].astype(np.int64)
         if self.replies_only:
             turns = self._turns(ids, chunk, length)
             targets = np.where(turns % 2 == 1, targets, IGNORED)
-        shown = ids
+        random, shown = np.random.default_rng(seed), ids
         if unk_rate:
-            chance = np.random.default_rng(seed).random(len(ids), np.float32)
+            chance = random.random(len(ids), np.float32)
             shown = np.where((ids >= self.corpus.rare_from) & (chance < unk_rate), UNK, ids)
+        begins = within == 0
+        if context_dropout:
+            begins |= (ids == SEP) & (random.random(len(ids), np.float32) < context_dropout)
+        number = np.cumsum(begins) - 1
+        positions = np.arange(len(ids)) - np.flatnonzero(begins)[number]
+        documents = number - number[np.searchsorted(row, row)]  # less that of the row's first place
         if self.id_map is not None:
             counts = targets != IGNORED
             shown, targets = self.id_map[shown], self.id_map[np.where(counts, targets, UNK)]
@@ -150,8 +169,8 @@ class PackedRows:
         return Batch(
             ids=filled(shown, PAD),
             targets=filled(targets, IGNORED),
-            positions=filled(within, 0),
-            documents=filled(np.repeat(_ranges(np.zeros_like(count), count), length), -1),
+            positions=filled(positions, 0),
+            documents=filled(documents, -1),
         )
 
     def characters(self, batch: Batch) -> int:

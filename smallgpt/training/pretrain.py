@@ -112,9 +112,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     runtime.seed_everything(config.seed)
     model = _initial_model(config, tokenizer, resumed, base)
     here = runtime.with_attention(here, config)
-    needed = memory.check(
-        config, here, model, rows_apart(config, world.size, train_rows.texts_a_row())
-    )
+    texts = train_rows.texts_a_row(config.context_dropout)
+    needed = memory.check(config, here, model, rows_apart(config, world.size, texts))
     model.to(here.device).train()
     task = DialogueTask(config, here, model, tokenizer, train_rows, validation_rows, world)
     trainer = Trainer(config, here, task, world)
@@ -259,7 +258,9 @@ class DialogueTask(Task):
         """The rows of a step in `count` parts, each with the number of characters that the targets
         of the step stand for."""
         rows = self.order.take(self.rows_used(step), self.config.train_batch)
-        batch = self.rows.batch(rows, self.config.unk_rate, (self.config.seed, 4, step))
+        config = self.config
+        random = config.unk_rate, config.context_dropout, (config.seed, 4, step)
+        batch = self.rows.batch(rows, *random)
         characters = max(1, self.rows.characters(batch))
         return [(part, characters) for part in batch.parts(count)], characters
 

@@ -217,6 +217,53 @@ def test_only_rare_characters_are_shown_as_unknown_and_never_learnt() -> None:
     assert not torch.equal(other.ids, rows.batch(every_row, unk_rate=0.3, seed=(7, 1)).ids)
 
 
+# utterances as if nothing had been said before
+
+
+@settings(deadline=None)
+@given(CORPORA, BLOCK_SIZES, st.sampled_from([0.3, 0.99]))
+def test_without_its_context_an_utterance_begins_anew_at_its_separator(
+    corpus: Corpus, block_size: int, rate: float
+) -> None:
+    rows = PackedRows(corpus, everything(corpus), block_size, seed=0)
+    every_row = np.arange(len(rows))
+    plain, cut = rows.batch(every_row), rows.batch(every_row, context_dropout=rate, seed=(5,))
+    assert torch.equal(cut.ids, plain.ids)
+    assert torch.equal(cut.targets, plain.targets)
+    for row in range(len(rows)):
+        at, before = 0, -1
+        for place in range(block_size):
+            old, new = int(plain.documents[row, place]), int(cut.documents[row, place])
+            if old < 0:
+                assert new < 0
+                continue
+            begins_anew = new != before
+            if place == 0 or old != plain.documents[row, place - 1]:
+                assert begins_anew
+            elif begins_anew:
+                assert plain.ids[row, place] == SEP
+            if begins_anew:
+                assert new == before + 1
+                at = place
+            assert cut.positions[row, place] == place - at
+            before = new
+
+
+def test_so_many_utterances_lose_their_context() -> None:
+    corpus = corpus_of([[3, SEP, 4, SEP, 5] for _ in range(400)])
+    rows = PackedRows(corpus, everything(corpus), 32, seed=0)
+    every_row = np.arange(len(rows))
+    begun = {}
+    for rate in (0.0, 0.25, 0.999):
+        batch = rows.batch(every_row, unk_rate=1.0, context_dropout=rate, seed=(1,))
+        begun[rate] = int(((batch.positions == 0) & (batch.ids == SEP)).sum())
+    assert begun[0.0] == 0
+    assert begun[0.25] == pytest.approx(200, abs=50)
+    assert begun[0.999] > 780
+    apart = len(rows) * rows.texts_a_row(context_dropout=0.25)
+    assert apart == pytest.approx(400 + 200, abs=50)
+
+
 @settings(deadline=None)
 @given(CORPORA, st.lists(st.integers(FIRST_CHARACTER, 90) | st.just(UNK), min_size=50, max_size=50))
 def test_ids_are_translated_and_what_is_unknown_is_not_learnt(
