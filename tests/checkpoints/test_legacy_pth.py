@@ -307,4 +307,5 @@ print(peak() - before)
     done = run("-c", program, tmp_path / "cpt1.pth", tmp_path / "train.txt")
     assert done.returncode == 0, done.stderr.decode()
     allowance = 30 << 20  # of modules that are loaded on the way
-    assert int(done.stdout) < 1.3 * (tmp_path / "cpt1.pth").stat().st_size + allowance
+    # It was 1.2 to 1.4 times the file; with a copy of the file it would be more than 2.
+    assert int(done.stdout) < 1.6 * (tmp_path / "cpt1.pth").stat().st_size + allowance
