@@ -257,10 +257,10 @@ class DialogueTask(Task):
     def parts(self, step: int, count: int) -> tuple[Sequence[tuple[Batch, int]], int]:
         """The rows of a step in `count` parts, each with the number of characters that the targets
         of the step stand for."""
-        rows = self.order.take(self.rows_used(step), self.config.train_batch)
         config = self.config
-        random = config.unk_rate, config.context_dropout, (config.seed, 4, step)
-        batch = self.rows.batch(rows, *random)
+        rows = self.order.take(self.rows_used(step), config.train_batch)
+        seed = config.seed, 4, step
+        batch = self.rows.batch(rows, config.unk_rate, config.context_dropout, seed)
         characters = max(1, self.rows.characters(batch))
         return [(part, characters) for part in batch.parts(count)], characters
 
