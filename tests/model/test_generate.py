@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch.backends import cuda
 
 from smallgpt.config import SamplingConfig
-from smallgpt.model.generate import FEW, Reply, draw, generate, generate_rows, nucleus
+from smallgpt.model.generate import Reply, generate, generate_rows
 from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model.sampling import FEW, draw, nucleus
 from tests.helpers.models import random_model
 
 STOP = (1, 2)
