@@ -31,11 +31,12 @@ from smallgpt.checkpoints import checkpoint, huggingface
 from smallgpt.cli.arguments import CHAT_SPINS
 from smallgpt.config import Config, SamplingConfig
 from smallgpt.config_file import load_config
-from smallgpt.model import inference
+from smallgpt.model import inference, native
 from smallgpt.model.generate import Request, generate
 from smallgpt.model.gpt import GPT
 from smallgpt.runtime import choose_precision
 from smallgpt.tokenizer.characters import Tokenizer
+from smallgpt.utils.c_library import compiled
 from smallgpt.utils.errors import UserError, note, user_errors
 
 CPU = torch.device("cpu")
@@ -84,12 +85,17 @@ class Ours:
         self.vocab_size = shape.vocab_size
         precision = choose_precision(dtype, device, sum(w.numel() for w in weights.values()))
         self.model = inference.load_inference_weights(
-            huggingface.hollow_model(shape).eval(), weights, precision.dtype, precision.int8, device
+            huggingface.hollow_model(shape).eval(),
+            weights,
+            precision.dtype,
+            precision.bits,
+            device,
+            compiled(native.SOURCE, native.PURPOSE) if device.type == "cpu" else None,
         )
         matrices = [w for name, w in weights.items() if name.startswith("h.") and w.dim() == 2]
         layers, head = sum(m.numel() for m in matrices), weights["wte.weight"].numel()
         width = precision.dtype.itemsize
-        self._bytes = layers * (1 if precision.int8 else width) + head * width
+        self._bytes = layers * (precision.bits / 8 if precision.bits else width) + head * width
 
     def bytes_a_character(self) -> int:
         """Bytes of the weights that one character needs: the layers' matrices and the head."""

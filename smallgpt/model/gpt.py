@@ -15,7 +15,8 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from torch import Tensor, nn
 
 from smallgpt.config import ModelConfig
 from smallgpt.model.loss import next_token_loss
+
+if TYPE_CHECKING:
+    from smallgpt.model.native import NativeForward
 
 
 class KeyValueCache:
@@ -123,12 +127,15 @@ class Reading:
             T = len(new[number])
             together.setdefault((T, lengths[number] if T > 1 else 0), []).append(number)
         ids, positions, windows, ends = list[int](), list[int](), list[list[int]](), [0] * len(rows)
-        self._groups = list[_Group]()
+        self.rows, self.positions = list[int](), positions
+        """The cache's row that each id is of, and where in it."""
+        self._parts = list[tuple[slice, list[int], list[int]]]()
         for numbers in together.values():
             begin = len(ids)
             for number in numbers:
                 past, T = lengths[number], len(new[number])
                 ids += new[number]
+                self.rows += [rows[number]] * T
                 positions += range(past, past + T)
                 ends[number] = len(ids) - 1
                 if before := cache.earlier:
@@ -137,7 +144,7 @@ class Reading:
                     windows += [near[at : at + before + 1] for at in range(first, first + T)]
             line = slice(begin, len(ids))
             chosen, behind = ([each[number] for number in numbers] for each in (rows, lengths))
-            self._groups.append(_Group.of(cache, line, chosen, behind))
+            self._parts.append((line, chosen, behind))
         device = cache.memory.device
         self.ids_N1, self.positions_N1 = torch.tensor((ids, positions), device=device)[..., None]
         self.windows_NS = torch.tensor(windows, device=device) if windows else self.ids_N1
@@ -145,6 +152,10 @@ class Reading:
         in_order = ends == list(range(len(ids)))
         self.ends_P = None if in_order else torch.tensor(ends, device=device)
         """Where the last id of each row is; None where each has one, in this order."""
+
+    @cached_property
+    def _groups(self) -> "list[_Group]":
+        return [_Group.of(self.cache, *part) for part in self._parts]
 
     def attend(self, layer: int, qkv_N1E: Tensor) -> Tensor:
         """Append one layer's new keys and values; what queries find there, (N, 1, E).
@@ -390,6 +401,9 @@ class GPT(nn.Module):
     Initialisation: normal(0, 0.02), projections into the residual stream 0.02 / sqrt(2 n_layer).
     """
 
+    native: "NativeForward | None" = None
+    """Computes the layers of a reading in C, where generation is on a CPU that has it."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -438,6 +452,8 @@ class GPT(nn.Module):
             places_P: only of these positions, counted over those of all rows: (1, P, V).
         """
         x_BTE = self.embed(ids_BT, positions_BT, reading)
+        if reading is not None and self.native is not None:
+            return self.native.logits(reading, x_BTE.flatten(0, 1), places_P)[None]
         mask = None if documents_BT is None else _attention_mask(x_BTE, documents_BT)
         for block in self.h:
             # Compiled are whole rows only: in generation each id would be another length.
