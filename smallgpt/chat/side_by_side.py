@@ -1,4 +1,4 @@
-"""Many talks with a model side by side: each goes as it does alone, all in a fraction of the time."""
+"""Many talks with a model side by side: each as it goes alone, all in a fraction of the time."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 

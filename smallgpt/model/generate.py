@@ -213,7 +213,7 @@ def read(
     """
     reading = Reading(cache, rows, new)
     with without_cudnn_attention():
-        logits = model(reading.ids_N1, reading=reading, places_P=reading.ends_P)
+        logits = model(reading.ids_N1, reading=reading, places_P=reading.ends())
     return logits.view(len(rows), -1).float().cpu()
 
 

@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from smallgpt.config import ModelConfig
 from smallgpt.model.loss import next_token_loss
 
+MORE = 64
+"""Positions that a cache grows by."""
+
 
 class KeyValueCache:
     """Keys and values of the ids that rows have read so far; each row is a text of its own.
@@ -64,13 +67,12 @@ class KeyValueCache:
     def reserve(self, positions: int) -> None:
         """Take memory for so many positions of each row, where there is less.
 
-        It is at least doubled, so that a talk which grows is not copied at every turn.
+        And for a few more, so that a talk which grows is not copied at every turn.
         """
         *shape, before, width = self.memory.shape
         if positions > before:
-            positions = max(positions, min(2 * before, self.most))
-            larger = self.memory.new_zeros(*shape, positions, width)
-            end = max(self.lengths)
+            end, room = max(self.lengths), math.ceil(positions / MORE) * MORE
+            larger = self.memory.new_zeros(*shape, min(room, self.most), width)
             larger[..., :end, :] = self.memory[..., :end, :]
             self._hold(larger)
 
@@ -142,9 +144,12 @@ class Reading:
         self.ids_N1, self.positions_N1 = torch.tensor((ids, positions), device=device)[..., None]
         self.windows_NS = torch.tensor(windows, device=device) if windows else self.ids_N1
         """Each id behind as many as its embedding needs; zeros before the beginning."""
-        in_order = ends == list(range(len(ids)))
-        self.ends_P = None if in_order else torch.tensor(ends, device=device)
+        self._ends = ends
+
+    def ends(self) -> Tensor | None:
         """Where the last id of each row is; None where each has one, in this order."""
+        in_order = self._ends == list(range(len(self.ids_N1)))
+        return None if in_order else torch.tensor(self._ends, device=self.ids_N1.device)
 
     def attend(self, layer: int, qkv_N1E: Tensor) -> Tensor:
         """Append one layer's new keys and values; what queries find there, (N, 1, E).

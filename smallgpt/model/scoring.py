@@ -30,7 +30,7 @@ def log_probabilities(
     read = KeyValueCache(model.config, model.wte.weight)
     with without_cudnn_attention():
         reading = Reading(read, [0], [context])
-        log_p_1V = _log_softmax(model(reading.ids_N1, reading=reading, places_P=reading.ends_P))
+        log_p_1V = _log_softmax(model(reading.ids_N1, reading=reading, places_P=reading.ends()))
         log_p_V = log_p_1V.flatten()
         first_ids = torch.tensor([reply[0] for reply in replies], device=device, dtype=torch.long)
         log_p_N = log_p_V[first_ids]
