@@ -6,8 +6,8 @@ import torch
 
 from smallgpt.chat.best_of import best
 from smallgpt.chat.chatbot import Chatbot, text_chunks
+from smallgpt.model.cache import KeyValueCache
 from smallgpt.model.generate import Batch, Reply, Request
-from smallgpt.model.gpt import KeyValueCache
 
 ROWS = 32
 """Replies drawn side by side (docs/log.md)."""

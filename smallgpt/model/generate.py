@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from smallgpt.config import SamplingConfig
-from smallgpt.model.gpt import GPT, KeyValueCache, Reading
+from smallgpt.model.cache import KeyValueCache, Reading
+from smallgpt.model.gpt import GPT
 from smallgpt.model.sampling import draw
 
 CHUNK = 64

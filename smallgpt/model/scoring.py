@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from smallgpt.model.cache import KeyValueCache, Reading
 from smallgpt.model.generate import without_cudnn_attention
-from smallgpt.model.gpt import GPT, KeyValueCache, Reading
+from smallgpt.model.gpt import GPT
 
 POSITIONS = 2048
 """Of a batch of replies with their contexts, at most, unless one alone has more."""
