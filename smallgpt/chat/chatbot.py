@@ -20,8 +20,9 @@ from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import Config, SamplingConfig
 from smallgpt.config_file import config_from_dict
 from smallgpt.model import inference, native
+from smallgpt.model.cache import KeyValueCache
 from smallgpt.model.generate import Request, generate
-from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model.gpt import GPT
 from smallgpt.runtime import choose_device, choose_precision
 from smallgpt.tokenizer.characters import PAD, SEP, Tokenizer, as_utterance
 from smallgpt.utils import background, c_library

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smallgpt.model.gpt import GPT, Reading
+from smallgpt.model.cache import Reading
+from smallgpt.model.gpt import GPT
 from smallgpt.model.quantized import Int4Linear, Int8Linear
 
 SOURCE = Path(__file__).with_name("forward.c")

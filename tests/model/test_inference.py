@@ -17,8 +17,9 @@ from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import huggingface
 from smallgpt.config import SamplingConfig
 from smallgpt.model import inference
+from smallgpt.model.cache import KeyValueCache, Reading
 from smallgpt.model.generate import Request
-from smallgpt.model.gpt import GPT, KeyValueCache, Reading
+from smallgpt.model.gpt import GPT
 from smallgpt.model.inference import PackedLinear, load_inference_weights
 from smallgpt.model.quantized import Int8Linear
 from smallgpt.runtime import Precision, choose_precision

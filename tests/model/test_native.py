@@ -18,8 +18,9 @@ from torch import Tensor
 
 from smallgpt.checkpoints import huggingface
 from smallgpt.model import native
+from smallgpt.model.cache import KeyValueCache
 from smallgpt.model.generate import read
-from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model.gpt import GPT
 from smallgpt.model.inference import load_inference_weights
 from smallgpt.model.quantized import Int4Linear, Int8Linear
 from smallgpt.runtime import choose_precision
