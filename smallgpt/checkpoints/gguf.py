@@ -27,6 +27,8 @@ Quantization = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 SUFFIX = ".gguf"
 _BLOCK = 32
 """So many weights of a row are quantised together."""
+_SEQUENCE = "penalties;dry;top_n_sigma;temperature;top_k;typ_p;top_p;min_p;xtc"
+"""llama.cpp's steps of drawing, with the temperature where we have it, not last."""
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
 
@@ -86,6 +88,7 @@ def _add_config(writer: gguf.GGUFWriter, config: Config, quantization: Quantizat
     writer.add_block_count(config.n_layer)
     writer.add_head_count(config.n_head)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    writer.add_sampling_sequence(_SEQUENCE)
     writer.add_sampling_temp(config.temperature)
     writer.add_sampling_top_k(config.top_k)
     writer.add_sampling_top_p(config.top_p)

@@ -10,7 +10,6 @@ The newline is the only control token: llama.cpp looks for control tokens in wha
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -28,6 +27,13 @@ _SPACE = "\u2581"
 """How llama.cpp writes a space in a token."""
 _PRIVATE = range(0x100000, 0x10FFFE)
 """Code points without a meaning, for what must not be taken for a space or an unknown character."""
+_BPE_OPTIONS = (
+    "byte_fallback",
+    "continuing_subword_prefix",
+    "dropout",
+    "end_of_word_suffix",
+    "ignore_merges",
+)
 _LEADS, _CONTINUING = range(0xC2, 0xF5), range(0x80, 0xC0)
 """The bytes of UTF-8 that begin a character of several, and those behind them."""
 
@@ -58,17 +64,20 @@ def for_llama_cpp(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     Raises:
         UserError: llama.cpp would cut text in another way.
     """
-    tokens = [*tokenizer.tokens(), *map(_nameless, range(len(tokenizer), rows))]
+    tokens = [*tokenizer.tokens(), *map(_unused, range(len(tokenizer), rows))]
     types = [NORMAL] * len(tokenizer) + [UNUSED] * (rows - len(tokenizer))
     types[:FIRST_CHARACTER] = UNUSED, CONTROL, UNUSED
     if not isinstance(tokenizer, SubwordTokenizer):
         return _characters(tokens, types)
     definition = tokenizer.definition
     model, before = definition["model"], definition.get("pre_tokenizer")
-    for token in definition["added_tokens"]:
-        if token["id"] >= FIRST_CHARACTER:  # by its name, llama.cpp would find it in text
-            tokens[token["id"]], types[token["id"]] = _nameless(token["id"]), UNUSED
-    if model.get("type") == "BPE" and not definition.get("normalizer"):
+    added = [token for token in definition["added_tokens"] if token["id"] >= FIRST_CHARACTER]
+    for token in added:  # by their names, llama.cpp would find them in text
+        tokens[token["id"]], types[token["id"]] = _unused(token["id"]), UNUSED
+    changes = definition.get("normalizer") or any(model.get(option) for option in _BPE_OPTIONS)
+    if changes or not all(token["special"] for token in added):
+        pass  # text is not only cut, or not by the model alone
+    elif model.get("type") == "BPE":
         merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
         if tokenizer.of_pieces and not before:
             return _pieces(tokens, types, merges)
@@ -82,7 +91,7 @@ def for_llama_cpp(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     )
 
 
-def _nameless(number: int) -> str:
+def _unused(number: int) -> str:
     return f"<unused {number}>"
 
 
@@ -99,7 +108,7 @@ def _cuts_characters(tokenizer: SubwordTokenizer) -> bool:
     return tokenizer.encode(text) == [ids.get(c, UNK) for c in text]
 
 
-def _unnamed_characters(tokens: Iterable[str]) -> Iterator[str]:
+def _free_characters(tokens: Iterable[str]) -> Iterator[str]:
     """Private code points that are in none of the tokens."""
     taken = frozenset("".join(tokens))
     return (character for character in map(chr, _PRIVATE) if character not in taken)
@@ -115,7 +124,7 @@ def _characters(tokens: list[str], types: list[int]) -> Vocabulary:
     so both become other characters before: U+FFFD, the text of `<unk>`, and a private one.
     """
     known = [token for token in tokens[FIRST_CHARACTER:] if len(token) == 1]
-    private = _unnamed_characters(known)
+    private = _free_characters(known)
     unknown, bar = next(private) if "\ufffd" in known else "\ufffd", next(private)
     written = {" ": _SPACE, _SPACE: bar}
     types = [t if len(c) == 1 else UNUSED for t, c in zip(types, tokens, strict=True)]
@@ -152,7 +161,7 @@ def _charsmap(known: Sequence[str], replaced: Mapping[str, str], unknown: str) -
     root: _Node = {byte: after(bytes([byte]), 0) for byte in ascii_bytes}
     root |= {b: after(bytes([b]), 1 + (b >= 0xE0) + (b >= 0xF0)) for b in _LEADS}
     units = _double_array(root)
-    return struct.pack("<I", units.nbytes) + units.tobytes() + "\0".join([*texts, ""]).encode()
+    return units.nbytes.to_bytes(4, "little") + units.tobytes() + "\0".join([*texts, ""]).encode()
 
 
 def _double_array(root: _Node) -> npt.NDArray[np.uint32]:
@@ -195,7 +204,7 @@ def _pieces(tokens: list[str], types: list[int], merges: Sequence[tuple[str, ...
     """
     first = (b for b in range(0x80) if chr(b) not in tokens)
     aliases = [f"<0x{byte:02X}>" for byte in (*first, *_LEADS)]
-    bar = next(_unnamed_characters(tokens))
+    bar = next(_free_characters(tokens))
     written = str.maketrans({" ": _SPACE, _SPACE: bar})
     return Vocabulary(
         "gpt2",

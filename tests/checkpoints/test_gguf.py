@@ -16,7 +16,7 @@ import tokenizers
 from smallgpt.checkpoints import checkpoint, gguf
 from smallgpt.checkpoints.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNUSED, for_llama_cpp
 from smallgpt.checkpoints.open import open_checkpoint
-from smallgpt.tokenizer.characters import CHAT_TEMPLATE, PAD, SEP, UNK, Tokenizer
+from smallgpt.tokenizer.characters import CHAT_TEMPLATE, PAD, SEP, UNK, Tokenizer, added_token
 from tests.helpers.commands import refusal, refused_command, smallgpt
 from tests.helpers.corpora import subwords
 from tests.helpers.foreign import make_foreign
@@ -165,7 +165,9 @@ def test_models_that_llama_cpp_cannot_run(tmp_path: Path, trained: Path) -> None
     assert not target.exists()
 
 
-@pytest.mark.parametrize("change", ["add_prefix_space", "use_regex", "normalizer"])
+@pytest.mark.parametrize(
+    "change", ["add_prefix_space", "use_regex", "normalizer", "ignore_merges", "added"]
+)
 def test_bytes_that_are_not_gpt2s(tmp_path: Path, change: str) -> None:
     make_foreign(tmp_path, "bytes")
     tokenizer = open_checkpoint(tmp_path).tokenizer
@@ -173,6 +175,10 @@ def test_bytes_that_are_not_gpt2s(tmp_path: Path, change: str) -> None:
     definition = tokenizer.definition  # type: ignore[attr-defined]
     if change == "normalizer":
         definition["normalizer"] = {"type": "Lowercase"}
+    elif change == "ignore_merges":
+        definition["model"][change] = True
+    elif change == "added":
+        definition["added_tokens"].append(added_token(len(tokenizer) - 1, "ha", special=False))
     else:
         definition["pre_tokenizer"][change] = not definition["pre_tokenizer"][change]
     said = refusal(lambda: for_llama_cpp(tokenizer, len(tokenizer)))

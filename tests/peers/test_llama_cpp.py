@@ -62,11 +62,19 @@ class LlamaCpp:
 
     def likeliest(self, ids: Sequence[int]) -> dict[int, float]:
         """Log-probabilities of the eight likeliest ids to come next."""
-        wanted: dict[str, Any] = {"prompt": list(ids), "n_predict": 1, "n_probs": 8}
         # It says nothing of what it has drawn while that is a part of a character: draw <sep>.
-        wanted |= {"temperature": 0, "logit_bias": [[SEP, 1000]]}
-        (place,) = self._server.handle_completions(wanted)["choices"][0]["logprobs"]["content"]
-        return {token["id"]: token["logprob"] for token in place["top_logprobs"]}
+        tokens = self._next(ids, temperature=0, logit_bias=[[SEP, 1000]])["top_logprobs"]
+        return {token["id"]: token["logprob"] for token in tokens}
+
+    def drawn(self, ids: Sequence[int]) -> dict[int, float]:
+        """Probabilities of the ids that are drawn from, with the settings in the file."""
+        tokens = self._next(ids, post_sampling_probs=True)["top_probs"]
+        return {token["id"]: token["prob"] for token in tokens}
+
+    def _next(self, ids: Sequence[int], **settings: Any) -> dict[str, Any]:
+        wanted = {"prompt": list(ids), "n_predict": 1, "n_probs": 8, **settings}
+        (token,) = self._server.handle_completions(wanted)["choices"][0]["logprobs"]["content"]
+        return token
 
     def reply(self, said: Sequence[str]) -> tuple[str, str]:
         """The greedy reply to a conversation, and why it ended."""
@@ -203,6 +211,22 @@ def test_probabilities_of_subwords_are_ours(small_talk: Path, run: Run) -> None:
     aliases = for_llama_cpp(tokenizer, len(tokenizer)).aliases
     contexts = [tokenizer.encode(f"{text}\n") for text in (*TALK, "你喜欢龘吗", "🙂🙂")]
     check_probabilities(small_talk, run(small_talk), contexts, aliases)
+
+
+def test_replies_are_drawn_as_ours(tmp_path: Path, run: Run) -> None:
+    path = save(tmp_path, Tokenizer(KNOWN), spare=9, temperature=1.3, top_k=7, top_p=0.8)
+    there, stored = run(path), open_checkpoint(path)
+    for text in TALK:
+        ids = stored.tokenizer.encode(f"{text}\n")
+        with torch.no_grad():
+            logits_V = stored.model()(torch.tensor([ids]))[0, -1]
+        logits_V[[*stored.tokenizer.suppressed_ids(), *range(-9, 0)]] = float("-inf")
+        likeliest = logits_V.topk(7)
+        probabilities = (likeliest.values / 1.3).softmax(-1)
+        inside = probabilities[probabilities.cumsum(-1) - probabilities < 0.8]
+        ours = dict(zip(likeliest.indices.tolist(), (inside / inside.sum()).tolist(), strict=False))
+        assert 1 < len(ours) < 7
+        assert there.drawn(ids) == pytest.approx(ours, abs=0.01)
 
 
 # replies
