@@ -31,7 +31,7 @@ from tests.helpers.foreign import make_foreign
 from tests.helpers.models import CHARACTERS, DIALOGUES, random_model
 from tests.helpers.processes import REPOSITORY
 
-pytestmark = pytest.mark.peers
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(1200)]
 BAR = "\u2581"  # llama.cpp's space
 KNOWN = list(dict.fromkeys([*CHARACTERS, *"ok\u3000😀𠮷\t/"]))
 TALK = ("早上好呀", "你叫什么名字", "今天天气不错")
@@ -87,10 +87,14 @@ class LlamaCpp:
 Run = Callable[..., LlamaCpp]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _there_is_a_wheel() -> None:
+    pytest.importorskip("xllamacpp", reason="xllamacpp has no wheel for this platform")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run a model in llama.cpp; in each precision it is started once."""
-    pytest.importorskip("xllamacpp", reason="xllamacpp has no wheel for this platform")
     running: dict[tuple[Path, str], LlamaCpp] = {}
 
     def run(path: Path, precision: gguf.Quantization = "f32") -> LlamaCpp:
