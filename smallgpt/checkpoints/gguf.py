@@ -28,7 +28,7 @@ SUFFIX = ".gguf"
 _BLOCK = 32
 """So many weights of a row are quantised together."""
 _SEQUENCE = "penalties;dry;top_n_sigma;temperature;top_k;typ_p;top_p;min_p;xtc"
-"""llama.cpp's steps of drawing, with the temperature where we have it, not last."""
+"""llama.cpp's steps of drawing an id, with the temperature where ours is, not last."""
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
 
@@ -48,13 +48,15 @@ def write(stored: Checkpoint, target: Path, quantization: Quantization = "f16") 
         raise UserError(f"{stored.path} is a classifier: llama.cpp runs language models only")
     config = stored.config
     if config.ngram_order > 1:
-        problem = f"{stored.path} has ngram_order {config.ngram_order}"
-        raise UserError(f"{problem}: llama.cpp has no such network", "only 1 can go to llama.cpp")
+        raise UserError(
+            f"{stored.path} has ngram_order {config.ngram_order}: llama.cpp has no such network",
+            "a model with ngram_order 1 can go there",
+        )
     try:
         import gguf
     except ModuleNotFoundError:
-        advice = "install it: pip install gguf"
-        raise UserError("GGUF needs the package gguf", advice) from None
+        problem, advice = "GGUF needs the package gguf", "install it: pip install gguf"
+        raise UserError(problem, advice) from None
     vocabulary = for_llama_cpp(stored.tokenizer, config.vocab_size)
     with checkpoint.write_errors(str(target)), atomic.file(target) as work:
         writer = gguf.GGUFWriter(work, "gpt2")

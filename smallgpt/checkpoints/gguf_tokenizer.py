@@ -27,7 +27,7 @@ _SPACE = "\u2581"
 """How llama.cpp writes a space in a token."""
 _PRIVATE = range(0x100000, 0x10FFFE)
 """Code points without a meaning, for what must not be taken for a space or an unknown character."""
-_BPE_OPTIONS = (
+_BPE_OPTIONS = (  # of which llama.cpp knows nothing
     "byte_fallback",
     "continuing_subword_prefix",
     "dropout",
@@ -87,7 +87,7 @@ def for_llama_cpp(tokenizer: Tokenizer, rows: int) -> Vocabulary:
         return _characters(tokens, types)
     raise UserError(
         f"llama.cpp cannot cut text as the model's tokenizer does ({model.get('type')})",
-        "it knows those of characters, of our subwords, and of GPT-2's bytes",
+        "it can do so with single characters, with our subwords and with GPT-2's bytes",
     )
 
 
