@@ -66,6 +66,7 @@ typedef struct {
 typedef struct {
     int32_t layers, heads, width, tanh_gelu;
     float epsilon;
+    matrix tokens, positions; /* embeddings: FLOAT32 or BFLOAT16 */
     norm ln_f;
     matrix head;
     const layer *layer;
@@ -600,7 +601,8 @@ struct pass {
     const model *model;
     const cache *cache;
     int tokens, wanted;
-    const int32_t *row, *position, *place; /* of each token; of each whose logits are wanted */
+    const int32_t *id, *row, *position, *place; /* of each token; of each whose logits are wanted */
+    const float *added;                         /* to the embeddings: (tokens, width), or NULL */
     float *x, *logits;                     /* (tokens, width), (wanted, vocabulary) */
     float *qkv, *scores;                   /* (tokens, 3 width), (threads, score_step) */
     int score_step;
@@ -634,6 +636,20 @@ static void attend_head(const pass *p, const layer *l, int token, int head, floa
            p->narrow.exact + (size_t)token * p->narrow.stride + head * width);
 }
 
+static float weight(const matrix *m, int row, int i) {
+    size_t at = (size_t)row * m->stride + i;
+    return m->kind == FLOAT32 ? ((const float *)m->weight)[at]
+                              : from_bfloat16(((const uint16_t *)m->weight)[at]);
+}
+
+static void embed(const pass *p, int token) {
+    const model *m = p->model;
+    float *x = p->x + (size_t)token * m->width;
+    for (int i = 0; i < m->width; i++)
+        x[i] = weight(&m->tokens, p->id[token], i) + weight(&m->positions, p->position[token], i) +
+               (p->added ? p->added[(size_t)token * m->width + i] : 0);
+}
+
 static void keep(const pass *p, const layer *l, int token) {
     const model *m = p->model;
     int width = m->width / m->heads;
@@ -653,6 +669,7 @@ static void run(const pass *p, int threads) {
     const inputs *narrow = &p->narrow, *wide = &p->wide;
     atomic_int *next = p->next;
     float *scores = p->scores + (size_t)atomic_fetch_add(&thread_number, 1) * p->score_step;
+    TASKS(p->tokens) embed(p, task);
     for (const layer *l = m->layer; l < m->layer + m->layers; l++) {
         TASKS(p->tokens) normalise_token(p, &l->ln_1, p->x + (size_t)task * m->width, task, l->c_attn.kind);
         TASKS(PARTS) multiply(&l->c_attn, narrow, p->tokens, FROM(&l->c_attn, task), TO(&l->c_attn, task),
@@ -697,32 +714,33 @@ static char *lay_out(inputs *in, char *at, int tokens, int stride) {
 /* Read tokens, each of a row of the cache at its position; those before it in its row have been read,
  * or are among them.
  *
- * x is what the first layer is given, (tokens, width), and is overwritten. logits, (wanted,
- * vocabulary), are those behind the tokens at `place`. Returns 0, or 1 where there is no memory.
+ * logits, (wanted, vocabulary), are those behind the tokens at `place`, each once. Returns 0, or 1
+ * where there is no memory.
  */
-int smallgpt_forward(const model *m, const cache *c, int tokens, const int32_t *row,
-                     const int32_t *position, float *x, int wanted, const int32_t *place,
-                     float *logits, int threads) {
+int smallgpt_forward(const model *m, const cache *c, int tokens, const int32_t *id,
+                     const int32_t *row, const int32_t *position, const float *added, int wanted,
+                     const int32_t *place, float *logits, int threads) {
     static int prepared;
     pthread_mutex_lock(&one_at_a_time);
     if (!prepared) pthread_atfork(NULL, NULL, forget_workers), prepared = 1;
     have_threads(threads);
     threads = workers + 1;
-    pass p = {.model = m, .cache = c, .tokens = tokens, .wanted = wanted, .row = row,
-              .position = position, .place = place, .x = x, .logits = logits};
-    int longest = 0, phases = 10 * m->layers + 2;
+    pass p = {.model = m, .cache = c, .tokens = tokens, .wanted = wanted, .id = id,
+              .row = row, .position = position, .place = place, .added = added, .logits = logits};
+    int longest = 0, phases = 10 * m->layers + 3;
     for (int t = 0; t < tokens; t++) longest = position[t] > longest ? position[t] : longest;
     p.score_step = (longest / 16 + 1) * 16;
     int narrow = m->layer->c_attn.stride, wide = m->layer->mlp_proj.stride;
-    size_t qkv = (size_t)tokens * 3 * m->width * sizeof(float);
+    size_t x = (size_t)tokens * m->width * sizeof(float), qkv = 3 * x;
     size_t scores = (size_t)threads * p.score_step * sizeof(float);
-    char *memory = calloc(1, inputs_size(tokens, narrow) + inputs_size(tokens, wide) + qkv + scores +
+    char *memory = calloc(1, inputs_size(tokens, narrow) + inputs_size(tokens, wide) + x + qkv + scores +
                                  phases * sizeof(atomic_int));
     if (memory) {
         char *at = lay_out(&p.narrow, memory, tokens, narrow);
         at = lay_out(&p.wide, (char *)(((uintptr_t)at + 63) / 64 * 64), tokens, wide);
         p.qkv = (float *)(((uintptr_t)at + 63) / 64 * 64);
-        p.scores = p.qkv + qkv / sizeof(float);
+        p.x = p.qkv + qkv / sizeof(float);
+        p.scores = p.x + x / sizeof(float);
         p.next = (atomic_int *)(p.scores + scores / sizeof(float));
         atomic_store(&thread_number, 0);
         if (workers) start(&p);

@@ -231,9 +231,9 @@ class GPT(nn.Module):
                 int32. No text goes over the end of its row.
             places_P: only of these positions, counted over those of all rows: (1, P, V).
         """
-        x_BTE = self.embed(ids_BT, positions_BT, reading)
         if reading is not None and self.native is not None:
-            return self.native.logits(reading, x_BTE.flatten(0, 1), places_P)[None]
+            return self.native.logits(reading, places_P)[None]
+        x_BTE = self.embed(ids_BT, positions_BT, reading)
         mask = None if documents_BT is None else _attention_mask(x_BTE, documents_BT)
         for block in self.h:
             # Compiled are whole rows only: in generation each id would be another length.

@@ -46,6 +46,8 @@ class _Model(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("layers", "heads", "width", "tanh_gelu")),
         ("epsilon", c_float),
+        ("tokens", _Matrix),
+        ("positions", _Matrix),
         ("ln_f", _Norm),
         ("head", _Matrix),
         ("layer", ctypes.POINTER(_Layer)),
@@ -93,44 +95,50 @@ class NativeForward:
             config.n_embd,
             config.activation == "gelu_new",
             config.layer_norm_epsilon,
+            self._matrix(model.wte),
+            self._matrix(model.wpe),
             self._norm(model.ln_f),
             self._matrix(head),
             layers,
         )
-        self._vocab_size = config.vocab_size
+        self._vocab_size, self._ngrams = config.vocab_size, model.ngrams
 
-    def logits(self, reading: Reading, x_NE: Tensor, places_P: Tensor | None) -> Tensor:
+    def logits(self, reading: Reading, places_P: Tensor | None) -> Tensor:
         """Read ids, and return the logits behind those at `places_P`, or all, (P, V), float32.
 
         Those of an id do not depend on what else is read with it, to the bit.
 
         Args:
             reading: of a cache on the CPU.
-            x_NE: what the first layer is given (`GPT.embed`).
         """
         memory = reading.cache.memory
         steps = [memory.stride(dim) for dim in range(4)]
-        x_NE = x_NE.to(torch.float32, copy=True).contiguous()
-        places = range(len(x_NE)) if places_P is None else places_P.tolist()
+        ids = reading.ids_N1.flatten().tolist()
+        added_NE = None
+        if self._ngrams is not None:
+            added_N1E = self._ngrams(reading.windows_NS, reading.positions_N1)
+            added_NE = added_N1E.flatten(0, 1).float().contiguous()
+        places = range(len(ids)) if places_P is None else places_P.tolist()
         logits_PV = torch.empty(len(places), self._vocab_size)
-        rows, positions, wanted = (
+        tokens, rows, positions, wanted = (
             (c_int32 * len(numbers))(*numbers)
-            for numbers in (reading.rows, reading.positions, places)
+            for numbers in (ids, reading.rows, reading.positions, places)
         )
         failed = self._run(
             ctypes.byref(self._model),
             ctypes.byref(_Cache(memory.data_ptr(), *steps)),
-            len(x_NE),
+            len(ids),
+            tokens,
             rows,
             positions,
-            c_void_p(x_NE.data_ptr()),
+            None if added_NE is None else c_void_p(added_NE.data_ptr()),
             len(places),
             wanted,
             c_void_p(logits_PV.data_ptr()),
             torch.get_num_threads(),
         )
         if failed:
-            raise MemoryError(f"no memory to read {len(x_NE)} tokens")
+            raise MemoryError(f"no memory to read {len(ids)} tokens")
         reading.finish()
         return logits_PV
 

@@ -90,10 +90,9 @@ def in_float32(ours: GPT) -> GPT:
 
 
 def rounding_inputs(ours: GPT) -> GPT:
-    """The same with each input of a matrix of integers rounded to 8 bits, of which 64 have a scale,
-    and the embedding to what it is in `ours`."""
+    """The same with each input of a matrix of integers rounded to 8 bits, of which 64 have a
+    scale."""
     model = in_float32(ours)
-    model.embed = lambda *ids: ours.embed(*ids).float()  # type: ignore[method-assign]
 
     def rounded(layer: torch.nn.Module, inputs: tuple[Tensor]) -> Tensor:
         x = inputs[0]
@@ -129,7 +128,7 @@ def test_logits_are_those_of_torch_in_float32(shape: str, dtype: str) -> None:
         exact = in_float32(ours)(torch.tensor([IDS]))[0]
         alike = rounding_inputs(ours)(torch.tensor([IDS]))[0]
     assert largest_error(one_by_one, exact) < ERROR[dtype]
-    if "int" in dtype:  # an input that is nearly between two integers may go the other way
+    if "int" in dtype and shape != "n-grams":  # an input that is nearly between two integers may go the other way
         assert (one_by_one - alike).square().mean().sqrt() < 0.01 * alike.std()
     if shape == "n-grams":  # their embeddings are torch's
         torch.testing.assert_close(in_parts, one_by_one[[2, 19, 23]])
