@@ -56,9 +56,9 @@ def load_inference_weights(
         bias = rest.pop(f"{name}.bias", None)
         bias = None if bias is None else bias.to(device, dtype)
         if bits == 4:
-            made: nn.Module = Int4Linear(weight, bias, kernel=not in_c)
+            made: nn.Module = Int4Linear(weight, bias, in_c)
         else:
-            made = Int8Linear(weight, bias) if bits else PackedLinear(weight.to(dtype), bias)
+            made = Int8Linear(weight, bias, in_c) if bits else PackedLinear(weight.to(dtype), bias)
         model.set_submodule(name, made)
     rest = {name: weight.to(device, dtype) for name, weight in rest.items()}
     rest = {name: padded(w) if w.dim() == 2 else w.contiguous() for name, w in rest.items()}

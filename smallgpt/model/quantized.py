@@ -1,7 +1,9 @@
 """Linear layers whose weights are 8-bit or 4-bit integers.
 
-Their matrices lie as forward.c reads them. Where it cannot be had, kernels of torch compute one
-position of a few rows; of many, such as a prompt, unpacking once is quicker.
+Their matrices lie as forward.c reads them. It multiplies integers by integers, so it rounds inputs,
+too; and so do these layers where they stand for it (`in_c`), such as in an evaluation. Where it
+cannot be had, kernels of torch compute one position of a few rows; of many, such as a prompt,
+unpacking once is quicker.
 """
 
 import platform
@@ -36,11 +38,12 @@ class Int8Linear(nn.Module):
     Args:
         weight: (out, in), float32.
         bias: (out,), of the type of the inputs to come.
+        in_c: round inputs as forward.c does.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, in_c: bool = False) -> None:
         super().__init__()
-        self.bias = bias
+        self.bias, self.in_c = bias, in_c
         # In the precision torch's kernel multiplies by: rounding goes to what is multiplied.
         self.scale = (weight.abs().amax(1) / 127).clamp_(min=1e-30).to(torch.bfloat16)
         integers = (weight / self.scale.float()[:, None]).round_().clamp_(-127, 127)
@@ -55,13 +58,13 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, in) to (B, T, out)."""
-        if self.has_kernel and _few(x):
+        if self.in_c:
+            x = in_8_bits(x)
+        elif self.has_kernel and _few(x):
             integers = self.integers.contiguous()
             y = torch._weight_int8pack_mm(x.flatten(0, 1), integers, self.scale)
-            y = y.view(*x.shape[:2], -1)
-        else:
-            y = _unpacked(x, self.integers) * self.scale.to(x.dtype)
-        return y if self.bias is None else y.add_(self.bias)
+            return _with_bias(y.view(*x.shape[:2], -1), self.bias)
+        return _with_bias(_unpacked(x, self.integers) * self.scale.to(x.dtype), self.bias)
 
 
 class Int4Linear(nn.Module):
@@ -70,12 +73,13 @@ class Int4Linear(nn.Module):
     Args:
         weight: (out, in), float32, on the CPU.
         bias: (out,), of the type of the inputs to come.
-        kernel: keep the integers in the form of torch's kernel as well.
+        in_c: round inputs as forward.c does. Otherwise the integers are kept in the form of torch's
+            kernel as well.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kernel: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, in_c: bool = False) -> None:
         super().__init__()
-        self.bias = bias
+        self.bias, self.in_c = bias, in_c
         outputs, self.inputs = weight.shape
         whole = F.pad(weight, (0, -self.inputs % ALIGNED))
         groups = whole.view(outputs, -1, INT4_GROUP)
@@ -89,7 +93,7 @@ class Int4Linear(nn.Module):
         self.integers = (pairs[:, :, 0] | pairs[:, :, 1] << 4).view(outputs, -1)
         """(out, in / 2), uint8: 32 bytes hold 64 weights, the first 32 in the low halves."""
         self.packed: Tensor | None = None
-        if kernel and ON_X86 and self.inputs % ALIGNED == 0 and outputs % 16 == 0:
+        if not in_c and ON_X86 and self.inputs % ALIGNED == 0 and outputs % 16 == 0:
             rows = unsigned.view(outputs, -1).int()
             self.packed = torch._convert_weight_to_int4pack_for_cpu(rows, 1)
             zeros = torch.zeros_like(self.scales)
@@ -108,13 +112,27 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, in) to (B, T, out)."""
-        if self.packed is not None and _few(x):
+        if self.in_c:
+            x = in_8_bits(x)
+        elif self.packed is not None and _few(x):
             y = torch._weight_int4pack_mm_for_cpu(
                 x.flatten(0, 1), self.packed, INT4_GROUP, self.scales_zeros
-            ).view(*x.shape[:2], -1)
-        else:
-            y = _unpacked(x, self._dense(x.dtype))
-        return y if self.bias is None else y.add_(self.bias)
+            )
+            return _with_bias(y.view(*x.shape[:2], -1), self.bias)
+        return _with_bias(_unpacked(x, self._dense(x.dtype)), self.bias)
+
+
+def in_8_bits(x: Tensor) -> Tensor:
+    """Rounded to 127 steps on either side of 0; 64 neighbours, (…, in), share the size of a step."""
+    width = x.shape[-1]
+    groups = F.pad(x.float(), (0, -width % ALIGNED)).unflatten(-1, (-1, ALIGNED))
+    step = groups.abs().amax(-1, keepdim=True) / 127
+    rounded = (groups / step.clamp(min=1e-30)).round_() * step
+    return rounded.flatten(-2)[..., :width].to(x.dtype)
+
+
+def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y.add_(bias)
 
 
 def _few(x: Tensor) -> bool:

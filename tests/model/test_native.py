@@ -128,7 +128,9 @@ def test_logits_are_those_of_torch_in_float32(shape: str, dtype: str) -> None:
         exact = in_float32(ours)(torch.tensor([IDS]))[0]
         alike = rounding_inputs(ours)(torch.tensor([IDS]))[0]
     assert largest_error(one_by_one, exact) < ERROR[dtype]
-    if "int" in dtype and shape != "n-grams":  # an input that is nearly between two integers may go the other way
+    if (
+        "int" in dtype and shape != "n-grams"
+    ):  # an input that is nearly between two integers may go the other way
         assert (one_by_one - alike).square().mean().sqrt() < 0.01 * alike.std()
     if shape == "n-grams":  # their embeddings are torch's
         torch.testing.assert_close(in_parts, one_by_one[[2, 19, 23]])
