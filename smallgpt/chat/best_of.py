@@ -12,6 +12,7 @@ import torch
 from smallgpt.config import SamplingConfig
 from smallgpt.model.generate import Reply, generate_rows
 from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model.repetition import Decode, as_characters
 from smallgpt.model.scoring import log_probabilities
 from smallgpt.tokenizer.characters import SEP
 
@@ -24,13 +25,14 @@ def generate_best(
     banned: Collection[int],
     generator: torch.Generator,
     cache: KeyValueCache | None = None,
+    decode: Decode = as_characters,
 ) -> Iterator[int]:
     """The ids of the best of `best_of` replies, all drawn before the first comes.
 
     Arguments as of `generate`; of the cache, which reads the context only, the same holds.
     """
     replies = [Reply(_generator_from(generator)) for _ in range(sampling.best_of)]
-    for _ in generate_rows(model, context, sampling, stop, banned, replies, cache):
+    for _ in generate_rows(model, context, sampling, stop, banned, replies, cache, decode):
         pass
     yield from best(model, replies, sampling.mmi_weight)
 

@@ -193,7 +193,8 @@ class Chatbot:
         )
         several = drawn.best_of > 1 and drawn.temperature > 0  # at 0 all would be the same
         draw = generate_best if several else generate
-        ids = draw(self.model, context, drawn, {SEP, PAD}, self._banned, generator, cache)
+        stop, decode = {SEP, PAD}, self.tokenizer.decode
+        ids = draw(self.model, context, drawn, stop, self._banned, generator, cache, decode)
         return _text_chunks(ids, self.tokenizer), left_out
 
 

@@ -8,7 +8,7 @@ import torch
 
 from smallgpt.config import SamplingConfig
 from smallgpt.model.gpt import GPT, KeyValueCache
-from smallgpt.model.sampling import draw
+from smallgpt.model.repetition import Decode, as_characters, draw_unrepeated
 
 
 @dataclass
@@ -31,13 +31,14 @@ def generate(
     banned: Collection[int],
     generator: torch.Generator,
     cache: KeyValueCache | None = None,
+    decode: Decode = as_characters,
 ) -> Iterator[int]:
     """Continue `context`, one id at a time, until an id in `stop`, which is not yielded.
 
     Arguments and the rest as of `generate_rows`; the cache has then read the reply as well.
     """
     reply = Reply(generator)
-    for _ in generate_rows(model, context, sampling, stop, banned, [reply], cache):
+    for _ in generate_rows(model, context, sampling, stop, banned, [reply], cache, decode):
         yield reply.ids[-1]
 
 
@@ -50,12 +51,13 @@ def generate_rows(
     banned: Collection[int],
     replies: Sequence[Reply],
     cache: KeyValueCache | None = None,
+    decode: Decode = as_characters,
 ) -> Iterator[None]:
     """Draw replies to `context` side by side: one more id of each at a time, until an id in `stop`.
 
-    A reply ends as well after `max_new_tokens` ids or where the model's context is full. Its first
-    id is never one of `stop`: there is always something to say. Each forward pass is one for all
-    that have not ended; the context is read once.
+    A reply ends as well after `max_new_tokens` ids, where the model's context is full, or where any
+    id would repeat what was said. Its first id is never one of `stop`: there is always something to
+    say. Each forward pass is one for all that have not ended; the context is read once.
 
     Args:
         model: in evaluation mode.
@@ -64,6 +66,7 @@ def generate_rows(
         replies: at least one, with no ids yet; they are filled.
         cache: of this model, with one row; as far as it has read the beginning of `context`, that
             is not read again. It must not be used elsewhere until the iterator has ended.
+        decode: the text of ids, in whose characters repetition is counted.
     """
     cache = cache or KeyValueCache(model.config, model.wte.weight)
     never = torch.zeros(model.config.vocab_size, dtype=torch.bool)
@@ -84,16 +87,16 @@ def generate_rows(
             logits_BV = logits_BV.expand(len(drawn), -1)
         allowed_BV = logits_BV.masked_fill(never if step else not_first, float("-inf"))
         ids = [
-            draw(logits_V, reply.ids, sampling, reply.generator)
+            draw_unrepeated(logits_V, reply.ids, sampling, reply.generator, decode)
             for logits_V, reply in zip(allowed_BV, drawn, strict=True)
         ]
-        going = [row for row, token in enumerate(ids) if token not in stop]
+        going = [row for row, token in enumerate(ids) if token is not None and token not in stop]
         if not going:
             return
         if len(going) < len(drawn):
             cache.keep_rows(going)
             drawn, logits_BV = [drawn[row] for row in going], logits_BV[going]
-        new = [[ids[row]] for row in going]
+        new = [[token] for token in ids if token is not None and token not in stop]
         for reply, (token,) in zip(drawn, new, strict=True):
             reply.ids.append(token)
         if several:

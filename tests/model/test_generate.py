@@ -14,7 +14,7 @@ from torch.backends import cuda
 from smallgpt.config import SamplingConfig
 from smallgpt.model.generate import Reply, generate, generate_rows
 from smallgpt.model.gpt import GPT, KeyValueCache
-from smallgpt.model.sampling import draw
+from smallgpt.model.repetition import as_characters, draw_unrepeated
 from tests.helpers.models import random_model
 
 STOP = (1, 2)
@@ -45,8 +45,9 @@ def plain_reply(model: GPT, sampling: SamplingConfig, seed: int) -> list[int]:
             logits[list(BANNED)] = -math.inf
             if count == 0:
                 logits[list(STOP)] = -math.inf
-            token = draw(logits, ids[len(CONTEXT) :], sampling, generator)
-            if token in STOP:
+            said = ids[len(CONTEXT) :]
+            token = draw_unrepeated(logits, said, sampling, generator, as_characters)
+            if token is None or token in STOP:
                 break
             ids.append(token)
     return ids[len(CONTEXT) :]
