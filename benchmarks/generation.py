@@ -32,7 +32,7 @@ from smallgpt.cli.arguments import CHAT_SPINS
 from smallgpt.config import Config, SamplingConfig
 from smallgpt.config_file import load_config
 from smallgpt.model import inference
-from smallgpt.model.generate import generate
+from smallgpt.model.generate import Request, generate
 from smallgpt.model.gpt import GPT
 from smallgpt.runtime import choose_precision
 from smallgpt.tokenizer.characters import Tokenizer
@@ -110,7 +110,7 @@ class Ours:
         sampling = SamplingConfig(temperature=0, max_new_tokens=characters)
         ids = torch.randint(self.vocab_size, (context,)).tolist()
         times = [time.perf_counter()]
-        for _ in generate(self.model, ids, sampling, (), (), torch.Generator()):
+        for _ in generate(self.model, Request(ids, sampling, [torch.Generator()])):
             times.append(time.perf_counter())
         return times
 

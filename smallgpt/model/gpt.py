@@ -7,14 +7,14 @@ Shapes, used as suffixes of names:
     B  rows of a batch          E  width (n_embd)         V  vocabulary
     T  new positions of a row   H  heads                  D  width of a head, E / H
     S  positions attended to: T, and in generation those in the cache before them
-    N  texts packed into the rows of a batch
+    N  texts packed into the rows of a batch; in generation, new ids
     P  positions of the batch that logits are wanted of
 """
 
-import copy
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -26,65 +26,188 @@ from smallgpt.model.loss import next_token_loss
 
 
 class KeyValueCache:
-    """Keys and values of the positions read so far, for generation one id at a time.
+    """Keys and values of the ids that rows have read so far; each row is a text of its own.
 
     Args:
         config: the model's shape.
         weight: one of the model's, for the device and the type.
-        rows: B, the number of rows generated side by side.
+        rows: B, how many texts there is room for.
+        positions: S, which memory is taken for at once; `reserve` takes more.
     """
 
-    def __init__(self, config: ModelConfig, weight: Tensor, rows: int = 1) -> None:
+    memory: Tensor
+    """(layers, 2, B, H, S, D), on a CPU in float32. What is behind a row's ids is void, but finite:
+    it is multiplied by 0."""
+
+    def __init__(
+        self, config: ModelConfig, weight: Tensor, rows: int = 1, positions: int = 0
+    ) -> None:
         # A CPU is quicker at attention in float32, in which it need not copy keys and values.
         on_cpu = weight.device.type == "cpu"
-        self.dtype = torch.promote_types(weight.dtype, torch.float32) if on_cpu else weight.dtype
+        dtype = torch.promote_types(weight.dtype, torch.float32) if on_cpu else weight.dtype
+        self.most = config.block_size
+        """How many ids a row can have."""
+        self.earlier = config.ngram_order - 1
+        """How many ids before a new one its embedding needs."""
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
+        """What each row has read."""
         width = config.n_embd // config.n_head
-        shape = (config.n_layer, 2, rows, config.n_head, config.block_size, width)
-        self._hold(torch.empty(shape, device=weight.device, dtype=self.dtype))
-        self.ids_BS = torch.zeros(rows, config.block_size, device=weight.device, dtype=torch.long)
-        self.length = 0
-        """How many positions were read; what `ids_BS` and `keys_values` hold behind is void."""
+        shape = (config.n_layer, 2, rows, config.n_head, positions, width)
+        self._hold(torch.zeros(shape, device=weight.device, dtype=dtype))
 
-    def keep_prefix(self, ids: Sequence[int]) -> int:
-        """Forget what follows the longest common prefix of the (only) row and `ids`; its length."""
-        read = self.ids_BS[0, : self.length].tolist()
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(read, ids, strict=False))
-        self.length = sum(1 for _ in same)
-        return self.length
+    @property
+    def lengths(self) -> list[int]:
+        """How many ids each row has read."""
+        return [len(ids) for ids in self.ids]
 
-    def repeated(self, rows: int, positions: int) -> "KeyValueCache":
-        """A cache of so many rows of so many positions, each of which has read what the (only) row
-        of this one has."""
-        other, end = copy.copy(self), self.length
-        layers, two, _, heads, _, width = self._memory.shape
-        other._hold(self._memory.new_empty(layers, two, rows, heads, positions, width))
-        other._memory[..., :end, :] = self._memory[..., :end, :]
-        other.ids_BS = self.ids_BS.new_zeros(rows, positions)
-        other.ids_BS[:, :end] = self.ids_BS[:, :end]
-        return other
+    @torch.inference_mode(False)  # or nothing outside of it could write there
+    def reserve(self, positions: int) -> None:
+        """Take memory for so many positions of each row, where there is less.
 
-    def keep_rows(self, rows: Sequence[int]) -> None:
-        """Forget all rows but these, which become the first ones."""
-        kept = self._memory[:, :, rows, :, : self.length]
-        self._hold(self._memory[:, :, : len(rows)])
-        self._memory[..., : self.length, :] = kept
-        self.ids_BS = self.ids_BS[rows]
+        It is at least doubled, so that a talk which grows is not copied at every turn.
+        """
+        *shape, before, width = self.memory.shape
+        if positions > before:
+            positions = max(positions, min(2 * before, self.most))
+            larger = self.memory.new_zeros(*shape, positions, width)
+            end = max(self.lengths)
+            larger[..., :end, :] = self.memory[..., :end, :]
+            self._hold(larger)
+
+    def common_prefix(self, row: int, ids: Sequence[int]) -> int:
+        """How many of these ids the row begins with."""
+        pairs = zip(self.ids[row], ids, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def keep_prefix(self, row: int, ids: Sequence[int]) -> int:
+        """Forget what follows the longest common prefix of a row and `ids`; its length."""
+        same = self.common_prefix(row, ids)
+        del self.ids[row][same:]
+        return same
+
+    def copy(self, row: int, other: "KeyValueCache", other_row: int, length: int) -> None:
+        """Let a row have read the first `length` ids of a row of `other`, which may be this."""
+        self.reserve(length)
+        self.memory[:, :, row, :, :length] = other.memory[:, :, other_row, :, :length]
+        self.ids[row] = other.ids[other_row][:length]
+
+    def append(self, rows: Sequence[int], new: Sequence[Sequence[int]]) -> None:
+        """Let rows have read new ids, whose keys and values are in `memory` by now."""
+        for row, ids in zip(rows, new, strict=True):
+            self.ids[row] += ids
 
     def _hold(self, memory: Tensor) -> None:
-        """Keep keys and values in `memory`: (layers, 2, B, H, S, D)."""
-        self._memory = memory
+        self.memory = memory
         self.keys_values = [tuple(layer) for layer in memory]
 
-    def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one layer's new keys and values; return all of them, (B, H, S, D) each.
 
-        `length` moves on only when the model has run all its layers.
+class Reading:
+    """New ids of some rows of a cache, for one forward pass: (N, 1), as if each were a row.
+
+    What concerns a position alone is computed for all N together. Attention is computed by groups:
+    all rows with one new id are a group, and all with equally many behind equally many.
+
+    Args:
+        rows: of the cache, in any order, each once.
+        new: the ids of each row, at least one.
+    """
+
+    def __init__(
+        self, cache: KeyValueCache, rows: Sequence[int], new: Sequence[Sequence[int]]
+    ) -> None:
+        self.cache, self._rows, self._new = cache, rows, new
+        lengths = [len(cache.ids[row]) for row in rows]
+        cache.reserve(max(map(sum, zip(lengths, map(len, new), strict=True))))
+        together = dict[tuple[int, int], list[int]]()
+        for number in sorted(range(len(rows)), key=rows.__getitem__):
+            T = len(new[number])
+            together.setdefault((T, lengths[number] if T > 1 else 0), []).append(number)
+        ids, positions, windows, ends = list[int](), list[int](), list[list[int]](), [0] * len(rows)
+        self._groups = list[_Group]()
+        for numbers in together.values():
+            begin = len(ids)
+            for number in numbers:
+                past, T = lengths[number], len(new[number])
+                ids += new[number]
+                positions += range(past, past + T)
+                ends[number] = len(ids) - 1
+                if before := cache.earlier:
+                    near = [*[0] * before, *cache.ids[rows[number]][-before:], *new[number]]
+                    first = len(near) - T - before
+                    windows += [near[at : at + before + 1] for at in range(first, first + T)]
+            line = slice(begin, len(ids))
+            chosen, behind = ([each[number] for number in numbers] for each in (rows, lengths))
+            self._groups.append(_Group.of(cache, line, chosen, behind))
+        device = cache.memory.device
+        self.ids_N1, self.positions_N1 = torch.tensor((ids, positions), device=device)[..., None]
+        self.windows_NS = torch.tensor(windows, device=device) if windows else self.ids_N1
+        """Each id behind as many as its embedding needs; zeros before the beginning."""
+        in_order = ends == list(range(len(ids)))
+        self.ends_P = None if in_order else torch.tensor(ends, device=device)
+        """Where the last id of each row is; None where each has one, in this order."""
+
+    def attend(self, layer: int, qkv_N1E: Tensor) -> Tensor:
+        """Append one layer's new keys and values; what queries find there, (N, 1, E).
+
+        Args:
+            qkv_N1E: queries, keys and values of the new ids, (N, 1, 3 * E).
         """
-        end = self.length + k_BHTD.shape[2]
-        keys, values = self.keys_values[layer]
-        keys[:, :, self.length : end] = k_BHTD
-        values[:, :, self.length : end] = v_BHTD
-        return keys[:, :, :end], values[:, :, :end]
+        memory = self.cache.memory[layer]
+        qkv_N3HD = qkv_N1E.to(memory.dtype).view(len(qkv_N1E), 3, memory.shape[2], -1)
+        parts = [group.attend(memory, qkv_N3HD) for group in self._groups]
+        y_NHD = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return y_NHD.reshape(len(y_NHD), 1, -1).to(qkv_N1E.dtype)
+
+    def finish(self) -> None:
+        """Let the rows have read the ids, when the model has run all its layers."""
+        self.cache.append(self._rows, self._new)
+
+
+@dataclass
+class _Group:
+    """Rows of a reading that attention is computed for together, with equally many new ids each.
+
+    line: where these ids are among all N, row after row.
+    new: T, ids of each row.
+    rows: of the cache.
+    places: rows and positions where keys and values are written, (B, T, …).
+    end: S, the positions attended to.
+    mask: as of `attend`.
+    """
+
+    line: slice
+    new: int
+    rows: slice | Tensor
+    places: tuple[slice | Tensor, slice | Tensor]
+    end: int
+    mask: Tensor | None
+
+    @staticmethod
+    def of(cache: KeyValueCache, line: slice, rows: list[int], lengths: list[int]) -> "_Group":
+        """Of rows in rising order, which have read so many ids."""
+        T, past, memory = (line.stop - line.start) // len(rows), max(lengths), cache.memory
+        adjacent = rows[-1] - rows[0] + 1 == len(rows)  # then keys and values are not copied
+        device, mask = memory.device, None
+        chosen = slice(rows[0], rows[-1] + 1) if adjacent else torch.tensor(rows, device=device)
+        if min(lengths) == past:
+            if past and T > 1:
+                allowed = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)
+                mask = _additive(allowed, memory.dtype)
+            return _Group(line, T, chosen, (chosen, slice(past, past + T)), past + T, mask)
+        rows_B1, lengths_B1 = torch.tensor((rows, lengths), device=device)[..., None]
+        allowed_BS = torch.arange(past + 1, device=device) <= lengths_B1
+        mask = _additive(allowed_BS[:, None, None], memory.dtype)
+        return _Group(line, T, chosen, (rows_B1, lengths_B1), past + 1, mask)
+
+    def attend(self, memory: Tensor, qkv_N3HD: Tensor) -> Tensor:
+        """Of a layer, whose part of the cache `memory` is, (2, B, H, S, D): the part of these ids
+        of what `Reading.attend` gives, (N, H, D)."""
+        qkv_BT3HD = qkv_N3HD[self.line].unflatten(0, (-1, self.new))
+        memory.permute(1, 3, 0, 2, 4)[self.places] = qkv_BT3HD[:, :, 1:]
+        k_BHSD, v_BHSD = memory[:, self.rows, :, : self.end]
+        q_BHTD = qkv_BT3HD[:, :, 0].transpose(1, 2)
+        y_BHTD = attend(q_BHTD, k_BHSD, v_BHSD, self.mask, dropout=0.0)
+        return y_BHTD.transpose(1, 2).flatten(0, 1)
 
 
 class Attention(nn.Module):
@@ -103,12 +226,15 @@ class Attention(nn.Module):
         self,
         x_BTE: Tensor,
         mask: Tensor | None,
-        cache: KeyValueCache | None,
+        reading: Reading | None,
         ends_B: Tensor | None,
         bounds_N: Tensor | None,
     ) -> Tensor:
         """Mix in what the other positions of the row hold; arguments as of `Block.forward`."""
         B, T, E = x_BTE.shape
+        if reading is not None:
+            y_N1E = reading.attend(self.layer, self.c_attn(x_BTE))
+            return self.resid_dropout(self.c_proj(y_N1E))
         if bounds_N is not None:
             from torch.nn.attention.varlen import varlen_attn  # slow to import
 
@@ -126,11 +252,8 @@ class Attention(nn.Module):
         q_BHTD, k_BHSD, v_BHSD = (
             part.view(B, -1, self.n_head, E // self.n_head).transpose(1, 2) for part in qkv
         )
-        dtype = q_BHTD.dtype
-        if cache is not None:
-            k_BHSD, v_BHSD = cache.extend(self.layer, k_BHSD, v_BHSD)
         dropout = self.dropout if self.training else 0.0
-        y_BHTD = attend(q_BHTD.to(k_BHSD.dtype), k_BHSD, v_BHSD, mask, dropout).to(dtype)
+        y_BHTD = attend(q_BHTD, k_BHSD, v_BHSD, mask, dropout)
         return self.resid_dropout(self.c_proj(y_BHTD.transpose(1, 2).reshape(B, -1, E)))
 
 
@@ -149,9 +272,12 @@ def attend(
     packed rows in 16 bits and for a single position, both on a CPU (docs/log.md).
     """
     on_cpu, several = q_BHTD.device.type == "cpu", q_BHTD.shape[2] > 1
-    if on_cpu and mask is None and not several and not dropout:
+    added = mask is None or mask.dtype != torch.bool
+    if on_cpu and added and not several and not dropout:
         q_ND1 = (q_BHTD * q_BHTD.shape[-1] ** -0.5).flatten(0, 1).transpose(1, 2)
         scores_NS1 = torch.bmm(k_BHSD.flatten(0, 1), q_ND1)
+        if mask is not None:
+            scores_NS1 = (scores_NS1.unflatten(0, (len(mask), -1)) + mask.mT).flatten(0, 1)
         weights_N1S = F.softmax(scores_NS1.transpose(1, 2), dim=-1)
         return torch.bmm(weights_N1S, v_BHSD.flatten(0, 1)).view(q_BHTD.shape)
     if on_cpu and mask is not None and several and q_BHTD.dtype != torch.float32:
@@ -193,7 +319,7 @@ class Block(nn.Module):
         self,
         x_BTE: Tensor,
         mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        reading: Reading | None = None,
         ends_B: Tensor | None = None,
         bounds_N: Tensor | None = None,
     ) -> Tensor:
@@ -202,9 +328,10 @@ class Block(nn.Module):
 
         Args:
             mask: added to the attention scores; without it and `bounds_N` attention is causal.
+            reading: instead of both, in generation: what is read, with what was read before.
             bounds_N: where the texts of the batch begin and end, see `GPT.forward`.
         """
-        mixed = self.attn(self.ln_1(x_BTE), mask, cache, ends_B, bounds_N)
+        mixed = self.attn(self.ln_1(x_BTE), mask, reading, ends_B, bounds_N)
         if ends_B is not None:
             x_BTE = at_positions(x_BTE, ends_B)
         x_BTE = x_BTE + mixed
@@ -290,7 +417,7 @@ class GPT(nn.Module):
         ids_BT: Tensor,
         positions_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        reading: Reading | None = None,
         targets_BT: Tensor | None = None,
         bounds_N: Tensor | None = None,
         places_P: Tensor | None = None,
@@ -299,11 +426,10 @@ class GPT(nn.Module):
 
         Args:
             ids_BT: token ids.
-            positions_BT: position of each token in its dialogue; by default 0, 1, 2 … behind what
-                the cache holds.
+            positions_BT: position of each token in its dialogue; by default 0, 1, 2 …
             documents_BT: number of the dialogue each position belongs to, in a packed row;
                 attention stays within it. By default a row is one dialogue.
-            cache: filled and moved on in generation; excludes `documents_BT`.
+            reading: in generation, whose ids `ids_BT` then are; the positions are its too.
             targets_BT: the next ids; the result is then their summed loss, a scalar in nats
                 (see loss.next_token_loss).
             bounds_N: instead of `documents_BT`, for variable-length attention: where each text of
@@ -311,14 +437,14 @@ class GPT(nn.Module):
                 int32. No text goes over the end of its row.
             places_P: only of these positions, counted over those of all rows: (1, P, V).
         """
-        x_BTE = self.embed(ids_BT, positions_BT, cache)
-        mask = None if bounds_N is not None else _attention_mask(x_BTE, documents_BT, cache)
+        x_BTE = self.embed(ids_BT, positions_BT, reading)
+        mask = None if documents_BT is None else _attention_mask(x_BTE, documents_BT)
         for block in self.h:
             # Compiled are whole rows only: in generation each id would be another length.
-            run = block if cache is None else block.forward
-            x_BTE = run(x_BTE, mask, cache, None, bounds_N)
-        if cache is not None:
-            cache.length += ids_BT.shape[1]
+            run = block if reading is None else block.forward
+            x_BTE = run(x_BTE, mask, reading, None, bounds_N)
+        if reading is not None:
+            reading.finish()
         if places_P is not None:
             x_BTE = x_BTE.flatten(0, 1)[None, places_P]
         x_BTE = self.ln_f(x_BTE)
@@ -335,19 +461,17 @@ class GPT(nn.Module):
         return x_BTE
 
     def embed(
-        self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: KeyValueCache | None = None
+        self, ids_BT: Tensor, positions_BT: Tensor | None = None, reading: Reading | None = None
     ) -> Tensor:
         """What the first block is given, (B, T, E); arguments as those of `forward`."""
-        T = ids_BT.shape[1]
-        past = 0 if cache is None else cache.length
-        if positions_BT is None:
-            positions_BT = torch.arange(past, past + T, device=ids_BT.device)
+        ids_BS = ids_BT
+        if reading is not None:
+            ids_BS, positions_BT = reading.windows_NS, reading.positions_N1
+        elif positions_BT is None:
+            positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         x_BTE = self.wte(ids_BT) + self.wpe(positions_BT)
-        if cache is not None:
-            cache.ids_BS[:, past : past + T] = ids_BT
-            ids_BT = cache.ids_BS[:, max(0, past - self.config.ngram_order + 1) : past + T]
         if self.ngrams is not None:
-            x_BTE = x_BTE + self.ngrams(ids_BT, positions_BT)
+            x_BTE = x_BTE + self.ngrams(ids_BS, positions_BT)
         return self.drop(x_BTE)
 
     def parameter_count(self) -> int:
@@ -355,21 +479,17 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters()) - self.wpe.weight.numel()
 
 
-def _attention_mask(
-    x_BTE: Tensor, documents_BT: Tensor | None, cache: KeyValueCache | None
-) -> Tensor | None:
-    """What may be attended to: an additive mask (0 or -inf), or None for plain causal attention.
+def _attention_mask(x_BTE: Tensor, documents_BT: Tensor) -> Tensor:
+    """What may be attended to in packed rows: an additive mask, made once for all layers."""
+    T = x_BTE.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=x_BTE.device).tril()
+    same = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
+    return _additive(causal & same, x_BTE.dtype)
 
-    Made once a forward pass for all layers, in the precision that attention is computed in.
-    """
-    T, device = x_BTE.shape[1], x_BTE.device
-    past, dtype = (0, x_BTE.dtype) if cache is None else (cache.length, cache.dtype)
-    if documents_BT is None and (past == 0 or T == 1):
-        return None
-    allowed = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)
-    if documents_BT is not None:
-        allowed = allowed & (documents_BT[:, None, :, None] == documents_BT[:, None, None, :])
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of 0 and -inf in the precision that attention is computed in."""
+    if torch.is_autocast_enabled(allowed.device.type):
+        dtype = torch.get_autocast_dtype(allowed.device.type)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill_(~allowed, float("-inf"))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smallgpt.config import SamplingConfig
-from smallgpt.model.generate import generate
+from smallgpt.model.generate import Request, generate
 from smallgpt.model.gpt import GPT
 
 _ON_X86 = platform.machine() in ("x86_64", "AMD64")
@@ -68,7 +68,7 @@ def _load_kernels(model: GPT) -> None:
     first real reply need not wait for them."""
     prompt = [0] * (model.config.block_size // 2)
     two = SamplingConfig(temperature=0, max_new_tokens=2)
-    for _ in generate(model, prompt, two, (), (), torch.Generator()):
+    for _ in generate(model, Request(prompt, two, [torch.Generator()])):
         pass
 
 

@@ -54,11 +54,12 @@ def whole_characters(text: str) -> str:
 
 def repeats(text: str, start: int, sampling: SamplingConfig) -> bool:
     """Whether one of the characters from `start` on ends what a reply must not contain."""
-    n, times = sampling.no_repeat_ngram, sampling.max_repeats + 1
+    n, most = sampling.no_repeat_ngram, sampling.max_repeats
     for end in range(start + 1, len(text) + 1):
         if n and n < end and text.find(text[end - n : end], 0, end - 1) >= 0:
             return True
-        for span in range(1, min(LONGEST_SPAN, end // times) + 1 if times > 1 else 0):
-            if text.endswith(text[end - span : end] * times, 0, end):
+        longest = min(LONGEST_SPAN, end // (most + 1)) if most else 0
+        for span in range(1, longest + 1):
+            if text.endswith(text[end - span : end] * (most + 1), 0, end):
                 return True
     return False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from torch.backends import cuda
 
 from smallgpt.config import SamplingConfig
-from smallgpt.model.generate import Reply, generate, generate_rows
+from smallgpt.model.generate import Batch, Reply, Request, generate
 from smallgpt.model.gpt import GPT, KeyValueCache
 from smallgpt.model.repetition import as_characters, draw_unrepeated
 from tests.helpers.models import random_model
@@ -23,6 +25,9 @@ CONTEXT = [5, 9, 4, 1]
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=20)
 
 
+drawn_from = partial(draw_unrepeated, decode=as_characters)
+
+
 def reply(
     model: GPT,
     sampling: SamplingConfig = GREEDY,
@@ -31,8 +36,8 @@ def reply(
     stop: Collection[int] = STOP,
     banned: Collection[int] = BANNED,
 ) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return list(generate(model, context, sampling, stop, banned, generator))
+    generators = [torch.Generator().manual_seed(seed)]
+    return list(generate(model, Request(context, sampling, generators, stop, banned)))
 
 
 def plain_reply(model: GPT, sampling: SamplingConfig, seed: int) -> list[int]:
@@ -46,7 +51,7 @@ def plain_reply(model: GPT, sampling: SamplingConfig, seed: int) -> list[int]:
             if count == 0:
                 logits[list(STOP)] = -math.inf
             said = ids[len(CONTEXT) :]
-            token = draw_unrepeated(logits, said, sampling, generator, as_characters)
+            token = drawn_from(logits, said, sampling, generator)
             if token is None or token in STOP:
                 break
             ids.append(token)
@@ -67,26 +72,112 @@ def test_the_cache_changes_nothing(sampling: SamplingConfig, seed: int) -> None:
     assert reply(model, sampling, seed=seed) == plain_reply(model, sampling, seed)
 
 
-@given(st.integers(0, 99), st.integers(2, 5), st.sampled_from([1, 4]))
-@settings(max_examples=10)
-def test_a_row_is_drawn_in_company_as_it_is_alone(seed: int, rows: int, ngram_order: int) -> None:
-    """And its log-probability is that of a pass over all of it."""
-    # The head is not tied, so that rows end at different times.
-    model = random_model(seed, tied=False, ngram_order=ngram_order, ngram_rows=97, ngram_embd=8)
-    sampling = SamplingConfig(temperature=0.8, top_p=0.95, repetition_penalty=1.2)
-    replies = [Reply(torch.Generator().manual_seed(row)) for row in range(rows)]
-    cache = KeyValueCache(model.config, model.wte.weight)
-    for _ in generate_rows(model, CONTEXT, sampling, STOP, BANNED, replies, cache):
-        pass
-    for row, drawn in enumerate(replies):
-        assert drawn.ids == reply(model, sampling, seed=row)
-        with torch.no_grad():
-            log_p_TV = model(torch.tensor([CONTEXT + drawn.ids]))[0].log_softmax(-1)
-        log_p_T = log_p_TV[len(CONTEXT) - 1 : -1].gather(1, torch.tensor(drawn.ids)[:, None])
-        assert drawn.log_probability == pytest.approx(log_p_T.sum().item(), rel=1e-4)
-    # The cache of one row has read the context, and goes on to be one of one row.
-    alone = generate(model, CONTEXT, GREEDY, STOP, BANNED, torch.Generator(), cache)
-    assert cache.length == len(CONTEXT) and list(alone) == reply(model)
+@st.composite
+def samplings(drawn: st.DrawFn) -> SamplingConfig:
+    return SamplingConfig(
+        temperature=drawn(st.sampled_from([0.0, 0.7, 1.5])),
+        top_p=drawn(st.sampled_from([0.9, 1.0])),
+        top_k=drawn(st.sampled_from([0, 5])),
+        repetition_penalty=drawn(st.sampled_from([1.0, 1.3])),
+        max_new_tokens=drawn(st.integers(1, 12)),
+    )
+
+
+@dataclass
+class Visit:
+    """A request: the step before which it joins, where a row is free, and the one before which it
+    leaves, if it has not ended; how many replies it wants."""
+
+    joins: int
+    stays: int
+    wanted: int
+    seed: int
+    context: list[int]
+    sampling: SamplingConfig
+
+    def request(self) -> Request:
+        generators = [torch.Generator().manual_seed(self.seed + n) for n in range(self.wanted)]
+        return Request(
+            self.context, self.sampling, generators, STOP, BANNED, log_probabilities=True
+        )
+
+
+contexts = st.lists(st.integers(0, 24), min_size=1, max_size=28)
+visits = st.builds(
+    Visit,
+    st.integers(0, 8),
+    st.one_of(st.just(99), st.integers(0, 9)),
+    st.integers(1, 3),
+    st.integers(0, 99),
+    # Often one begins as another does, so that what a row has read is used again.
+    st.builds(lambda cut, rest: (CONTEXT * 3)[:cut] + rest[:16], st.integers(0, 12), contexts),
+    samplings(),
+)
+# Their heads are not tied, so that replies end at different times.
+MODELS = [
+    random_model(1, tied=False),
+    random_model(2, tied=False, ngram_order=4, ngram_rows=97, ngram_embd=8),
+]
+
+
+@given(
+    st.sampled_from(MODELS),
+    st.lists(visits, min_size=1, max_size=6),
+    st.integers(3, 5),
+    st.integers(1, 20),
+)
+@settings(max_examples=60)
+def test_a_reply_is_drawn_in_company_as_it_is_alone(
+    model: GPT, visits: list[Visit], rows: int, chunk: int
+) -> None:
+    """To the id, and ended for the reason it should; its log-probability is that of a pass over all
+    of it."""
+    batch = Batch(model, KeyValueCache(model.config, model.wte.weight, rows), chunk)
+    said = dict[Reply, list[int]]()
+    present = list[tuple[int, Visit, Request]]()
+    complete = list[tuple[Visit, int, Reply]]()
+    waiting, step = sorted(visits, key=lambda visit: visit.joins), 0
+    while waiting or batch.replying:
+        for leaves, _, request in present:
+            if leaves == step:
+                batch.leave(request)
+        while waiting and waiting[0].joins <= step and waiting[0].wanted <= batch.free:
+            visit = waiting.pop(0)
+            present.append((step + visit.stays, visit, visit.request()))
+            replies = batch.join(present[-1][2])
+            said |= {reply: [] for reply in replies}
+            if visit.stays == 99:
+                complete += [(visit, number, reply) for number, reply in enumerate(replies)]
+        for reply, token in batch.step():
+            assert (token is None) == (reply.ended == "stop")
+            if token is not None:
+                said[reply].append(token)
+                assert said[reply] == reply.ids
+        step += 1
+    assert batch.free == rows
+    for visit, number, reply in complete:
+        check(model, visit, number, reply)
+
+
+def check(model: GPT, visit: Visit, number: int, reply: Reply) -> None:
+    """From one pass over context and reply: each id is the one drawn behind those before it."""
+    with torch.no_grad():
+        logits_TV = model(torch.tensor([[*visit.context, *reply.ids]]))[0, len(visit.context) - 1 :]
+    generator = torch.Generator().manual_seed(visit.seed + number)
+    log_probability = 0.0
+    for at, token in enumerate(reply.ids):
+        log_probability += logits_TV[at].log_softmax(-1)[token].item()
+        allowed = logits_TV[at].double()
+        allowed[[*BANNED, *(STOP if at == 0 else ())]] = -math.inf
+        assert drawn_from(allowed, reply.ids[:at], visit.sampling, generator) == token
+        assert token not in STOP
+    assert reply.log_probability == pytest.approx(log_probability, rel=1e-4, abs=1e-4)
+    most = min(visit.sampling.max_new_tokens, model.config.block_size - len(visit.context))
+    assert reply.ended == ("length" if len(reply.ids) == most else "stop")
+    if reply.ended == "stop":
+        allowed = logits_TV[-1].double()
+        allowed[list(BANNED)] = -math.inf
+        assert drawn_from(allowed, reply.ids, visit.sampling, generator) in (*STOP, None)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -118,7 +209,7 @@ def test_cudnns_attention_is_off_while_ids_are_computed_and_then_as_before(befor
     model.register_forward_pre_hook(lambda *_: seen.append(cuda.cudnn_sdp_enabled()))
     try:
         cuda.enable_cudnn_sdp(before)
-        for _ in generate(model, CONTEXT, GREEDY, STOP, BANNED, torch.Generator()):
+        for _ in generate(model, Request(CONTEXT, GREEDY, [torch.Generator()])):
             assert cuda.cudnn_sdp_enabled() == before  # also where a reply is left unfinished
         assert set(seen) == {False}
         model.register_forward_pre_hook(lambda *_: 1 / 0)

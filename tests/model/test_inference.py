@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import smallgpt
 from smallgpt import runtime
@@ -17,7 +17,8 @@ from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import huggingface
 from smallgpt.config import SamplingConfig
 from smallgpt.model import inference
-from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model.generate import Request
+from smallgpt.model.gpt import GPT, KeyValueCache, Reading
 from smallgpt.model.inference import Int8Linear, PackedLinear, load_inference_weights
 from smallgpt.runtime import Precision, choose_precision
 from smallgpt.utils import background
@@ -92,12 +93,17 @@ def test_logits_are_those_of_the_weights_in_float32(
     for name, layer in ours.named_modules():
         if isinstance(layer, Int8Linear):
             model.state_dict()[f"{name}.weight"].copy_(layer.weight)
+    cache = KeyValueCache(model.config, ours.wte.weight)
+
+    def read(ids: Tensor) -> Tensor:
+        reading = Reading(cache, [0], ids.tolist())
+        return ours(reading.ids_N1, reading=reading)[:, 0].float()
+
     with torch.no_grad():
         expected = model(IDS)[0]
-        cache = KeyValueCache(model.config, ours.wte.weight)
-        parts = [ours(part, cache=cache)[0].float() for part in IDS.split([3, 2, 1], dim=1)]
-        assert cache.keep_prefix([*IDS[0, :4].tolist(), 0]) == 4
-        parts.append(ours(IDS[:, 4:], cache=cache)[0].float())
+        parts = [read(part) for part in IDS.split([3, 2, 1], dim=1)]
+        assert cache.keep_prefix(0, [*IDS[0, :4].tolist(), 0]) == 4
+        parts.append(read(IDS[:, 4:]))
     tolerance = 1e-4 if how == "float32" else 0.03 * expected.std().item() + 0.05
     assert (torch.cat(parts) - torch.cat([expected, expected[4:]])).abs().max() < tolerance
 
@@ -108,9 +114,9 @@ def test_a_gpu_has_read_a_prompt_and_said_something_before_the_first_reply(
     """Then its kernels are loaded. (`meta` stands for the GPU, and computes nothing.)"""
     said = list[tuple[int, int]]()
 
-    def generate(model: GPT, context: list[int], sampling: SamplingConfig, *_: object) -> list[int]:
+    def generate(model: GPT, request: Request) -> list[int]:
         assert model.wte.weight.device.type == "meta"
-        said.append((len(context), sampling.max_new_tokens))
+        said.append((len(request.context), request.sampling.max_new_tokens))
         return []
 
     monkeypatch.setattr(inference, "generate", generate)

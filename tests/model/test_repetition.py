@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallgpt.config import SamplingConfig
-from smallgpt.model.generate import Reply, generate, generate_rows
+from smallgpt.model.generate import Request, generate
 from smallgpt.model.repetition import Decode, as_characters, draw_unrepeated, repeats
 from tests.helpers.models import random_model
 
@@ -69,7 +69,7 @@ def test_no_reply_repeats_itself(decode: Decode, temperature: float, n: int, mos
         if seed < 3:
             model.wpe.weight.data.zero_()  # this makes it repeat itself
         free, ruled = (
-            list(generate(model, [5, 9], rules, (1, 2), (0,), generator(seed), None, decode))
+            list(generate(model, Request([5, 9], rules, [generator(seed)], (1, 2), (0,), decode)))
             for rules in (free_rules, sampling)
         )
         good = 0
@@ -98,12 +98,8 @@ def test_another_id_is_drawn_from_what_is_left() -> None:
 def test_a_reply_ends_where_everything_would_repeat_it(temperature: float) -> None:
     model, sampling = random_model(), SamplingConfig(temperature=temperature, no_repeat_ngram=1)
     banned = [0, 1, 2, *range(7, model.config.vocab_size)]
-    ids = list(generate(model, [5], sampling, (), banned, generator(0)))
+    ids = list(generate(model, Request([5], sampling, [generator(0)], (), banned)))
     assert sorted(ids) == [3, 4, 5, 6]
-    rows = [Reply(generator(seed)) for seed in range(3)]
-    for _ in generate_rows(model, [5], sampling, (), banned, rows):
-        pass
-    assert [sorted(row.ids) for row in rows] == [[3, 4, 5, 6]] * 3
 
 
 def test_a_character_is_counted_when_its_last_byte_has_come() -> None:
