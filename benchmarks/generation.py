@@ -127,7 +127,7 @@ class Ours:
 
     def _times(self, context: int, characters: int, rows: int = 1) -> list[float]:
         """When so many replies began, and when all of them had another character."""
-        sampling = SamplingConfig(temperature=0, max_new_tokens=characters)
+        sampling = SamplingConfig(temperature=0, max_new_tokens=characters, max_repeats=0)
         cache = KeyValueCache(self.model.config, self.model.wte.weight, rows)
         batch = Batch(self.model, cache, chunk=rows * context)
         prompts = torch.randint(self.vocab_size, (rows, context)).tolist()

@@ -95,6 +95,11 @@ class SamplingConfig:
     """Draw from the most likely tokens that together reach this probability; 1 is off."""
     repetition_penalty: float = _sampling(1.0, ge=0.001, le=1000)
     """Above 1 makes tokens already in the reply less likely (CTRL, arXiv:1909.05858)."""
+    no_repeat_ngram: int = _sampling(0, ge=0)
+    """So many characters in a row may not come twice in a reply; 0 is off."""
+    max_repeats: int = _sampling(3, ge=0)
+    """A span of 1 to 16 characters may stand at most so many times in a row in a reply, such as
+    哈哈哈; 0 is off."""
     max_new_tokens: int = _sampling(100, ge=1)
     """Longest reply, in tokens: characters, or with tokenizer: subwords pieces of up to 4."""
     best_of: int = _sampling(1, ge=1, le=64)

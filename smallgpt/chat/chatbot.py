@@ -209,8 +209,8 @@ class Chatbot:
         )
         several = drawn.best_of > 1 and drawn.temperature > 0  # at 0 all would be the same
         generators = generators_from(generator, drawn.best_of) if several else [generator]
-        stop = {SEP, PAD}
-        return Request(context, drawn, generators, stop, self._banned, several), left_out
+        stop, decode = {SEP, PAD}, self.tokenizer.decode
+        return Request(context, drawn, generators, stop, self._banned, decode, several), left_out
 
 
 def _check_texts(messages: Any) -> None:

@@ -123,7 +123,7 @@ class Int4Linear(nn.Module):
 
 
 def in_8_bits(x: Tensor) -> Tensor:
-    """Rounded to 127 steps on either side of 0; 64 neighbours, (…, in), share the size of a step."""
+    """Rounded to 127 steps on either side of 0; 64 neighbours of (…, in) share the size of a step."""
     width = x.shape[-1]
     groups = F.pad(x.float(), (0, -width % ALIGNED)).unflatten(-1, (-1, ALIGNED))
     step = groups.abs().amax(-1, keepdim=True) / 127

@@ -55,7 +55,7 @@ def draw_from_nucleus(
             return place
         likelier = logits > logits[place]
         likelier[:place] |= logits[:place] == logits[place]  # of equals the first
-        likelier_ones = probabilities * likelier
-        if likelier_ones.sum() < top_p:
+        theirs = probabilities * likelier
+        if theirs.sum() < top_p:
             return place
-        probabilities = likelier_ones
+        probabilities = theirs
