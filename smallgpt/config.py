@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from smallgpt.utils.errors import UserError
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 Pooling = Literal["last", "last_mean"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 POOLINGS: tuple[str, ...] = get_args(Pooling)
@@ -134,8 +134,8 @@ class Config(ModelConfig, SamplingConfig):
     device: str = _hardware("auto", used_by=_ANY)
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: Dtype = _hardware("auto", used_by=_ANY)
-    """What matrix products are computed in. float16 needs a GPU; int8 is for chat only, and not on
-    an NVIDIA GPU: half the memory of bfloat16, and the fastest on a CPU."""
+    """What matrix products are computed in. float16 needs a GPU. int8 and int4 are for chat on a
+    CPU: the layers take a half and a quarter of bfloat16's memory, and a reply comes sooner."""
     compile: bool = _hardware(False)
     """torch.compile the layers, for training and validation."""
     attention: Literal["auto", "mask", "varlen"] = _hardware(

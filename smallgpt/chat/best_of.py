@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from smallgpt.model.cache import KeyValueCache
 from smallgpt.model.generate import Batch, Reply, Request
-from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model.gpt import GPT
 from smallgpt.model.scoring import log_probabilities
 from smallgpt.tokenizer.characters import SEP
 

@@ -1,4 +1,4 @@
-"""Many talks with a model side by side: each goes as it does alone, all in a fraction of the time."""
+"""Many talks with a model side by side: each as it goes alone, all in a fraction of the time."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
@@ -6,8 +6,8 @@ import torch
 
 from smallgpt.chat.best_of import best
 from smallgpt.chat.chatbot import Chatbot, text_chunks
+from smallgpt.model.cache import KeyValueCache
 from smallgpt.model.generate import Batch, Reply, Request
-from smallgpt.model.gpt import KeyValueCache
 
 ROWS = 32
 """Replies drawn side by side (docs/log.md)."""
@@ -43,7 +43,7 @@ def converse(bot: Chatbot, talks: Iterable[tuple[Talk, int]]) -> Iterator[None]:
         waiting[request] = talk, seed, batch.join(request)
 
     while True:
-        while batch.free >= best_of and (begun := next(talks, None)):
+        while (len(waiting) + 1) * best_of <= len(cache.ids) and (begun := next(talks, None)):
             go_on(*begun)
         if not batch.replying:
             return

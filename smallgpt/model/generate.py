@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from smallgpt.config import SamplingConfig
-from smallgpt.model.gpt import GPT, KeyValueCache, Reading
+from smallgpt.model.cache import KeyValueCache, Reading
+from smallgpt.model.gpt import GPT
 from smallgpt.model.repetition import Decode, as_characters, draw_unrepeated
 
 CHUNK = 64
@@ -217,7 +218,7 @@ def read(
     """
     reading = Reading(cache, rows, new)
     with without_cudnn_attention():
-        logits = model(reading.ids_N1, reading=reading, places_P=reading.ends_P)
+        logits = model(reading.ids_N1, reading=reading, places_P=reading.ends())
     return logits.view(len(rows), -1).float().cpu()
 
 

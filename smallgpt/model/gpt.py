@@ -7,207 +7,24 @@ Shapes, used as suffixes of names:
     B  rows of a batch          E  width (n_embd)         V  vocabulary
     T  new positions of a row   H  heads                  D  width of a head, E / H
     S  positions attended to: T, and in generation those in the cache before them
-    N  texts packed into the rows of a batch; in generation, new ids
+    N  texts packed into the rows of a batch; in generation new ids
     P  positions of the batch that logits are wanted of
 """
 
-import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smallgpt.config import ModelConfig
+from smallgpt.model.attention import additive, attend
+from smallgpt.model.cache import Reading
 from smallgpt.model.loss import next_token_loss
 
-
-class KeyValueCache:
-    """Keys and values of the ids that rows have read so far; each row is a text of its own.
-
-    Args:
-        config: the model's shape.
-        weight: one of the model's, for the device and the type.
-        rows: B, how many texts there is room for.
-        positions: S, which memory is taken for at once; `reserve` takes more.
-    """
-
-    memory: Tensor
-    """(layers, 2, B, H, S, D), on a CPU in float32. What is behind a row's ids is void, but finite:
-    it is multiplied by 0."""
-
-    def __init__(
-        self, config: ModelConfig, weight: Tensor, rows: int = 1, positions: int = 0
-    ) -> None:
-        # A CPU is quicker at attention in float32, in which it need not copy keys and values.
-        on_cpu = weight.device.type == "cpu"
-        dtype = torch.promote_types(weight.dtype, torch.float32) if on_cpu else weight.dtype
-        self.most = config.block_size
-        """How many ids a row can have."""
-        self.earlier = config.ngram_order - 1
-        """How many ids before a new one its embedding needs."""
-        self.ids: list[list[int]] = [[] for _ in range(rows)]
-        """What each row has read."""
-        width = config.n_embd // config.n_head
-        shape = (config.n_layer, 2, rows, config.n_head, positions, width)
-        self._hold(torch.zeros(shape, device=weight.device, dtype=dtype))
-
-    @property
-    def lengths(self) -> list[int]:
-        """How many ids each row has read."""
-        return [len(ids) for ids in self.ids]
-
-    @torch.inference_mode(False)  # or nothing outside of it could write there
-    def reserve(self, positions: int) -> None:
-        """Take memory for so many positions of each row, where there is less.
-
-        It is at least doubled, so that a talk which grows is not copied at every turn.
-        """
-        *shape, before, width = self.memory.shape
-        if positions > before:
-            positions = max(positions, min(2 * before, self.most))
-            larger = self.memory.new_zeros(*shape, positions, width)
-            end = max(self.lengths)
-            larger[..., :end, :] = self.memory[..., :end, :]
-            self._hold(larger)
-
-    def common_prefix(self, row: int, ids: Sequence[int]) -> int:
-        """How many of these ids the row begins with."""
-        pairs = zip(self.ids[row], ids, strict=False)
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-    def keep_prefix(self, row: int, ids: Sequence[int]) -> int:
-        """Forget what follows the longest common prefix of a row and `ids`; its length."""
-        same = self.common_prefix(row, ids)
-        del self.ids[row][same:]
-        return same
-
-    def copy(self, row: int, other: "KeyValueCache", other_row: int, length: int) -> None:
-        """Let a row have read the first `length` ids of a row of `other`, which may be this."""
-        self.reserve(length)
-        self.memory[:, :, row, :, :length] = other.memory[:, :, other_row, :, :length]
-        self.ids[row] = other.ids[other_row][:length]
-
-    def append(self, rows: Sequence[int], new: Sequence[Sequence[int]]) -> None:
-        """Let rows have read new ids, whose keys and values are in `memory` by now."""
-        for row, ids in zip(rows, new, strict=True):
-            self.ids[row] += ids
-
-    def _hold(self, memory: Tensor) -> None:
-        self.memory = memory
-        self.keys_values = [tuple(layer) for layer in memory]
-
-
-class Reading:
-    """New ids of some rows of a cache, for one forward pass: (N, 1), as if each were a row.
-
-    What concerns a position alone is computed for all N together. Attention is computed by groups:
-    all rows with one new id are a group, and all with equally many behind equally many.
-
-    Args:
-        rows: of the cache, in any order, each once.
-        new: the ids of each row, at least one.
-    """
-
-    def __init__(
-        self, cache: KeyValueCache, rows: Sequence[int], new: Sequence[Sequence[int]]
-    ) -> None:
-        self.cache, self._rows, self._new = cache, rows, new
-        lengths = [len(cache.ids[row]) for row in rows]
-        cache.reserve(max(map(sum, zip(lengths, map(len, new), strict=True))))
-        together = dict[tuple[int, int], list[int]]()
-        for number in sorted(range(len(rows)), key=rows.__getitem__):
-            T = len(new[number])
-            together.setdefault((T, lengths[number] if T > 1 else 0), []).append(number)
-        ids, positions, windows, ends = list[int](), list[int](), list[list[int]](), [0] * len(rows)
-        self._groups = list[_Group]()
-        for numbers in together.values():
-            begin = len(ids)
-            for number in numbers:
-                past, T = lengths[number], len(new[number])
-                ids += new[number]
-                positions += range(past, past + T)
-                ends[number] = len(ids) - 1
-                if before := cache.earlier:
-                    near = [*[0] * before, *cache.ids[rows[number]][-before:], *new[number]]
-                    first = len(near) - T - before
-                    windows += [near[at : at + before + 1] for at in range(first, first + T)]
-            line = slice(begin, len(ids))
-            chosen, behind = ([each[number] for number in numbers] for each in (rows, lengths))
-            self._groups.append(_Group.of(cache, line, chosen, behind))
-        device = cache.memory.device
-        self.ids_N1, self.positions_N1 = torch.tensor((ids, positions), device=device)[..., None]
-        self.windows_NS = torch.tensor(windows, device=device) if windows else self.ids_N1
-        """Each id behind as many as its embedding needs; zeros before the beginning."""
-        in_order = ends == list(range(len(ids)))
-        self.ends_P = None if in_order else torch.tensor(ends, device=device)
-        """Where the last id of each row is; None where each has one, in this order."""
-
-    def attend(self, layer: int, qkv_N1E: Tensor) -> Tensor:
-        """Append one layer's new keys and values; what queries find there, (N, 1, E).
-
-        Args:
-            qkv_N1E: queries, keys and values of the new ids, (N, 1, 3 * E).
-        """
-        memory = self.cache.memory[layer]
-        qkv_N3HD = qkv_N1E.to(memory.dtype).view(len(qkv_N1E), 3, memory.shape[2], -1)
-        parts = [group.attend(memory, qkv_N3HD) for group in self._groups]
-        y_NHD = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return y_NHD.reshape(len(y_NHD), 1, -1).to(qkv_N1E.dtype)
-
-    def finish(self) -> None:
-        """Let the rows have read the ids, when the model has run all its layers."""
-        self.cache.append(self._rows, self._new)
-
-
-@dataclass
-class _Group:
-    """Rows of a reading that attention is computed for together, with equally many new ids each.
-
-    line: where these ids are among all N, row after row.
-    new: T, ids of each row.
-    rows: of the cache.
-    places: rows and positions where keys and values are written, (B, T, …).
-    end: S, the positions attended to.
-    mask: as of `attend`.
-    """
-
-    line: slice
-    new: int
-    rows: slice | Tensor
-    places: tuple[slice | Tensor, slice | Tensor]
-    end: int
-    mask: Tensor | None
-
-    @staticmethod
-    def of(cache: KeyValueCache, line: slice, rows: list[int], lengths: list[int]) -> "_Group":
-        """Of rows in rising order, which have read so many ids."""
-        T, past, memory = (line.stop - line.start) // len(rows), max(lengths), cache.memory
-        adjacent = rows[-1] - rows[0] + 1 == len(rows)  # then keys and values are not copied
-        device, mask = memory.device, None
-        chosen = slice(rows[0], rows[-1] + 1) if adjacent else torch.tensor(rows, device=device)
-        if min(lengths) == past:
-            if past and T > 1:
-                allowed = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)
-                mask = _additive(allowed, memory.dtype)
-            return _Group(line, T, chosen, (chosen, slice(past, past + T)), past + T, mask)
-        rows_B1, lengths_B1 = torch.tensor((rows, lengths), device=device)[..., None]
-        allowed_BS = torch.arange(past + 1, device=device) <= lengths_B1
-        mask = _additive(allowed_BS[:, None, None], memory.dtype)
-        return _Group(line, T, chosen, (rows_B1, lengths_B1), past + 1, mask)
-
-    def attend(self, memory: Tensor, qkv_N3HD: Tensor) -> Tensor:
-        """Of a layer, whose part of the cache `memory` is, (2, B, H, S, D): the part of these ids
-        of what `Reading.attend` gives, (N, H, D)."""
-        qkv_BT3HD = qkv_N3HD[self.line].unflatten(0, (-1, self.new))
-        memory.permute(1, 3, 0, 2, 4)[self.places] = qkv_BT3HD[:, :, 1:]
-        k_BHSD, v_BHSD = memory[:, self.rows, :, : self.end]
-        q_BHTD = qkv_BT3HD[:, :, 0].transpose(1, 2)
-        y_BHTD = attend(q_BHTD, k_BHSD, v_BHSD, self.mask, dropout=0.0)
-        return y_BHTD.transpose(1, 2).flatten(0, 1)
+if TYPE_CHECKING:
+    from smallgpt.model.native import NativeForward
 
 
 class Attention(nn.Module):
@@ -261,32 +78,6 @@ def at_positions(x_BTE: Tensor, positions_B: Tensor) -> Tensor:
     """One position of each row, (B, 1, E)."""
     # Not take_along_dim, for which a compiled model must know each size for certain.
     return x_BTE.gather(1, positions_B[:, None, None].expand(-1, 1, x_BTE.shape[2]))
-
-
-def attend(
-    q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask: Tensor | None, dropout: float
-) -> Tensor:
-    """softmax(q kᵀ / sqrt(D) + mask) v, shape (B, H, T, D); without a mask, causal.
-
-    This is `scaled_dot_product_attention`, written out where that is several times as fast: for
-    packed rows in 16 bits and for a single position, both on a CPU (docs/log.md).
-    """
-    on_cpu, several = q_BHTD.device.type == "cpu", q_BHTD.shape[2] > 1
-    added = mask is None or mask.dtype != torch.bool
-    if on_cpu and added and not several and not dropout:
-        q_ND1 = (q_BHTD * q_BHTD.shape[-1] ** -0.5).flatten(0, 1).transpose(1, 2)
-        scores_NS1 = torch.bmm(k_BHSD.flatten(0, 1), q_ND1)
-        if mask is not None:
-            scores_NS1 = (scores_NS1.unflatten(0, (len(mask), -1)) + mask.mT).flatten(0, 1)
-        weights_N1S = F.softmax(scores_NS1.transpose(1, 2), dim=-1)
-        return torch.bmm(weights_N1S, v_BHSD.flatten(0, 1)).view(q_BHTD.shape)
-    if on_cpu and mask is not None and several and q_BHTD.dtype != torch.float32:
-        scores_BHTS = (q_BHTD * q_BHTD.shape[-1] ** -0.5) @ k_BHSD.transpose(-1, -2)
-        weights_BHTS = F.softmax(scores_BHTS.add_(mask), dim=-1)
-        return F.dropout(weights_BHTS, dropout) @ v_BHSD
-    # A branch, as a compiler that takes the length as unknown must know this for certain.
-    causal = True if mask is None and several else False  # noqa: SIM210
-    return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, mask, dropout, causal)
 
 
 class FeedForward(nn.Module):
@@ -390,6 +181,9 @@ class GPT(nn.Module):
     Initialisation: normal(0, 0.02), projections into the residual stream 0.02 / sqrt(2 n_layer).
     """
 
+    native: "NativeForward | None" = None
+    """Computes the layers of a reading in C, where generation is on a CPU that has it."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -437,6 +231,8 @@ class GPT(nn.Module):
                 int32. No text goes over the end of its row.
             places_P: only of these positions, counted over those of all rows: (1, P, V).
         """
+        if reading is not None and self.native is not None:
+            return self.native.logits(reading, places_P)[None]
         x_BTE = self.embed(ids_BT, positions_BT, reading)
         mask = None if documents_BT is None else _attention_mask(x_BTE, documents_BT)
         for block in self.h:
@@ -484,12 +280,4 @@ def _attention_mask(x_BTE: Tensor, documents_BT: Tensor) -> Tensor:
     T = x_BTE.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool, device=x_BTE.device).tril()
     same = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
-    return _additive(causal & same, x_BTE.dtype)
-
-
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask of 0 and -inf in the precision that attention is computed in."""
-    if torch.is_autocast_enabled(allowed.device.type):
-        dtype = torch.get_autocast_dtype(allowed.device.type)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill_(~allowed, float("-inf"))
+    return additive(causal & same, x_BTE.dtype)

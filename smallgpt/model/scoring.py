@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from smallgpt.model.cache import KeyValueCache, Reading
 from smallgpt.model.generate import without_cudnn_attention
-from smallgpt.model.gpt import GPT, KeyValueCache, Reading
+from smallgpt.model.gpt import GPT
 
 POSITIONS = 2048
 """Of a batch of replies with their contexts, at most, unless one alone has more."""
@@ -30,7 +31,7 @@ def log_probabilities(
     read = KeyValueCache(model.config, model.wte.weight)
     with without_cudnn_attention():
         reading = Reading(read, [0], [context])
-        log_p_1V = _log_softmax(model(reading.ids_N1, reading=reading, places_P=reading.ends_P))
+        log_p_1V = _log_softmax(model(reading.ids_N1, reading=reading, places_P=reading.ends()))
         log_p_V = log_p_1V.flatten()
         first_ids = torch.tensor([reply[0] for reply in replies], device=device, dtype=torch.long)
         log_p_N = log_p_V[first_ids]

@@ -17,7 +17,8 @@ from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import checkpoint
 from smallgpt.checkpoints.checkpoint import load, save
 from smallgpt.config import Config, ModelConfig
-from smallgpt.model.gpt import GPT, Reading
+from smallgpt.model.cache import Reading
+from smallgpt.model.gpt import GPT
 from smallgpt.tokenizer.characters import SEP, Tokenizer
 
 CHARACTERS = "你我好吗的是早上晚安天气不错呀，。？！ ab<pad>se1é"

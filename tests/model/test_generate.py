@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch.backends import cuda
 
 from smallgpt.config import SamplingConfig
+from smallgpt.model.cache import KeyValueCache
 from smallgpt.model.generate import Batch, Reply, Request, generate
-from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model.gpt import GPT
 from smallgpt.model.repetition import as_characters, draw_unrepeated
 from tests.helpers.models import random_model
 

@@ -18,7 +18,8 @@ from smallgpt.config import Config, ModelConfig
 from smallgpt.config_file import load_config
 from smallgpt.data.corpus import Corpus
 from smallgpt.data.packing import Batch, PackedRows
-from smallgpt.model.gpt import GPT, KeyValueCache, Reading
+from smallgpt.model.cache import KeyValueCache, Reading
+from smallgpt.model.gpt import GPT
 from smallgpt.model.parameters import parameter_groups
 from smallgpt.tokenizer.characters import PAD, SEP, Tokenizer
 from tests.helpers.commands import refusal
