@@ -104,7 +104,9 @@ class Ours:
         matrices = [w for name, w in weights.items() if name.startswith("h.") and w.dim() == 2]
         layers, head = sum(m.numel() for m in matrices), weights["wte.weight"].numel()
         width = precision.dtype.itemsize
-        self._bytes = layers * (precision.bits / 8 if precision.bits else width) + head * width
+        self._bytes = layers * width + head * width
+        if precision.bits:  # in C the head is in 8 bits too
+            self._bytes = layers * precision.bits // 8 + head * (1 if self.model.native else width)
 
     def threads(self) -> int:
         """The number that it computes with."""

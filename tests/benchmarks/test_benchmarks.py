@@ -260,7 +260,7 @@ def test_the_generation_benchmark_compares_every_case(
         plain["seconds_a_character"] / ours["seconds_a_character"], rel=0.01
     )
     layers, head = 2 * 12 * 64 * 64, 200 * 64
-    assert ours["weight_bytes"] == layers + 2 * head
+    assert ours["weight_bytes"] == layers + head
     assert ours["share_of_bandwidth_limit"] == pytest.approx(
         ours["weight_bytes"] / 1e10 / ours["seconds_a_character"], rel=0.01
     )
@@ -270,6 +270,51 @@ def test_the_generation_benchmark_compares_every_case(
         / (startup["import_torch_seconds"] + startup["read_weights_seconds"]),
         rel=0.01,
     )
+
+
+def test_the_comparison_with_llama_cpp_has_a_line_for_each_of_both(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Twice:
+        """Takes two seconds for everything, and a second more for a row."""
+
+        def __init__(
+            self, path: Path, vocab_size: int, context: int, threads: int, rows: int
+        ) -> None:
+            assert path.stat().st_size and (vocab_size, context) == (200, 256)
+            self.rows = rows
+
+        def seconds_a_character(self, context: int, rows: int, characters: int) -> float:
+            assert rows == self.rows
+            return 2.0 + rows
+
+        def seconds_to_first(self, prompt: int) -> float:
+            return 2.0
+
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1")
+    monkeypatch.setattr(generation, "ROWS", (1, 3))
+    monkeypatch.setattr(generation, "QUANTIZATIONS", {"int4": "q4_0"})
+    monkeypatch.setattr(generation, "Contestant", InThisProcess)
+    monkeypatch.setattr(generation, "LlamaCpp", Twice)
+    generation.main(quick=True, rounds=1, peer="llama.cpp")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    ours, theirs = lines[::2], lines[1::2]
+    assert [(line.get("context"), line.get("rows")) for line in ours] == [
+        (20, 1),
+        (250, 1),
+        (20, 3),
+        (None, None),
+    ]
+    assert [line.get("ms_per_character") for line in theirs] == [3000, 3000, 5000, None]
+    assert theirs[-1]["ms_to_first_character"] == 2000
+    assert {(line["who"], line["dtype"]) for line in lines} == {
+        ("ours", "int4"),
+        ("llama.cpp", "q4_0"),
+    }
+    for our, their in zip(ours[:3], theirs, strict=False):
+        assert our["times_as_fast"] == pytest.approx(
+            their["ms_per_character"] / our["ms_per_character"], rel=0.01
+        )
 
 
 @pytest.mark.parametrize(
