@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import urllib.request
@@ -149,6 +150,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 # ids
 
+
+@functools.cache
+def tokenizer_of(path: Path) -> Tokenizer:
+    return open_checkpoint(path).tokenizer
+
+
 TEXT = st.lists(
     st.sampled_from([*KNOWN, "\n", "早上好", "  ", "ok", "<pad>", "<unk>", "龘", "🙂"])
     | st.characters(codec="utf-8", min_codepoint=1)
@@ -170,7 +177,7 @@ TEXT = st.lists(
 def test_ids_are_ours(models: dict[str, Path], run: Run, kind: str, text: str) -> None:
     if kind == "subwords":
         text = text.replace(BAR, "")  # there it is a space
-    assert run(models[kind]).ids(text) == open_checkpoint(models[kind]).tokenizer.encode(text)
+    assert run(models[kind]).ids(text) == tokenizer_of(models[kind]).encode(text)
 
 
 # probabilities
