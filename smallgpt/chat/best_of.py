@@ -5,39 +5,41 @@ its likelihood without the talk is counted against a reply, after "A Diversity-P
 Function for Neural Conversation Models" (Li et al., 2016, arXiv:1510.03055), MMI-antiLM.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from smallgpt.config import SamplingConfig
-from smallgpt.model.generate import Reply, generate_rows
-from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model.cache import KeyValueCache
+from smallgpt.model.generate import Batch, Reply, Request
+from smallgpt.model.gpt import GPT
 from smallgpt.model.scoring import log_probabilities
 from smallgpt.tokenizer.characters import SEP
 
 
 def generate_best(
-    model: GPT,
-    context: Sequence[int],
-    sampling: SamplingConfig,
-    stop: Collection[int],
-    banned: Collection[int],
-    generator: torch.Generator,
-    cache: KeyValueCache | None = None,
+    model: GPT, request: Request, mmi_weight: float, cache: KeyValueCache | None = None
 ) -> Iterator[int]:
-    """The ids of the best of `best_of` replies, all drawn before the first comes.
+    """The ids of the best reply to a request, all of which are drawn before the first comes.
 
-    Arguments as of `generate`; of the cache, which reads the context only, the same holds.
+    Arguments as of `generate` and `best`; the cache will have read the context only.
     """
-    replies = [Reply(_generator_from(generator)) for _ in range(sampling.best_of)]
-    for _ in generate_rows(model, context, sampling, stop, banned, replies, cache):
-        pass
-    yield from best(model, replies, sampling.mmi_weight)
+    side_by_side = KeyValueCache(model.config, model.wte.weight, len(request.generators))
+    if cache is not None:
+        read = cache.common_prefix(0, request.context)
+        side_by_side.copy(0, cache, 0, read)
+    batch = Batch(model, side_by_side, chunk=model.config.block_size)
+    replies = batch.join(request)
+    while batch.replying:
+        batch.step()
+    if cache is not None:
+        cache.copy(0, side_by_side, 0, len(request.context))
+    yield from best(model, replies, mmi_weight)
 
 
-def _generator_from(generator: torch.Generator) -> torch.Generator:
-    """A new one, so that what a reply draws does not depend on how many are drawn beside it."""
-    return torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
+def generators_from(generator: torch.Generator, count: int) -> list[torch.Generator]:
+    """New ones, so that what a reply draws does not depend on how many are drawn beside it."""
+    seeds = (int(torch.randint(2**63 - 1, (), generator=generator)) for _ in range(count))
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def best(model: GPT, replies: Sequence[Reply], mmi_weight: float) -> list[int]:

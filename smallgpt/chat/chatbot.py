@@ -13,18 +13,19 @@ from typing import Any
 
 import torch
 
-from smallgpt.chat.best_of import generate_best
+from smallgpt.chat.best_of import generate_best, generators_from
 from smallgpt.checkpoints import huggingface
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import Config, SamplingConfig
 from smallgpt.config_file import config_from_dict
-from smallgpt.model import inference
-from smallgpt.model.generate import generate
-from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model import inference, native
+from smallgpt.model.cache import KeyValueCache
+from smallgpt.model.generate import Request, generate
+from smallgpt.model.gpt import GPT
 from smallgpt.runtime import choose_device, choose_precision
 from smallgpt.tokenizer.characters import PAD, SEP, Tokenizer, as_utterance
-from smallgpt.utils import background
+from smallgpt.utils import background, c_library
 from smallgpt.utils.errors import UserError
 
 ROLES = ("user", "assistant")
@@ -185,16 +186,31 @@ class Chatbot:
         Raises:
             UserError: there are no messages, they are no texts, or `sampling` cannot be.
         """
-        _check_texts(messages)
+        request, left_out = self.request(messages, generator, sampling)
         self.await_weights()
+        if len(request.generators) > 1:
+            ids = generate_best(self.model, request, request.sampling.mmi_weight, cache)
+        else:
+            ids = generate(self.model, request, cache)
+        return text_chunks(ids, self.tokenizer), left_out
+
+    def request(
+        self,
+        messages: Sequence[str],
+        generator: torch.Generator,
+        sampling: SamplingConfig | Mapping[str, Any] | None = None,
+    ) -> tuple[Request, int]:
+        """What `respond` draws a reply to, or with `best_of` several; and how many characters did
+        not fit. Arguments and errors as there."""
+        _check_texts(messages)
         drawn = changed_sampling(self.sampling, sampling) if sampling else self.sampling
         context, left_out = prompt_ids(
             messages, self.tokenizer, self.model.config.block_size, drawn.max_new_tokens
         )
         several = drawn.best_of > 1 and drawn.temperature > 0  # at 0 all would be the same
-        draw = generate_best if several else generate
-        ids = draw(self.model, context, drawn, {SEP, PAD}, self._banned, generator, cache)
-        return _text_chunks(ids, self.tokenizer), left_out
+        generators = generators_from(generator, drawn.best_of) if several else [generator]
+        stop, decode = {SEP, PAD}, self.tokenizer.decode
+        return Request(context, drawn, generators, stop, self._banned, decode, several), left_out
 
 
 def _check_texts(messages: Any) -> None:
@@ -228,7 +244,7 @@ def prompt_ids(
     return ids, sum(len(text) for _, text in spans[:cut])
 
 
-def _text_chunks(ids: Iterable[int], tokenizer: Tokenizer) -> Generator[str, None, None]:
+def text_chunks(ids: Iterable[int], tokenizer: Tokenizer) -> Generator[str, None, None]:
     """The text of ids, each character as soon as its bytes are whole."""
     read, said = list[int](), ""
     for token in ids:
@@ -278,7 +294,7 @@ def load(
             such as {"temperature": 0.8}, the keys that differ from that.
         device: auto, cpu, cuda, cuda:N or mps; auto is the fastest there is.
         seed: the same seed and the same talk give the same replies.
-        dtype: precision of the weights: auto, float32, bfloat16, float16 or int8.
+        dtype: precision of the weights: auto, float32, bfloat16, float16, int8 or int4.
         wait: False returns while the weights are still made ready. The first reply waits for them,
             and raises the UserError if their file is damaged.
 
@@ -293,15 +309,19 @@ def load(
     chosen = choose_device(checked.device)
     model = huggingface.hollow_model(stored.config).eval()
     parameters = model.parameter_count()
-    precision = choose_precision(checked.dtype, chosen, parameters)
+    library = None
+    if chosen.type == "cpu":  # compiled before the prompt: later its note would stand in the talk
+        library = c_library.compiled(native.SOURCE, native.PURPOSE)
+    precision = choose_precision(checked.dtype, chosen, parameters, in_c=library is not None)
 
     def fill() -> None:
         inference.load_inference_weights(
             model,
             stored.weights,
             precision.dtype,
-            precision.int8,
+            precision.bits,
             chosen,
+            library,
             background.end_with_the_program,
         )
 

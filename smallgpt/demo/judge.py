@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Generator, Sequence
 
 from smallgpt.demo.smalltalk import Line, Turn, templates
 
@@ -54,22 +54,18 @@ class Judge:
         return [v for v in templates().slots[kind] if v not in self._known.values()]
 
 
-def judge_all(
-    dialogues: Iterable[Sequence[Turn]], respond: Callable[[list[str]], str]
-) -> dict[str, tuple[int, int]]:
-    """Play the dialogues with `respond`; returns, by situation, how many replies fit and how many
-    there were.
+def judged(
+    dialogue: Sequence[Turn], counts: dict[str, tuple[int, int]]
+) -> Generator[list[str], str, None]:
+    """Play a dialogue; counts, by situation, how many replies fit and how many there were.
 
-    `respond` gets the conversation so far, which alternates user and bot lines, holds the bot's
-    own earlier replies, and ends with the user's line.
+    Yields the conversation so far, which alternates user and bot lines, holds the bot's own
+    earlier replies, and ends with the user's line; is sent the bot's reply.
     """
-    counts: dict[str, tuple[int, int]] = {}
-    for dialogue in dialogues:
-        judge, history = Judge(dialogue), list[str]()
-        for turn in dialogue:
-            history.append(turn.user)
-            reply = respond(list(history))
-            history.append(reply)
-            fitting, total = counts.get(turn.node.situation, (0, 0))
-            counts[turn.node.situation] = (fitting + judge.fits(reply), total + 1)
-    return dict(sorted(counts.items()))
+    judge, history = Judge(dialogue), list[str]()
+    for turn in dialogue:
+        history.append(turn.user)
+        reply = yield list(history)
+        history.append(reply)
+        fitting, total = counts.get(turn.node.situation, (0, 0))
+        counts[turn.node.situation] = (fitting + judge.fits(reply), total + 1)

@@ -1,106 +1,225 @@
-"""Sampling with a key-value cache. Knows ids, not text."""
+"""Generation with a key-value cache: replies side by side. Knows ids, not text."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from smallgpt.config import SamplingConfig
-from smallgpt.model.gpt import GPT, KeyValueCache
-from smallgpt.model.sampling import draw
+from smallgpt.model.cache import KeyValueCache, Reading
+from smallgpt.model.gpt import GPT
+from smallgpt.model.repetition import Decode, as_characters, draw_unrepeated
+
+CHUNK = 64
+"""Ids of contexts that are read in a step, beside replies that wait for their next id."""
 
 
-@dataclass
+@dataclass(eq=False)
+class Request:
+    """What to reply to, and how. A reply ends before an id in `stop`, after `max_new_tokens` ids,
+    or where the model's context is full."""
+
+    context: Sequence[int]
+    """Ids, 1 to block_size - 1 of them."""
+    sampling: SamplingConfig
+    generators: Sequence[torch.Generator]
+    """One for each reply wanted, on the CPU; the same state gives the same reply, whatever is drawn
+    beside it."""
+    stop: Collection[int] = ()
+    """Never the first id of a reply: there is always something to say."""
+    banned: Collection[int] = ()
+    """Ids never drawn."""
+    decode: Decode = as_characters
+    """The text of ids, in whose characters repetition is counted."""
+    log_probabilities: bool = False
+    """Whether `Reply.log_probability` is wanted."""
+
+
+@dataclass(eq=False)
 class Reply:
-    """A reply that is being drawn, with the random numbers that only it takes."""
+    """A reply that is being drawn, or was."""
 
+    request: Request
     generator: torch.Generator
-    """On the CPU; the same state gives the same ids, whatever is drawn beside them."""
     ids: list[int] = field(default_factory=list)
     log_probability: float = 0.0
-    """Of these ids, in nats, at temperature 1 and with nothing left out. It stays 0 where a reply
-    is drawn alone: there is nothing to compare it with."""
+    """Of these ids, in nats, at temperature 1 and with nothing left out."""
+    ended: Literal["", "stop", "length"] = ""
+    """Why it did: an id in `stop` was drawn (or there is nothing that may be said), or there is no
+    room for another."""
 
 
-def generate(
-    model: GPT,
-    context: Sequence[int],
-    sampling: SamplingConfig,
-    stop: Collection[int],
-    banned: Collection[int],
-    generator: torch.Generator,
-    cache: KeyValueCache | None = None,
-) -> Iterator[int]:
-    """Continue `context`, one id at a time, until an id in `stop`, which is not yielded.
+class Batch:
+    """Replies to several requests, which join when rows are free and leave when they want to.
 
-    Arguments and the rest as of `generate_rows`; the cache has then read the reply as well.
-    """
-    reply = Reply(generator)
-    for _ in generate_rows(model, context, sampling, stop, banned, [reply], cache):
-        yield reply.ids[-1]
-
-
-@torch.inference_mode()
-def generate_rows(
-    model: GPT,
-    context: Sequence[int],
-    sampling: SamplingConfig,
-    stop: Collection[int],
-    banned: Collection[int],
-    replies: Sequence[Reply],
-    cache: KeyValueCache | None = None,
-) -> Iterator[None]:
-    """Draw replies to `context` side by side: one more id of each at a time, until an id in `stop`.
-
-    A reply ends as well after `max_new_tokens` ids or where the model's context is full. Its first
-    id is never one of `stop`: there is always something to say. Each forward pass is one for all
-    that have not ended; the context is read once.
+    In float32 a reply is the same, to the id, alone and in company. In 16 and 8 bits products of
+    several rows may round otherwise than those of one, and then a reply can take another turn where
+    two ids are about as likely. Not for several threads at a time.
 
     Args:
         model: in evaluation mode.
-        context: ids, 1 to block_size - 1 of them.
-        banned: ids never drawn.
-        replies: at least one, with no ids yet; they are filled.
-        cache: of this model, with one row; as far as it has read the beginning of `context`, that
-            is not read again. It must not be used elsewhere until the iterator has ended.
+        cache: of this model. Each reply has one of its rows. What these have read stays when they
+            are free, and is not read again by a request whose context begins so. Nobody else may
+            use it while there are replies.
+        chunk: ids of contexts read in a step, in all.
+    """
+
+    def __init__(self, model: GPT, cache: KeyValueCache, chunk: int = CHUNK) -> None:
+        self.model, self.cache, self.chunk = model, cache, chunk
+        self._replies: dict[int, Reply] = {}  # by row
+        self._unread: dict[int, Sequence[int]] = {}  # by row; of several to a request by its first
+        self._forbidden: dict[Request, tuple[Tensor, Tensor]] = {}
+        self._free = list(range(len(cache.ids)))  # the one that has been free for longest first
+
+    @property
+    def free(self) -> int:
+        """The number of rows without a reply."""
+        return len(self._free)
+
+    @property
+    def replying(self) -> bool:
+        """Whether there are replies that have not ended."""
+        return bool(self._replies)
+
+    def join(self, request: Request) -> list[Reply]:
+        """The replies to come, one for each generator; as many rows must be free.
+
+        The context is read once, behind what a free row has read of it.
+        """
+        if len(request.generators) > self.free:
+            raise ValueError("a reply needs a free row")
+        replies = [Reply(request, generator) for generator in request.generators]
+        context, cache = request.context, self.cache
+        first = max(self._free, key=lambda row: cache.common_prefix(row, context))
+        self._free.remove(first)
+        rows = [first, *(self._free.pop(0) for _ in replies[1:])]
+        cache.reserve(len(context) + self._most(request))
+        # The last id is read in any case: the logits behind it are needed.
+        self._unread[first] = context[cache.keep_prefix(first, context[:-1]) :]
+        self._replies |= zip(rows, replies, strict=True)
+        never = torch.zeros(self.model.config.vocab_size, dtype=torch.bool)
+        never[list(request.banned)] = True
+        not_first = never.clone()
+        not_first[list(request.stop)] = True
+        self._forbidden[request] = never, not_first
+        return replies
+
+    def leave(self, request: Request) -> None:
+        """End what has not ended of the replies to a request, and free their rows."""
+        for row in self._rows_of(request):
+            self._release(row)
+
+    def step(self) -> list[tuple[Reply, int | None]]:
+        """One forward pass for all; the replies that got their next id, or None at a stop.
+
+        `Reply.ended` says why one ended; its row is free then.
+        """
+        new = self._next()
+        if not new:
+            return []
+        drawn = list[tuple[Reply, int | None]]()
+        logits_BV = read(self.model, self.cache, list(new), list(new.values()))
+        for (row, ids), logits_V in zip(new.items(), logits_BV, strict=True):
+            unread = self._unread.pop(row)[len(ids) :]
+            if unread:
+                self._unread[row] = unread
+                continue
+            rows = [row]
+            if not self._replies[row].ids:  # all replies to its request begin
+                rows = self._rows_of(self._replies[row].request)
+            for other in rows:
+                if other != row:
+                    self.cache.copy(other, self.cache, row, len(self.cache.ids[row]))
+            drawn += [(self._replies[other], self._draw(other, logits_V)) for other in rows]
+        return drawn
+
+    def _next(self) -> dict[int, Sequence[int]]:
+        """What is read in the next step, by row: the last id of each reply; and of contexts
+        `chunk` ids in all, those with fewest left first, and no more of any than its share."""
+        new = {row: ids for row, ids in self._unread.items() if self._replies[row].ids}
+        contexts = sorted(self._unread.keys() - new.keys(), key=lambda row: len(self._unread[row]))
+        left = self.chunk
+        for number, row in enumerate(contexts):
+            share = -(-left // (len(contexts) - number))
+            if ids := self._unread[row][:share]:
+                new[row] = ids
+                left -= len(ids)
+        return new
+
+    def _draw(self, row: int, logits_V: Tensor) -> int | None:
+        """Draw the row's next id, and see whether its reply ends."""
+        reply = self._replies[row]
+        request = reply.request
+        never, not_first = self._forbidden[request]
+        forbidden = never if reply.ids else not_first
+        token = None
+        if reply.ids or not forbidden.all():
+            allowed_V = logits_V.masked_fill(forbidden, float("-inf"))
+            token = draw_unrepeated(
+                allowed_V, reply.ids, request.sampling, reply.generator, request.decode
+            )
+        if token is None or token in request.stop:
+            reply.ended, token = "stop", None
+        else:
+            reply.ids.append(token)
+            self._unread[row] = [token]
+            if request.log_probabilities:
+                reply.log_probability += float(logits_V.log_softmax(0)[token])
+            if len(reply.ids) == self._most(request):
+                reply.ended = "length"
+        if reply.ended:
+            self._release(row)
+        return token
+
+    def _most(self, request: Request) -> int:
+        """Ids of a reply."""
+        room = self.model.config.block_size - len(request.context)
+        return min(request.sampling.max_new_tokens, room)
+
+    def _rows_of(self, request: Request) -> list[int]:
+        return [row for row, reply in self._replies.items() if reply.request is request]
+
+    def _release(self, row: int) -> None:
+        request = self._replies.pop(row).request
+        self._unread.pop(row, None)
+        self._free.append(row)
+        if not self._rows_of(request):
+            del self._forbidden[request]
+
+
+def generate(model: GPT, request: Request, cache: KeyValueCache | None = None) -> Iterator[int]:
+    """The ids of the only reply to a request, as they are drawn.
+
+    Args:
+        model: in evaluation mode.
+        cache: of this model, with one row, which will have read context and reply. It must not be
+            used elsewhere until the iterator has ended.
     """
     cache = cache or KeyValueCache(model.config, model.wte.weight)
-    never = torch.zeros(model.config.vocab_size, dtype=torch.bool)
-    never[list(banned)] = True
-    not_first = never.clone()
-    not_first[list(stop)] = True
-    if not_first.all():
-        return  # a vocabulary with nothing to say
-    drawn, several = list(replies), len(replies) > 1
-    new = [context[cache.keep_prefix(context[:-1]) :]]
-    most = min(sampling.max_new_tokens, model.config.block_size - len(context))
-    for step in range(most):
-        new_BT = torch.tensor(new, device=cache.ids_BS.device)
-        with without_cudnn_attention():
-            logits_BV = model(new_BT, cache=cache)[:, -1].cpu().double()
-        if step == 0 and several:
-            cache = cache.repeated(len(drawn), len(context) + most)
-            logits_BV = logits_BV.expand(len(drawn), -1)
-        allowed_BV = logits_BV.masked_fill(never if step else not_first, float("-inf"))
-        ids = [
-            draw(logits_V, reply.ids, sampling, reply.generator)
-            for logits_V, reply in zip(allowed_BV, drawn, strict=True)
-        ]
-        going = [row for row, token in enumerate(ids) if token not in stop]
-        if not going:
-            return
-        if len(going) < len(drawn):
-            cache.keep_rows(going)
-            drawn, logits_BV = [drawn[row] for row in going], logits_BV[going]
-        new = [[ids[row]] for row in going]
-        for reply, (token,) in zip(drawn, new, strict=True):
-            reply.ids.append(token)
-        if several:
-            log_p_BV = logits_BV.log_softmax(1)
-            for reply, log_p_1 in zip(drawn, log_p_BV.gather(1, torch.tensor(new)), strict=True):
-                reply.log_probability += float(log_p_1)
-        yield
+    batch = Batch(model, cache, chunk=model.config.block_size)
+    batch.join(request)
+    while batch.replying:
+        for _, token in batch.step():
+            if token is not None:
+                yield token
+
+
+@torch.inference_mode()
+def read(
+    model: GPT, cache: KeyValueCache, rows: Sequence[int], new: Sequence[Sequence[int]]
+) -> Tensor:
+    """Append to rows of a cache their new ids, at least one each: the logits behind the last id of
+    each, (len(rows), V), float32, on the CPU.
+
+    The one place where generation meets the network.
+    """
+    reading = Reading(cache, rows, new)
+    with without_cudnn_attention():
+        logits = model(reading.ids_N1, reading=reading, places_P=reading.ends())
+    return logits.view(len(rows), -1).float().cpu()
 
 
 @contextmanager

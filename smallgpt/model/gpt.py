@@ -7,84 +7,24 @@ Shapes, used as suffixes of names:
     B  rows of a batch          E  width (n_embd)         V  vocabulary
     T  new positions of a row   H  heads                  D  width of a head, E / H
     S  positions attended to: T, and in generation those in the cache before them
-    N  texts packed into the rows of a batch
+    N  texts packed into the rows of a batch; in generation new ids
     P  positions of the batch that logits are wanted of
 """
 
-import copy
-import itertools
 import math
-from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smallgpt.config import ModelConfig
+from smallgpt.model.attention import additive, attend
+from smallgpt.model.cache import Reading
 from smallgpt.model.loss import next_token_loss
 
-
-class KeyValueCache:
-    """Keys and values of the positions read so far, for generation one id at a time.
-
-    Args:
-        config: the model's shape.
-        weight: one of the model's, for the device and the type.
-        rows: B, the number of rows generated side by side.
-    """
-
-    def __init__(self, config: ModelConfig, weight: Tensor, rows: int = 1) -> None:
-        # A CPU is quicker at attention in float32, in which it need not copy keys and values.
-        on_cpu = weight.device.type == "cpu"
-        self.dtype = torch.promote_types(weight.dtype, torch.float32) if on_cpu else weight.dtype
-        width = config.n_embd // config.n_head
-        shape = (config.n_layer, 2, rows, config.n_head, config.block_size, width)
-        self._hold(torch.empty(shape, device=weight.device, dtype=self.dtype))
-        self.ids_BS = torch.zeros(rows, config.block_size, device=weight.device, dtype=torch.long)
-        self.length = 0
-        """How many positions were read; what `ids_BS` and `keys_values` hold behind is void."""
-
-    def keep_prefix(self, ids: Sequence[int]) -> int:
-        """Forget what follows the longest common prefix of the (only) row and `ids`; its length."""
-        read = self.ids_BS[0, : self.length].tolist()
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(read, ids, strict=False))
-        self.length = sum(1 for _ in same)
-        return self.length
-
-    def repeated(self, rows: int, positions: int) -> "KeyValueCache":
-        """A cache of so many rows of so many positions, each of which has read what the (only) row
-        of this one has."""
-        other, end = copy.copy(self), self.length
-        layers, two, _, heads, _, width = self._memory.shape
-        other._hold(self._memory.new_empty(layers, two, rows, heads, positions, width))
-        other._memory[..., :end, :] = self._memory[..., :end, :]
-        other.ids_BS = self.ids_BS.new_zeros(rows, positions)
-        other.ids_BS[:, :end] = self.ids_BS[:, :end]
-        return other
-
-    def keep_rows(self, rows: Sequence[int]) -> None:
-        """Forget all rows but these, which become the first ones."""
-        kept = self._memory[:, :, rows, :, : self.length]
-        self._hold(self._memory[:, :, : len(rows)])
-        self._memory[..., : self.length, :] = kept
-        self.ids_BS = self.ids_BS[rows]
-
-    def _hold(self, memory: Tensor) -> None:
-        """Keep keys and values in `memory`: (layers, 2, B, H, S, D)."""
-        self._memory = memory
-        self.keys_values = [tuple(layer) for layer in memory]
-
-    def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one layer's new keys and values; return all of them, (B, H, S, D) each.
-
-        `length` moves on only when the model has run all its layers.
-        """
-        end = self.length + k_BHTD.shape[2]
-        keys, values = self.keys_values[layer]
-        keys[:, :, self.length : end] = k_BHTD
-        values[:, :, self.length : end] = v_BHTD
-        return keys[:, :, :end], values[:, :, :end]
+if TYPE_CHECKING:
+    from smallgpt.model.native import NativeForward
 
 
 class Attention(nn.Module):
@@ -103,12 +43,15 @@ class Attention(nn.Module):
         self,
         x_BTE: Tensor,
         mask: Tensor | None,
-        cache: KeyValueCache | None,
+        reading: Reading | None,
         ends_B: Tensor | None,
         bounds_N: Tensor | None,
     ) -> Tensor:
         """Mix in what the other positions of the row hold; arguments as of `Block.forward`."""
         B, T, E = x_BTE.shape
+        if reading is not None:
+            y_N1E = reading.attend(self.layer, self.c_attn(x_BTE))
+            return self.resid_dropout(self.c_proj(y_N1E))
         if bounds_N is not None:
             from torch.nn.attention.varlen import varlen_attn  # slow to import
 
@@ -126,11 +69,8 @@ class Attention(nn.Module):
         q_BHTD, k_BHSD, v_BHSD = (
             part.view(B, -1, self.n_head, E // self.n_head).transpose(1, 2) for part in qkv
         )
-        dtype = q_BHTD.dtype
-        if cache is not None:
-            k_BHSD, v_BHSD = cache.extend(self.layer, k_BHSD, v_BHSD)
         dropout = self.dropout if self.training else 0.0
-        y_BHTD = attend(q_BHTD.to(k_BHSD.dtype), k_BHSD, v_BHSD, mask, dropout).to(dtype)
+        y_BHTD = attend(q_BHTD, k_BHSD, v_BHSD, mask, dropout)
         return self.resid_dropout(self.c_proj(y_BHTD.transpose(1, 2).reshape(B, -1, E)))
 
 
@@ -138,29 +78,6 @@ def at_positions(x_BTE: Tensor, positions_B: Tensor) -> Tensor:
     """One position of each row, (B, 1, E)."""
     # Not take_along_dim, for which a compiled model must know each size for certain.
     return x_BTE.gather(1, positions_B[:, None, None].expand(-1, 1, x_BTE.shape[2]))
-
-
-def attend(
-    q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask: Tensor | None, dropout: float
-) -> Tensor:
-    """softmax(q kᵀ / sqrt(D) + mask) v, shape (B, H, T, D); without a mask, causal.
-
-    This is `scaled_dot_product_attention`, written out where that is several times as fast: for
-    packed rows in 16 bits and for a single position, both on a CPU (docs/log.md).
-    """
-    on_cpu, several = q_BHTD.device.type == "cpu", q_BHTD.shape[2] > 1
-    if on_cpu and mask is None and not several and not dropout:
-        q_ND1 = (q_BHTD * q_BHTD.shape[-1] ** -0.5).flatten(0, 1).transpose(1, 2)
-        scores_NS1 = torch.bmm(k_BHSD.flatten(0, 1), q_ND1)
-        weights_N1S = F.softmax(scores_NS1.transpose(1, 2), dim=-1)
-        return torch.bmm(weights_N1S, v_BHSD.flatten(0, 1)).view(q_BHTD.shape)
-    if on_cpu and mask is not None and several and q_BHTD.dtype != torch.float32:
-        scores_BHTS = (q_BHTD * q_BHTD.shape[-1] ** -0.5) @ k_BHSD.transpose(-1, -2)
-        weights_BHTS = F.softmax(scores_BHTS.add_(mask), dim=-1)
-        return F.dropout(weights_BHTS, dropout) @ v_BHSD
-    # A branch, as a compiler that takes the length as unknown must know this for certain.
-    causal = True if mask is None and several else False  # noqa: SIM210
-    return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, mask, dropout, causal)
 
 
 class FeedForward(nn.Module):
@@ -193,7 +110,7 @@ class Block(nn.Module):
         self,
         x_BTE: Tensor,
         mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        reading: Reading | None = None,
         ends_B: Tensor | None = None,
         bounds_N: Tensor | None = None,
     ) -> Tensor:
@@ -202,9 +119,10 @@ class Block(nn.Module):
 
         Args:
             mask: added to the attention scores; without it and `bounds_N` attention is causal.
+            reading: instead of both, in generation: what is read, with what was read before.
             bounds_N: where the texts of the batch begin and end, see `GPT.forward`.
         """
-        mixed = self.attn(self.ln_1(x_BTE), mask, cache, ends_B, bounds_N)
+        mixed = self.attn(self.ln_1(x_BTE), mask, reading, ends_B, bounds_N)
         if ends_B is not None:
             x_BTE = at_positions(x_BTE, ends_B)
         x_BTE = x_BTE + mixed
@@ -263,6 +181,9 @@ class GPT(nn.Module):
     Initialisation: normal(0, 0.02), projections into the residual stream 0.02 / sqrt(2 n_layer).
     """
 
+    native: "NativeForward | None" = None
+    """Computes the layers of a reading in C, where generation is on a CPU that has it."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -290,7 +211,7 @@ class GPT(nn.Module):
         ids_BT: Tensor,
         positions_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        reading: Reading | None = None,
         targets_BT: Tensor | None = None,
         bounds_N: Tensor | None = None,
         places_P: Tensor | None = None,
@@ -299,11 +220,10 @@ class GPT(nn.Module):
 
         Args:
             ids_BT: token ids.
-            positions_BT: position of each token in its dialogue; by default 0, 1, 2 … behind what
-                the cache holds.
+            positions_BT: position of each token in its dialogue; by default 0, 1, 2 …
             documents_BT: number of the dialogue each position belongs to, in a packed row;
                 attention stays within it. By default a row is one dialogue.
-            cache: filled and moved on in generation; excludes `documents_BT`.
+            reading: in generation, whose ids `ids_BT` then are; the positions are its too.
             targets_BT: the next ids; the result is then their summed loss, a scalar in nats
                 (see loss.next_token_loss).
             bounds_N: instead of `documents_BT`, for variable-length attention: where each text of
@@ -311,14 +231,16 @@ class GPT(nn.Module):
                 int32. No text goes over the end of its row.
             places_P: only of these positions, counted over those of all rows: (1, P, V).
         """
-        x_BTE = self.embed(ids_BT, positions_BT, cache)
-        mask = None if bounds_N is not None else _attention_mask(x_BTE, documents_BT, cache)
+        if reading is not None and self.native is not None:
+            return self.native.logits(reading, places_P)[None]
+        x_BTE = self.embed(ids_BT, positions_BT, reading)
+        mask = None if documents_BT is None else _attention_mask(x_BTE, documents_BT)
         for block in self.h:
             # Compiled are whole rows only: in generation each id would be another length.
-            run = block if cache is None else block.forward
-            x_BTE = run(x_BTE, mask, cache, None, bounds_N)
-        if cache is not None:
-            cache.length += ids_BT.shape[1]
+            run = block if reading is None else block.forward
+            x_BTE = run(x_BTE, mask, reading, None, bounds_N)
+        if reading is not None:
+            reading.finish()
         if places_P is not None:
             x_BTE = x_BTE.flatten(0, 1)[None, places_P]
         x_BTE = self.ln_f(x_BTE)
@@ -335,19 +257,17 @@ class GPT(nn.Module):
         return x_BTE
 
     def embed(
-        self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: KeyValueCache | None = None
+        self, ids_BT: Tensor, positions_BT: Tensor | None = None, reading: Reading | None = None
     ) -> Tensor:
         """What the first block is given, (B, T, E); arguments as those of `forward`."""
-        T = ids_BT.shape[1]
-        past = 0 if cache is None else cache.length
-        if positions_BT is None:
-            positions_BT = torch.arange(past, past + T, device=ids_BT.device)
+        ids_BS = ids_BT
+        if reading is not None:
+            ids_BS, positions_BT = reading.windows_NS, reading.positions_N1
+        elif positions_BT is None:
+            positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         x_BTE = self.wte(ids_BT) + self.wpe(positions_BT)
-        if cache is not None:
-            cache.ids_BS[:, past : past + T] = ids_BT
-            ids_BT = cache.ids_BS[:, max(0, past - self.config.ngram_order + 1) : past + T]
         if self.ngrams is not None:
-            x_BTE = x_BTE + self.ngrams(ids_BT, positions_BT)
+            x_BTE = x_BTE + self.ngrams(ids_BS, positions_BT)
         return self.drop(x_BTE)
 
     def parameter_count(self) -> int:
@@ -355,21 +275,9 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters()) - self.wpe.weight.numel()
 
 
-def _attention_mask(
-    x_BTE: Tensor, documents_BT: Tensor | None, cache: KeyValueCache | None
-) -> Tensor | None:
-    """What may be attended to: an additive mask (0 or -inf), or None for plain causal attention.
-
-    Made once a forward pass for all layers, in the precision that attention is computed in.
-    """
-    T, device = x_BTE.shape[1], x_BTE.device
-    past, dtype = (0, x_BTE.dtype) if cache is None else (cache.length, cache.dtype)
-    if documents_BT is None and (past == 0 or T == 1):
-        return None
-    allowed = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)
-    if documents_BT is not None:
-        allowed = allowed & (documents_BT[:, None, :, None] == documents_BT[:, None, None, :])
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
-    return mask.masked_fill_(~allowed, float("-inf"))
+def _attention_mask(x_BTE: Tensor, documents_BT: Tensor) -> Tensor:
+    """What may be attended to in packed rows: an additive mask, made once for all layers."""
+    T = x_BTE.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=x_BTE.device).tril()
+    same = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
+    return additive(causal & same, x_BTE.dtype)

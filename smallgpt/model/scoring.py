@@ -1,13 +1,13 @@
 """How likely given replies are. Knows ids, not text."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from smallgpt.model.cache import KeyValueCache, Reading
 from smallgpt.model.generate import without_cudnn_attention
-from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model.gpt import GPT
 
 POSITIONS = 2048
 """Of a batch of replies with their contexts, at most, unless one alone has more."""
@@ -28,12 +28,11 @@ def log_probabilities(
         replies: ids, at least one each; with the context at most block_size + 1.
     """
     device = model.wte.weight.device
-    # With memory for so many positions and no more.
-    read = KeyValueCache(replace(model.config, block_size=len(context)), model.wte.weight)
+    read = KeyValueCache(model.config, model.wte.weight)
     with without_cudnn_attention():
-        last_1 = torch.tensor([len(context) - 1], device=device)
-        context_1T = torch.tensor([list(context)], device=device)
-        log_p_V = _log_softmax(model(context_1T, cache=read, places_P=last_1)[0, 0])
+        reading = Reading(read, [0], [context])
+        log_p_1V = _log_softmax(model(reading.ids_N1, reading=reading, places_P=reading.ends()))
+        log_p_V = log_p_1V.flatten()
         first_ids = torch.tensor([reply[0] for reply in replies], device=device, dtype=torch.long)
         log_p_N = log_p_V[first_ids]
         for numbers in _batches([len(reply) for reply in replies], len(context), device):
@@ -67,15 +66,18 @@ def _log_p_behind_first(
     model: GPT, read: KeyValueCache, replies: Sequence[Sequence[int]]
 ) -> Tensor:
     """Of each reply, the log-probability of all ids but the first, behind what `read` holds."""
-    device, B = read.ids_BS.device, len(replies)
+    device, B = read.memory.device, len(replies)
     T = max(map(len, replies)) - 1
-    cache = read.repeated(B, read.length + T)
+    cache = KeyValueCache(model.config, model.wte.weight, B, len(read.ids[0]) + T)
+    for row in range(B):
+        cache.copy(row, read, 0, len(read.ids[0]))
     # Filled up on the right: what is behind a position does not change it.
     filled = [[*reply, *[0] * (T + 1 - len(reply))] for reply in replies]
+    reading = Reading(cache, range(B), [ids[:-1] for ids in filled])
     ids_BT = torch.tensor(filled, device=device)
     places = [row * T + t for row, reply in enumerate(replies) for t in range(len(reply) - 1)]
     places_P = torch.tensor(places, device=device)
-    log_p_PV = _log_softmax(model(ids_BT[:, :-1], cache=cache, places_P=places_P)[0])
+    log_p_PV = _log_softmax(model(reading.ids_N1, reading=reading, places_P=places_P)[0])
     log_p_BT = log_p_PV.new_zeros(B * T)
     log_p_BT[places_P] = log_p_PV.gather(1, ids_BT[:, 1:].flatten()[places_P, None])[:, 0]
     return log_p_BT.view(B, T).sum(1)

@@ -3,15 +3,16 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from statistics import median
 
-import torch
+from tqdm import tqdm
 
 from smallgpt.chat.chatbot import Chatbot
+from smallgpt.chat.side_by_side import converse
 from smallgpt.data.pairs import Pair
 from smallgpt.distributed.world import ALONE, World
-from smallgpt.training.validation import in_evaluation
+from smallgpt.training.validation import evaluation_mode
 
 
 def generate_replies(
@@ -24,19 +25,28 @@ def generate_replies(
     """A reply to each talk, by the chatbot's own sampling; None where a process was stopped.
 
     Each is drawn with a generator of its own, so it does not depend on the others. The processes of
-    `world` take turns; all get the replies of all.
+    `world` share them; all get the replies of all.
     """
-    own = []
-    for number in in_evaluation(bot.model, range(len(talks)), "replying", stopped, world):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        chunks, _ = bot.respond(talks[number], generator)
-        own.append("".join(chunks))
-    parts = world.gather((own, stopped()))
+    own = range(len(talks))[world.rank :: world.size]
+    said = dict[int, str]()
+
+    def talk(number: int) -> Generator[Sequence[str], str, None]:
+        said[number] = yield talks[number]
+
+    seeded = ((talk(number), seed * 1_000_003 + number) for number in own)
+    bar = tqdm(total=len(own), desc="replying", leave=False, delay=1, disable=not world.is_first)
+    with evaluation_mode(bot.model), bar:
+        for _ in converse(bot, seeded):
+            bar.update()
+            if stopped():
+                break
+    parts = world.gather((said, stopped()))
     if any(was_stopped for _, was_stopped in parts):
         return None
     replies = [""] * len(talks)
-    for rank, (part, _) in enumerate(parts):
-        replies[rank :: world.size] = part
+    for part, _ in parts:
+        for number, reply in part.items():
+            replies[number] = reply
     return replies
 
 

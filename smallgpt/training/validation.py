@@ -10,6 +10,7 @@ the whole first token does not count.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -52,6 +53,17 @@ class Validation:
         )
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and then in its mode before."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def in_evaluation(
     model: nn.Module,
     batches: Sequence[T],
@@ -63,16 +75,12 @@ def in_evaluation(
 
     Ends early where `stopped()` becomes true.
     """
-    was_training = model.training
-    model.eval()
     own = batches[world.rank :: world.size]
-    try:
+    with evaluation_mode(model):
         for batch in tqdm(own, description, leave=False, delay=1, disable=not world.is_first):
             if stopped():
                 return
             yield batch
-    finally:
-        model.train(was_training)
 
 
 def inputs_of(batch: Batch, runtime: Runtime) -> dict[str, Tensor]:

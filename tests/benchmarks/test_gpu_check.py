@@ -32,7 +32,7 @@ from smallgpt import runtime
 from smallgpt.chat import chatbot
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.config import Config, SentimentConfig
-from smallgpt.model import gpt
+from smallgpt.model import attention, gpt
 from smallgpt.model.gpt import GPT
 from smallgpt.runtime import Runtime
 from smallgpt.sentiment.task import ReviewTask
@@ -208,7 +208,7 @@ def lose_the_weights(patch: pytest.MonkeyPatch) -> None:
 
 
 def wait_in_attention(patch: pytest.MonkeyPatch) -> None:
-    attend = gpt.attend
+    attend = attention.attend
 
     def waiting(*tensors: Any) -> Tensor:
         assert all(tensor.isfinite().all().item() for tensor in tensors[:3])

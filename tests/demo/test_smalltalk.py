@@ -4,12 +4,13 @@ import itertools
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import pytest
 
 from smallgpt.demo import smalltalk
-from smallgpt.demo.judge import Judge, judge_all
+from smallgpt.demo.judge import Judge, judged
 from smallgpt.demo.smalltalk import END_MARKS, Line, Node, Turn
 
 TRAINING = 15_000
@@ -44,6 +45,20 @@ def typed(line: Line) -> Iterator[str]:
     lists = (smalltalk.templates().slots[kind] for kind in line.slots.values())
     for values in itertools.product(*lists):
         yield line.text.format_map(dict(zip(line.slots, values, strict=True))).rstrip(END_MARKS)
+
+
+def judge_all(
+    dialogues: Iterable[Dialogue], respond: Callable[[list[str]], str]
+) -> dict[str, tuple[int, int]]:
+    """How the replies of `respond` are judged, by situation; one dialogue after the other."""
+    counts = dict[str, tuple[int, int]]()
+    for dialogue in dialogues:
+        talk = judged(dialogue, counts)
+        history = next(talk)
+        with suppress(StopIteration):
+            while True:
+                history = talk.send(respond(history))
+    return counts
 
 
 def share(dialogues: Sequence[Dialogue], respond: Callable[[list[str]], str]) -> float:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from smallgpt.chat.chatbot import Chatbot
+from smallgpt.chat.side_by_side import Talk
 from smallgpt.demo import smalltalk
+from smallgpt.evaluation import small_talk
 from smallgpt.evaluation.small_talk import fitting_replies
 
 
@@ -35,8 +39,13 @@ def test_a_bot_that_knows_the_answers_gets_full_marks(
             answers[tuple(said)] = turn.bot
             said += [turn.bot]
 
-    def respond(bot: Chatbot, messages: list[str], generator: object) -> tuple[list[str], int]:
-        return [answers[tuple(messages)]], 0
+    def converse(bot: Chatbot, talks: Iterable[tuple[Talk, int]]) -> Iterator[None]:
+        for talk, _ in talks:
+            messages = next(talk)
+            with suppress(StopIteration):
+                while True:
+                    messages = talk.send(answers[tuple(messages)])
+            yield
 
-    monkeypatch.setattr(Chatbot, "respond", respond)
+    monkeypatch.setattr(small_talk, "converse", converse)
     assert fitting_replies(trained, 4, 7, "cpu").endswith("100.0 %  fitting in all")

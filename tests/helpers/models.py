@@ -17,7 +17,8 @@ from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import checkpoint
 from smallgpt.checkpoints.checkpoint import load, save
 from smallgpt.config import Config, ModelConfig
-from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model.cache import Reading
+from smallgpt.model.gpt import GPT
 from smallgpt.tokenizer.characters import SEP, Tokenizer
 
 CHARACTERS = "你我好吗的是早上晚安天气不错呀，。？！ ab<pad>se1é"
@@ -89,23 +90,21 @@ class ScriptedGPT(GPT):
         ids_BT: Tensor,
         positions_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        reading: Reading | None = None,
         targets_BT: Tensor | None = None,
         bounds_N: Tensor | None = None,
         places_P: Tensor | None = None,
     ) -> Tensor:
-        assert cache is not None and places_P is None
-        self.read += ids_BT.shape[1]
-        end = cache.length + ids_BT.shape[1]
-        if ids_BT[0, -1] == SEP:  # the end of a prompt
-            self.contexts.append([*cache.ids_BS[0, : cache.length].tolist(), *ids_BT[0].tolist()])
+        assert reading is not None
+        self.read += len(ids_BT)
+        reading.finish()
+        if ids_BT[-1] == SEP:  # the end of a prompt
+            self.contexts.append(list(reading.cache.ids[0]))
             self._rest = [*next(self._replies), SEP]
-        cache.ids_BS[:, cache.length : end] = ids_BT
-        cache.length = end
         self.pause(len(self._rest))
-        logits_BTV = torch.zeros(*ids_BT.shape, self.config.vocab_size)
-        logits_BTV[0, -1, self._rest.pop(0)] = 100.0
-        return logits_BTV
+        logits_11V = torch.zeros(1, 1, self.config.vocab_size)
+        logits_11V[0, 0, self._rest.pop(0)] = 100.0
+        return logits_11V
 
 
 class ScriptedBot(Chatbot):
@@ -113,7 +112,7 @@ class ScriptedBot(Chatbot):
 
     def __init__(self, replies: Sequence[str], **settings: Any) -> None:
         tokenizer = vocabulary()
-        config = replace(TINY, vocab_size=len(tokenizer), **settings)
+        config = replace(TINY, vocab_size=len(tokenizer), **{"max_repeats": 0, **settings})
         self.script = ScriptedGPT(config, [tokenizer.encode(reply) for reply in replies])
         super().__init__(self.script, tokenizer, config)
 

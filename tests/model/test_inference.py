@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import smallgpt
 from smallgpt import runtime
@@ -17,8 +17,11 @@ from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import huggingface
 from smallgpt.config import SamplingConfig
 from smallgpt.model import inference
-from smallgpt.model.gpt import GPT, KeyValueCache
-from smallgpt.model.inference import Int8Linear, PackedLinear, load_inference_weights
+from smallgpt.model.cache import KeyValueCache, Reading
+from smallgpt.model.generate import Request
+from smallgpt.model.gpt import GPT
+from smallgpt.model.inference import PackedLinear, load_inference_weights
+from smallgpt.model.quantized import Int8Linear
 from smallgpt.runtime import Precision, choose_precision
 from smallgpt.utils import background
 from tests.helpers.commands import refusal
@@ -32,7 +35,7 @@ WARM = SamplingConfig(temperature=1.0, top_p=1.0, max_new_tokens=20)
 def filled(model: GPT, dtype: str) -> GPT:
     precision = choose_precision(dtype, CPU, 0)
     hollow = huggingface.hollow_model(model.config).eval()
-    return load_inference_weights(hollow, model.state_dict(), precision.dtype, precision.int8, CPU)
+    return load_inference_weights(hollow, model.state_dict(), precision.dtype, precision.bits, CPU)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (64, 96), (33, 1), (1, 40)])
@@ -92,12 +95,17 @@ def test_logits_are_those_of_the_weights_in_float32(
     for name, layer in ours.named_modules():
         if isinstance(layer, Int8Linear):
             model.state_dict()[f"{name}.weight"].copy_(layer.weight)
+    cache = KeyValueCache(model.config, ours.wte.weight)
+
+    def read(ids: Tensor) -> Tensor:
+        reading = Reading(cache, [0], ids.tolist())
+        return ours(reading.ids_N1, reading=reading)[:, 0].float()
+
     with torch.no_grad():
         expected = model(IDS)[0]
-        cache = KeyValueCache(model.config, ours.wte.weight)
-        parts = [ours(part, cache=cache)[0].float() for part in IDS.split([3, 2, 1], dim=1)]
-        assert cache.keep_prefix([*IDS[0, :4].tolist(), 0]) == 4
-        parts.append(ours(IDS[:, 4:], cache=cache)[0].float())
+        parts = [read(part) for part in IDS.split([3, 2, 1], dim=1)]
+        assert cache.keep_prefix(0, [*IDS[0, :4].tolist(), 0]) == 4
+        parts.append(read(IDS[:, 4:]))
     tolerance = 1e-4 if how == "float32" else 0.03 * expected.std().item() + 0.05
     assert (torch.cat(parts) - torch.cat([expected, expected[4:]])).abs().max() < tolerance
 
@@ -108,16 +116,16 @@ def test_a_gpu_has_read_a_prompt_and_said_something_before_the_first_reply(
     """Then its kernels are loaded. (`meta` stands for the GPU, and computes nothing.)"""
     said = list[tuple[int, int]]()
 
-    def generate(model: GPT, context: list[int], sampling: SamplingConfig, *_: object) -> list[int]:
+    def generate(model: GPT, request: Request) -> list[int]:
         assert model.wte.weight.device.type == "meta"
-        said.append((len(context), sampling.max_new_tokens))
+        said.append((len(request.context), request.sampling.max_new_tokens))
         return []
 
     monkeypatch.setattr(inference, "generate", generate)
     model = random_model()
     for device in (CPU, torch.device("meta")):
         hollow = huggingface.hollow_model(model.config).eval()
-        load_inference_weights(hollow, model.state_dict(), torch.bfloat16, False, device)
+        load_inference_weights(hollow, model.state_dict(), torch.bfloat16, None, device)
     assert said == [(16, 2)]
 
 
@@ -141,7 +149,7 @@ def test_auto_takes_16_bits_for_large_models_on_processors_that_have_them(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert choose_precision("auto", CPU, runtime.LARGE) == Precision(large)
     assert choose_precision("auto", CPU, runtime.LARGE - 1) == Precision(torch.float32)
-    assert choose_precision("int8", CPU, 0) == Precision(torch.bfloat16, int8=True)
+    assert choose_precision("int8", CPU, 0) == Precision(torch.bfloat16, bits=8)
 
 
 def test_float16_needs_a_gpu_and_int8_is_not_for_training(trained: Path) -> None:

@@ -18,7 +18,8 @@ from smallgpt.config import Config, ModelConfig
 from smallgpt.config_file import load_config
 from smallgpt.data.corpus import Corpus
 from smallgpt.data.packing import Batch, PackedRows
-from smallgpt.model.gpt import GPT, KeyValueCache
+from smallgpt.model.cache import KeyValueCache, Reading
+from smallgpt.model.gpt import GPT
 from smallgpt.model.parameters import parameter_groups
 from smallgpt.tokenizer.characters import PAD, SEP, Tokenizer
 from tests.helpers.commands import refusal
@@ -284,9 +285,10 @@ def test_cache_in_chunks_equals_the_whole_row(config: ModelConfig, chunks: list[
     for size in chunks:
         if at + size > SMALL.block_size:
             break
-        parts.append(model(ids[:, at : at + size], cache=cache))
+        reading = Reading(cache, [0, 1], ids[:, at : at + size].tolist())
+        parts.append(model(reading.ids_N1, reading=reading).view(2, size, -1))
         at += size
-        assert cache.length == at
+        assert cache.lengths == [at, at]
     torch.testing.assert_close(torch.cat(parts, dim=1), model(ids[:, :at]))
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smallgpt.chat.chatbot import _text_chunks, prompt_ids
+from smallgpt.chat.chatbot import prompt_ids, text_chunks
 from smallgpt.tokenizer.bpe import LONGEST
 from smallgpt.tokenizer.characters import FIRST_CHARACTER, PAD, SEP, UNK, Tokenizer
 from smallgpt.tokenizer.subwords import SubwordTokenizer, load_tokenizer, pieces_of
@@ -146,7 +146,7 @@ def test_a_reply_has_neither_unknown_nor_unprintable_pieces() -> None:
 
 def test_replies_are_shown_piece_by_piece() -> None:
     ids = TOKENIZER.encode("早上好ok😀")
-    chunks = list(_text_chunks(ids, TOKENIZER))
+    chunks = list(text_chunks(ids, TOKENIZER))
     assert chunks == [TOKENIZER.decode([i]) for i in ids] and len(chunks) < 6
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -75,8 +77,9 @@ def test_of_the_empty_there_is_nothing_different() -> None:
 TALKS = [["你好"], ["早上", "好", "晚安"], ["天气不错"], ["好吗？"], ["呀"]]
 
 
-def test_replies_are_the_chatbots_and_do_not_depend_on_each_other() -> None:
-    bot = Chatbot(random_model(temperature=1.0), vocabulary(), TINY)
+@pytest.mark.parametrize("best_of", [1, 3])
+def test_replies_are_the_chatbots_and_do_not_depend_on_each_other(best_of: int) -> None:
+    bot = Chatbot(random_model(tied=False), vocabulary(), replace(TINY, best_of=best_of))
     replies = generate_replies(bot, TALKS, 3)
     assert replies and len(set(replies)) > 1
     for number, talk in enumerate(TALKS):

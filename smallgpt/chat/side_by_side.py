@@ -1,0 +1,56 @@
+"""Many talks with a model side by side: each as it goes alone, all in a fraction of the time."""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+
+import torch
+
+from smallgpt.chat.best_of import best
+from smallgpt.chat.chatbot import Chatbot, text_chunks
+from smallgpt.model.cache import KeyValueCache
+from smallgpt.model.generate import Batch, Reply, Request
+
+ROWS = 32
+"""Replies drawn side by side (docs/log.md)."""
+CHUNK = 256
+"""Ids of messages read in a step: nobody waits for the next character."""
+
+Talk = Generator[Sequence[str], str, None]
+"""Yields the messages so far, the last of which is replied to, and is sent the reply."""
+
+
+def converse(bot: Chatbot, talks: Iterable[tuple[Talk, int]]) -> Iterator[None]:
+    """Reply in talks until all have ended, by the chatbot's own sampling; yields after each reply.
+
+    A talk is begun when there is room for it, and keeps its place, where what was said before need
+    not be read again.
+
+    Args:
+        talks: each with a seed: every reply in it is drawn with a generator that begins there, and
+            so is that of `Chatbot.respond`.
+    """
+    bot.await_weights()
+    model, best_of = bot.model, bot.sampling.best_of
+    cache = KeyValueCache(model.config, model.wte.weight, max(ROWS, best_of))
+    batch, talks = Batch(model, cache, CHUNK), iter(talks)
+    waiting = dict[Request, tuple[Talk, int, list[Reply]]]()
+
+    def go_on(talk: Talk, seed: int, said: str | None = None) -> None:
+        try:
+            messages = talk.send(said) if said is not None else next(talk)
+        except StopIteration:
+            return
+        request, _ = bot.request(messages, torch.Generator().manual_seed(seed))
+        waiting[request] = talk, seed, batch.join(request)
+
+    while True:
+        while (len(waiting) + 1) * best_of <= len(cache.ids) and (begun := next(talks, None)):
+            go_on(*begun)
+        if not batch.replying:
+            return
+        for request in {reply.request for reply, _ in batch.step() if reply.ended}:
+            talk, seed, replies = waiting[request]
+            if all(reply.ended for reply in replies):
+                del waiting[request]
+                ids = best(model, replies, bot.sampling.mmi_weight)
+                go_on(talk, seed, "".join(text_chunks(ids, bot.tokenizer)))
+                yield
