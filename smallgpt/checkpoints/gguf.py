@@ -77,7 +77,8 @@ def write(stored: Checkpoint, target: Path, quantization: Quantization = "f16") 
 def _add_config(writer: gguf.GGUFWriter, config: Config, quantization: Quantization) -> None:
     """The shape, and how replies are drawn.
 
-    One difference stays: llama.cpp's repetition penalty counts the characters of the prompt too.
+    Differences stay: llama.cpp's repetition penalty counts the prompt too, and it has none of our
+    other rules against repetition, and no `best_of`.
     """
     from gguf import GGML_QUANT_VERSION, LlamaFileType
 
