@@ -10,7 +10,7 @@ DEMO_TEXT := data/smalltalk.txt
 DEMO_ROOT := checkpoints/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed drill format docs pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full clean
+.PHONY: help demo test test-slow test-peers test-distributed drill format docs pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full clean
 
 # `##@ …` begins a group; `target: … ## …` is a line of it.
 ##@ First steps
@@ -77,6 +77,9 @@ test: $(VENV)/.dev ## Check format, types and import directions; run the tests
 
 test-slow: $(VENV)/.dev ## Run the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
+
+test-peers: $(VENV)/.dev ## Run our models in llama.cpp and compare
+	$(BIN)/python -m pytest -m peers
 
 test-distributed: $(VENV)/.dev ## Train on two machines, simulated with network namespaces (needs root)
 	$(BIN)/python -m pytest -m distributed -s

@@ -75,7 +75,7 @@ def load(
             such as {"temperature": 0.8}, the keys that differ from that.
         device: auto, cpu, cuda, cuda:N or mps; auto is the fastest there is.
         seed: the same seed and the same talk give the same replies.
-        dtype: precision of the weights: auto, float32, bfloat16, float16 or int8.
+        dtype: precision of the weights: auto, float32, bfloat16, float16, int8 or int4.
         wait: False returns while the weights are still made ready.
         kind: what the model must be; None takes both. No type checker can look into the checkpoint:
             it takes the model for a Chatbot unless `kind` is "classifier". A classifier has no

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from smallgpt.utils.errors import UserError
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 Pooling = Literal["last", "last_mean"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 POOLINGS: tuple[str, ...] = get_args(Pooling)
@@ -95,6 +95,11 @@ class SamplingConfig:
     """Draw from the most likely tokens that together reach this probability; 1 is off."""
     repetition_penalty: float = _sampling(1.0, ge=0.001, le=1000)
     """Above 1 makes tokens already in the reply less likely (CTRL, arXiv:1909.05858)."""
+    no_repeat_ngram: int = _sampling(0, ge=0)
+    """So many characters in a row may not come twice in a reply; 0 is off."""
+    max_repeats: int = _sampling(3, ge=0)
+    """A span of 1 to 16 characters may stand at most so many times in a row in a reply, such as
+    哈哈哈; 0 is off."""
     max_new_tokens: int = _sampling(100, ge=1)
     """Longest reply, in tokens: characters, or with tokenizer: subwords pieces of up to 4."""
     best_of: int = _sampling(1, ge=1, le=64)
@@ -129,8 +134,8 @@ class Config(ModelConfig, SamplingConfig):
     device: str = _hardware("auto", used_by=_ANY)
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: Dtype = _hardware("auto", used_by=_ANY)
-    """What matrix products are computed in. float16 needs a GPU; int8 is for chat only, and not on
-    an NVIDIA GPU: half the memory of bfloat16, and the fastest on a CPU."""
+    """What matrix products are computed in. float16 needs a GPU. int8 and int4 are for chat on a
+    CPU: the layers take a half and a quarter of bfloat16's memory, and a reply comes sooner."""
     compile: bool = _hardware(False)
     """torch.compile the layers, for training and validation."""
     attention: Literal["auto", "mask", "varlen"] = _hardware(

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from smallgpt.utils.errors import UserError, note
 
 LARGE = 30_000_000
 """Parameters from which on `auto` chats in 16 bits on a CPU; below, float32 is quick enough."""
+BITS: dict[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
+"""The values of `dtype` that keep weights as integers."""
 
 
 @dataclass(frozen=True)
@@ -184,10 +186,10 @@ def gpus_are_shared() -> bool:
 
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The precision to train in, and why: the one named, for `auto` what the hardware does fast."""
-    if name == "int8":
+    if name in BITS:
         raise UserError(
-            "dtype: int8 is for talking with a trained model, not for training",
-            "train with dtype: auto; chat.py and smallgpt evaluate take int8",
+            f"dtype: {name} is for talking with a trained model, not for training",
+            f"train with dtype: auto; chat.py and smallgpt evaluate take {name}",
         )
     if name == "float16" and device.type == "cpu":
         raise UserError("dtype: float16 needs a GPU", "use auto, float32 or bfloat16 on a CPU")
@@ -236,36 +238,42 @@ def with_attention(here: Runtime, config: Config) -> Runtime:
 
 @dataclass(frozen=True)
 class Precision:
-    """What a trained model computes in; int8 keeps the layers' matrices as scaled 8-bit integers.
-
-    All other weights are kept in `dtype`, too.
-    """
+    """What a trained model computes in, with the layers' matrices as scaled integers of so many
+    bits, or None. All other weights are kept in `dtype`, too."""
 
     dtype: torch.dtype
-    int8: bool = False
+    bits: Literal[4, 8] | None = None
 
     def __str__(self) -> str:
-        return "int8" if self.int8 else str(self.dtype).removeprefix("torch.")
+        return f"int{self.bits}" if self.bits else str(self.dtype).removeprefix("torch.")
 
 
-def choose_precision(name: str, device: torch.device, parameters: int) -> Precision:
+def choose_precision(
+    name: str, device: torch.device, parameters: int, in_c: bool = False
+) -> Precision:
     """The precision named; for `auto` what is quick here for a model of so many parameters.
+
+    Args:
+        in_c: replies are computed in C (model/native.py), which is quick in bfloat16 on any CPU.
 
     Raises:
         UserError: the device cannot compute in it, or does so more slowly: torch's int8 kernel for
-            CUDA has one thread a row, which reads it byte by byte.
+            CUDA has one thread a row, which reads it byte by byte, and int4 has none.
     """
     on_cpu = device.type == "cpu"
-    if name == "int8" and device.type == "cuda":
+    if (name == "int8" and device.type == "cuda") or (name == "int4" and not on_cpu):
         quicker = Precision(choose_dtype("auto", device)[0])
         raise UserError(
-            f"dtype: int8 is for CPUs: {quicker} is faster on this GPU",
+            f"dtype: {name} is for CPUs: {quicker} is faster on this GPU",
             "leave dtype at auto, or set device: cpu",
         )
-    if name == "int8":
-        return Precision(torch.bfloat16 if on_cpu else choose_dtype("auto", device)[0], True)
-    if name == "auto" and on_cpu and parameters < LARGE:
-        return Precision(torch.float32)
+    if name in BITS:
+        return Precision(torch.bfloat16 if on_cpu else choose_dtype("auto", device)[0], BITS[name])
+    if name == "auto" and on_cpu:
+        if parameters < LARGE:
+            return Precision(torch.float32)
+        if in_c:
+            return Precision(torch.bfloat16)
     return Precision(choose_dtype(name, device)[0])
 
 

@@ -16,6 +16,8 @@ import hypothesis
 import pytest
 import torch
 
+from smallgpt.model import native
+from smallgpt.utils.c_library import compiled
 from tests.helpers.models import DIALOGUES, save_tiny
 from tests.helpers.processes import Run, python_environment, write_run
 from tests.helpers.reviews import classifier_config
@@ -59,6 +61,8 @@ def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
         patch.setattr(tempfile, "tempdir", None)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        compiled(native.SOURCE, native.PURPOSE)  # or the first program that chats would say so
         yield folder
 
 

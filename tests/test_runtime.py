@@ -103,7 +103,7 @@ def test_int8_is_refused_where_it_is_slower(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     said = refusal(lambda: runtime.choose_precision("int8", torch.device("cuda", 0), 10**9))
     assert f"{quicker} is faster on this GPU" in said and "dtype at auto" in said
-    assert runtime.choose_precision("int8", torch.device("mps"), 10**9).int8
+    assert runtime.choose_precision("int8", torch.device("mps"), 10**9).bits == 8
 
 
 def test_named_precision_is_taken_but_float16_needs_a_gpu() -> None:

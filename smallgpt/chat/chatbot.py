@@ -19,13 +19,13 @@ from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import Config, SamplingConfig
 from smallgpt.config_file import config_from_dict
-from smallgpt.model import inference
+from smallgpt.model import inference, native
 from smallgpt.model.cache import KeyValueCache
 from smallgpt.model.generate import Request, generate
 from smallgpt.model.gpt import GPT
 from smallgpt.runtime import choose_device, choose_precision
 from smallgpt.tokenizer.characters import PAD, SEP, Tokenizer, as_utterance
-from smallgpt.utils import background
+from smallgpt.utils import background, c_library
 from smallgpt.utils.errors import UserError
 
 ROLES = ("user", "assistant")
@@ -209,8 +209,8 @@ class Chatbot:
         )
         several = drawn.best_of > 1 and drawn.temperature > 0  # at 0 all would be the same
         generators = generators_from(generator, drawn.best_of) if several else [generator]
-        stop = {SEP, PAD}
-        return Request(context, drawn, generators, stop, self._banned, several), left_out
+        stop, decode = {SEP, PAD}, self.tokenizer.decode
+        return Request(context, drawn, generators, stop, self._banned, decode, several), left_out
 
 
 def _check_texts(messages: Any) -> None:
@@ -294,7 +294,7 @@ def load(
             such as {"temperature": 0.8}, the keys that differ from that.
         device: auto, cpu, cuda, cuda:N or mps; auto is the fastest there is.
         seed: the same seed and the same talk give the same replies.
-        dtype: precision of the weights: auto, float32, bfloat16, float16 or int8.
+        dtype: precision of the weights: auto, float32, bfloat16, float16, int8 or int4.
         wait: False returns while the weights are still made ready. The first reply waits for them,
             and raises the UserError if their file is damaged.
 
@@ -309,15 +309,19 @@ def load(
     chosen = choose_device(checked.device)
     model = huggingface.hollow_model(stored.config).eval()
     parameters = model.parameter_count()
-    precision = choose_precision(checked.dtype, chosen, parameters)
+    library = None
+    if chosen.type == "cpu":  # compiled before the prompt: later its note would stand in the talk
+        library = c_library.compiled(native.SOURCE, native.PURPOSE)
+    precision = choose_precision(checked.dtype, chosen, parameters, in_c=library is not None)
 
     def fill() -> None:
         inference.load_inference_weights(
             model,
             stored.weights,
             precision.dtype,
-            precision.int8,
+            precision.bits,
             chosen,
+            library,
             background.end_with_the_program,
         )
 

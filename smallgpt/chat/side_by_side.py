@@ -43,7 +43,7 @@ def converse(bot: Chatbot, talks: Iterable[tuple[Talk, int]]) -> Iterator[None]:
         waiting[request] = talk, seed, batch.join(request)
 
     while True:
-        while batch.free >= best_of and (begun := next(talks, None)):
+        while (len(waiting) + 1) * best_of <= len(cache.ids) and (begun := next(talks, None)):
             go_on(*begun)
         if not batch.replying:
             return

@@ -52,13 +52,18 @@ def write(
     for name, value in values.items():
         text = json.dumps(value, indent=1, ensure_ascii=False)
         (directory / name).write_text(text + "\n", encoding="utf-8")
-    tensors = {n: t.t() if _TRANSPOSED.search(n) else t for n, t in weights.items()}
-    if not config.bias:  # GPT-2 always has biases: ours are zero
-        for name in list(tensors):
-            if name.endswith(".weight") and not _NO_BIAS.search(name):
-                width = tensors[name].shape[-1]
-                tensors[name.removesuffix("weight") + "bias"] = torch.zeros(width)
+    tensors = dict(weights)
+    if not config.bias:
+        add_zero_biases(tensors)
+    tensors = {n: t.t() if _TRANSPOSED.search(n) else t for n, t in tensors.items()}
     write_tensors(tensors, directory / WEIGHTS_FILE)
+
+
+def add_zero_biases(tensors: dict[str, Tensor]) -> None:
+    """Give parameters under their names, in our layout, the biases that GPT-2 always has."""
+    for name, weight in list(tensors.items()):
+        if name.endswith(".weight") and not _NO_BIAS.search(name):
+            tensors[name.removesuffix("weight") + "bias"] = torch.zeros(len(weight))
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:

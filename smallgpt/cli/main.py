@@ -32,7 +32,7 @@ from smallgpt.utils.paths import exists
 if TYPE_CHECKING:
     from smallgpt.checkpoints.checkpoint import Checkpoint
 
-WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf")
 
 app = typer.Typer(
     name="smallgpt",
@@ -227,6 +227,7 @@ def push_ready(
     licence: Annotated[
         str, typer.Option("--license", help="For the card: an identifier such as mit.")
     ] = "other",
+    gguf: Annotated[bool, typer.Option("--gguf", help="Add a file for llama.cpp.")] = False,
 ) -> None:
     """Make a directory to upload: without training state, with a model card.
 
@@ -234,32 +235,43 @@ def push_ready(
     """
     from smallgpt.hub import publish
 
-    publish.make_ready(path, output, licence)
+    publish.make_ready(path, output, licence, for_llama_cpp=gguf)
     typer.echo(f"written: {output}; read its {publish.CARD_FILE} before you upload it")
 
 
 @command(app)
 def convert(
-    source: Annotated[Path, typer.Argument(help="A .pth file, or with --to original a model.")],
+    source: Annotated[Path, typer.Argument(help="A model; with --to checkpoint, a .pth file.")],
     output: Annotated[Path, typer.Option(help="The directory or file to write.")],
     text: Annotated[
         list[Path] | None,
         typer.Option(help="The text the .pth was trained on; may be given several times."),
     ] = None,
     to: Annotated[
-        Literal["checkpoint", "original"], typer.Option(help="original is a .pth file.")
+        Literal["checkpoint", "original", "gguf"],
+        typer.Option(help="original is a .pth file, gguf a file for llama.cpp."),
     ] = "checkpoint",
+    quantize: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None,
+        typer.Option(help="Precision of a gguf file's matrices; f16 if you do not say."),
+    ] = None,
 ) -> None:
-    """Make a checkpoint directory of a legacy .pth file, or the reverse.
+    """Write a model in another format: as a checkpoint directory, a legacy .pth or a GGUF file.
 
     Example: smallgpt convert cpt300M.pth --text data/train.txt --output checkpoints/cpt300M
+
+    Example: smallgpt convert checkpoints/demo --to gguf --output demo.gguf
     """
+    if quantize and to != "gguf":
+        raise UserError("--quantize is for --to gguf only")
     if output.exists():
         raise UserError(f"--output {output} is there already", "name another, or delete it")
-    from smallgpt.checkpoints import legacy_pth
+    from smallgpt.checkpoints import gguf, legacy_pth
     from smallgpt.checkpoints.open import open_checkpoint
 
-    if to == "original":
+    if to == "gguf":
+        gguf.write(open_checkpoint(source, texts=text), output, quantize or "f16")
+    elif to == "original":
         legacy_pth.write(open_checkpoint(source, texts=text), output)
     else:
         legacy_pth.to_checkpoint(source, text or Config().data_paths(), output)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData, save_torch_state_dict
 
-from smallgpt.checkpoints import checkpoint, huggingface
+from smallgpt.checkpoints import checkpoint, gguf, huggingface
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE
@@ -33,6 +33,14 @@ _TRUNCATES = """
 Of a text of more than {} tokens transformers reads the beginning only. Small GPT reads all of
 it, in pieces whose logits it averages: `smallgpt.load("PATH").predict([…])`.
 """
+_LLAMA_CPP = """
+Or with [llama.cpp](https://github.com/ggml-org/llama.cpp), on the screen or in the browser:
+
+```
+llama-cli -m {0}
+llama-server -m {0}
+```
+"""
 _REPLY = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("PATH")
@@ -44,16 +52,24 @@ inputs = tokenizer.apply_chat_template(
 tokenizer.decode(model.generate(**inputs)[0])"""
 
 
-def make_ready(path: Path, target: Path, licence: str, most_bytes: str = MOST_BYTES) -> None:
+def make_ready(
+    path: Path,
+    target: Path,
+    licence: str,
+    most_bytes: str = MOST_BYTES,
+    for_llama_cpp: bool = False,
+) -> None:
     """Write a directory to upload: all but the training state, in Hugging Face's layout.
 
     Args:
         path: names a language model or a classifier, see `open_checkpoint`.
         licence: for the card, such as "mit"; an identifier of the hub, or "other".
         most_bytes: of a file of weights, such as "2GB".
+        for_llama_cpp: add a GGUF file, by the name of `target`.
 
     Raises:
-        UserError: there is no usable checkpoint, `target` is there already or cannot be written.
+        UserError: there is no usable checkpoint, `target` is there already or cannot be written;
+            or no GGUF file can be made (see `gguf.write`).
     """
     if target.exists():
         raise UserError(f"--output {target} is there already", "name another, or delete it")
@@ -71,11 +87,14 @@ def make_ready(path: Path, target: Path, licence: str, most_bytes: str = MOST_BY
         save_torch_state_dict(tensors, work, max_shard_size=most_bytes, metadata={"format": "pt"})
         for file in work.iterdir():
             file.chmod(0o644)
-        (work / CARD_FILE).write_text(card(stored, licence), "utf-8")
+        gguf_file = target.name + gguf.SUFFIX if for_llama_cpp else ""
+        (work / CARD_FILE).write_text(card(stored, licence, gguf_file), "utf-8")
         checkpoint.write_manifest(work, stored.manifest)
+        if gguf_file:  # behind the manifest: the checkpoint is whole without it
+            gguf.write(stored, work / gguf_file)
 
 
-def card(stored: Checkpoint, licence: str) -> str:
+def card(stored: Checkpoint, licence: str, gguf_file: str = "") -> str:
     """The model card: what it is, learnt from what and how, how good it is, how to use it.
 
     Every figure is read from the checkpoint.
@@ -97,6 +116,8 @@ def card(stored: Checkpoint, licence: str) -> str:
     if own:
         argument = ', kind="classifier"' if stored.labels else ""
         example = f'import smallgpt\nmodel = smallgpt.load("PATH"{argument})\nmodel.{call}'
+    if gguf_file:
+        remark += _LLAMA_CPP.format(gguf_file)
     data = ModelCardData(
         language="zh",
         license=licence,

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -116,19 +117,22 @@ class Reading:
             T = len(new[number])
             together.setdefault((T, lengths[number] if T > 1 else 0), []).append(number)
         ids, positions, windows, ends = list[int](), list[int](), list[list[int]](), [0] * len(rows)
-        self._groups = list[_Group]()
+        self.rows, self.positions = list[int](), positions
+        """The cache's row that each id is of, and where in it."""
+        self._parts = list[tuple[slice, list[int], list[int]]]()
         for numbers in together.values():
             begin = len(ids)
             for number in numbers:
                 past, T = lengths[number], len(new[number])
                 ids += new[number]
+                self.rows += [rows[number]] * T
                 positions += range(past, past + T)
                 ends[number] = len(ids) - 1
                 if cache.earlier:
                     windows += cache.windows(rows[number], new[number])
             line = slice(begin, len(ids))
             chosen, behind = ([each[number] for number in numbers] for each in (rows, lengths))
-            self._groups.append(_Group.of(cache, line, chosen, behind))
+            self._parts.append((line, chosen, behind))
         device = cache.memory.device
         self.ids_N1, self.positions_N1 = torch.tensor((ids, positions), device=device)[..., None]
         self.windows_NS = torch.tensor(windows, device=device) if windows else self.ids_N1
@@ -139,6 +143,10 @@ class Reading:
         """Where the last id of each row is; None where each has one, in this order."""
         in_order = self._ends == list(range(len(self.ids_N1)))
         return None if in_order else torch.tensor(self._ends, device=self.ids_N1.device)
+
+    @cached_property
+    def _groups(self) -> "list[_Group]":
+        return [_Group.of(self.cache, *part) for part in self._parts]
 
     def attend(self, layer: int, qkv_N1E: Tensor) -> Tensor:
         """Append one layer's new keys and values; what queries find there, (N, 1, E).

@@ -11,7 +11,7 @@ from torch import Tensor
 from smallgpt.config import SamplingConfig
 from smallgpt.model.cache import KeyValueCache, Reading
 from smallgpt.model.gpt import GPT
-from smallgpt.model.sampling import draw
+from smallgpt.model.repetition import Decode, as_characters, draw_unrepeated
 
 CHUNK = 64
 """Ids of contexts that are read in a step, beside replies that wait for their next id."""
@@ -32,6 +32,8 @@ class Request:
     """Never the first id of a reply: there is always something to say."""
     banned: Collection[int] = ()
     """Ids never drawn."""
+    decode: Decode = as_characters
+    """The text of ids, in whose characters repetition is counted."""
     log_probabilities: bool = False
     """Whether `Reply.log_probability` is wanted."""
 
@@ -155,8 +157,10 @@ class Batch:
         forbidden = never if reply.ids else not_first
         token = None
         if reply.ids or not forbidden.all():
-            allowed_V = logits_V.masked_fill(forbidden, float("-inf")).double()
-            token = draw(allowed_V, reply.ids, request.sampling, reply.generator)
+            allowed_V = logits_V.masked_fill(forbidden, float("-inf"))
+            token = draw_unrepeated(
+                allowed_V, reply.ids, request.sampling, reply.generator, request.decode
+            )
         if token is None or token in request.stop:
             reply.ended, token = "stop", None
         else:

@@ -12,7 +12,7 @@ Shapes, used as suffixes of names:
 """
 
 import math
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from smallgpt.config import ModelConfig
 from smallgpt.model.attention import additive, attend
 from smallgpt.model.cache import Reading
 from smallgpt.model.loss import next_token_loss
+
+if TYPE_CHECKING:
+    from smallgpt.model.native import NativeForward
 
 
 class Attention(nn.Module):
@@ -178,6 +181,9 @@ class GPT(nn.Module):
     Initialisation: normal(0, 0.02), projections into the residual stream 0.02 / sqrt(2 n_layer).
     """
 
+    native: "NativeForward | None" = None
+    """Computes the layers of a reading in C, where generation is on a CPU that has it."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -225,6 +231,8 @@ class GPT(nn.Module):
                 int32. No text goes over the end of its row.
             places_P: only of these positions, counted over those of all rows: (1, P, V).
         """
+        if reading is not None and self.native is not None:
+            return self.native.logits(reading, places_P)[None]
         x_BTE = self.embed(ids_BT, positions_BT, reading)
         mask = None if documents_BT is None else _attention_mask(x_BTE, documents_BT)
         for block in self.h:

@@ -7,18 +7,19 @@ from torch import Tensor
 
 from smallgpt.config import SamplingConfig
 
-FEW = 512
-"""Ids among which the nucleus is looked for first."""
+COLDEST, HOTTEST = 1e-30, 1e30
+"""Temperatures that float32 can divide by. Those beyond them draw the same."""
 
 
 def draw(
     logits_V: Tensor, reply: Sequence[int], sampling: SamplingConfig, generator: torch.Generator
 ) -> int:
-    """Draw one id from logits of shape (V,), float64 so that no temperature is too small.
+    """Draw one id from logits of shape (V,) on the CPU.
 
     In this order: repetition penalty over the ids of the reply (CTRL, arXiv:1909.05858),
     temperature, the `top_k` likeliest, the nucleus of probability `top_p` (arXiv:1904.09751).
     """
+    logits_V = logits_V.to(torch.promote_types(logits_V.dtype, torch.float32))
     penalty = sampling.repetition_penalty
     if penalty != 1.0 and reply:
         seen = torch.tensor(reply)
@@ -27,26 +28,34 @@ def draw(
         logits_V = logits_V.index_copy(0, seen, score)
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    ids = torch.arange(len(logits_V))
+    ids = None
     if sampling.top_k:
-        logits_V, ids = logits_V.topk(min(sampling.top_k, len(ids)))
+        logits_V, ids = logits_V.topk(min(sampling.top_k, len(logits_V)))
     # Subtracting the largest first keeps a tiny temperature from overflowing.
-    probabilities = torch.softmax((logits_V - logits_V.max()) / sampling.temperature, dim=0)
-    if sampling.top_p < 1:
-        kept = nucleus(logits_V, probabilities, sampling.top_p)
-        probabilities, ids = probabilities[kept], ids[kept]
-    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+    temperature = min(max(sampling.temperature, COLDEST), HOTTEST)
+    probabilities = torch.softmax((logits_V - logits_V.max()) / temperature, dim=0)
+    place = draw_from_nucleus(logits_V, probabilities, sampling.top_p, generator)
+    return place if ids is None else int(ids[place])
 
 
-def nucleus(logits: Tensor, probabilities: Tensor, top_p: float) -> Tensor:
-    """Places of the fewest likeliest that reach the probability `top_p` together, likeliest first.
+def draw_from_nucleus(
+    logits: Tensor, probabilities: Tensor, top_p: float, generator: torch.Generator
+) -> int:
+    """Draw a place among the fewest likeliest that reach the probability `top_p` together.
 
-    Sorting all takes longer than the rest of `draw`, and most often a few are enough.
+    Sorting takes longer than all the rest. So one of all is drawn, and kept if those likelier than
+    it do not reach `top_p`. Otherwise the nucleus is among those, and one of them is drawn.
     """
-    for count in (min(FEW, len(logits)), len(logits)):
-        places = logits.topk(count).indices
-        likeliest = probabilities[places]
-        inside = int((likeliest.cumsum(0) - likeliest < top_p).sum())
-        if inside < count:
-            break
-    return places[:inside]
+    while True:
+        # By one random number: torch.multinomial takes one for each place, and most of the time.
+        reached = probabilities.cumsum(0, dtype=torch.float64)
+        drawn = torch.rand((), dtype=torch.float64, generator=generator) * reached[-1]
+        place = int(torch.searchsorted(reached, drawn, right=True))
+        if top_p == 1:
+            return place
+        likelier = logits > logits[place]
+        likelier[:place] |= logits[:place] == logits[place]  # of equals the first
+        theirs = probabilities * likelier
+        if theirs.sum() < top_p:
+            return place
+        probabilities = theirs

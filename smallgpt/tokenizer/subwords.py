@@ -63,6 +63,7 @@ class SubwordTokenizer(Tokenizer):
         self._bytes = decoder == "ByteLevel"
         self.of_pieces = decoder == "Fuse" and definition["model"].get("type") == "BPE"
         """Whether ids stand for parts of the text that join to it, by falling frequency."""
+        self._texts = ["\ufffd", "\n", "", *self.characters]  # by id, where ids are pieces
 
     def __reduce__(self) -> tuple[type, tuple[dict[str, Any], bool]]:
         # The library's own pickle forgets `encode_special_tokens`.
@@ -105,6 +106,8 @@ class SubwordTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text: `<sep>` is a newline, `<pad>` nothing."""
+        if self.of_pieces:
+            return super().decode(ids)
         text = ""
         for control, group in itertools.groupby(ids, lambda token: token in (SEP, PAD)):
             run = list(group)
@@ -114,10 +117,6 @@ class SubwordTokenizer(Tokenizer):
     def _run_to_text(self, run: list[int]) -> str:
         if self._bytes:
             return self._backend.decode(run, skip_special_tokens=False)
-        if self.of_pieces:
-            places = (token - FIRST_CHARACTER for token in run)
-            known, size = self.characters, len(self.characters)
-            return "".join(known[at] if 0 <= at < size else "\ufffd" for at in places)
         text = ""
         for token in run:
             subword = "\ufffd" if token == UNK else self._backend.id_to_token(token) or "\ufffd"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,8 @@ from smallgpt.config import SamplingConfig
 from smallgpt.tokenizer.characters import SEP, UNK, as_utterance
 from smallgpt.tokenizer.subwords import SubwordTokenizer
 from tests.helpers.commands import refusal
-from tests.helpers.models import TINY, ScriptedBot, random_model, vocabulary
+from tests.helpers.corpora import subwords
+from tests.helpers.models import CHARACTERS, TINY, ScriptedBot, random_model, vocabulary
 from tests.helpers.processes import Run
 
 
@@ -383,3 +385,19 @@ def test_an_utterance_is_one_line(text: str) -> None:
     assert "\n" not in line and "\r" not in line
     assert line == as_utterance(line) == line.strip()
     assert line.split() == text.split()
+
+
+@pytest.mark.parametrize("best_of", [1, 2])
+def test_repetition_is_counted_in_characters_whatever_an_id_is(best_of: int) -> None:
+    tokenizer = subwords(["你好吗你好", "早上好呀早上", "好吗早"] * 9, CHARACTERS, 40)
+    assert max(map(len, tokenizer.characters)) > 1
+    sampling = SamplingConfig(temperature=1.0, top_p=1.0, no_repeat_ngram=1, best_of=best_of)
+    bot = Chatbot(random_model(vocab_size=len(tokenizer)), tokenizer, sampling)
+    replies = [bot.conversation().reply(text) for text in CHARACTERS.strip()[:8]]
+    assert all(len(set(reply)) == len(reply) for reply in replies)
+    assert max(map(len, replies)) > 1
+    bot.sampling = {"no_repeat_ngram": 0, "temperature": 0, "max_repeats": 3}
+    bot.model.wpe.weight.data.zero_()  # now it says the same for ever
+    assert not re.search(r"(.+?)\1{3}", bot.reply("你好"))
+    bot.sampling = {"max_repeats": 0}
+    assert re.search(r"(.+?)\1{3}", bot.conversation().reply("你好"))

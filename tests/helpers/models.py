@@ -112,7 +112,7 @@ class ScriptedBot(Chatbot):
 
     def __init__(self, replies: Sequence[str], **settings: Any) -> None:
         tokenizer = vocabulary()
-        config = replace(TINY, vocab_size=len(tokenizer), **settings)
+        config = replace(TINY, vocab_size=len(tokenizer), **{"max_repeats": 0, **settings})
         self.script = ScriptedGPT(config, [tokenizer.encode(reply) for reply in replies])
         super().__init__(self.script, tokenizer, config)
 

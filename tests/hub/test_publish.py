@@ -14,7 +14,8 @@ import torch
 import smallgpt
 from smallgpt.checkpoints import checkpoint, legacy_pth
 from smallgpt.hub.publish import make_ready
-from tests.helpers.commands import refusal
+from tests.helpers.commands import refusal, refused_command
+from tests.helpers.commands import smallgpt as smallgpt_command
 from tests.helpers.models import save_with_pairs
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -97,6 +98,20 @@ def test_a_converted_file_claims_no_training_of_ours(trained: Path, tmp_path: Pa
     card = ModelCard.load(tmp_path / "ready" / "README.md").content
     assert "# cpt90M\n" in card and "not with Small GPT" in card
     assert "| optimizer |" not in card and "| seed |" not in card
+
+
+def test_a_file_for_llama_cpp(trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "demo"
+    done = smallgpt_command("push-ready", trained, "--output", target, "--gguf")
+    assert done.exit_code == 0, done.output
+    assert "llama-cli -m demo.gguf" in (target / "README.md").read_text("utf-8")
+    assert (target / "demo.gguf").read_bytes()[:4] == b"GGUF"
+    (target / "demo.gguf").unlink()  # without it, it is a whole checkpoint
+    assert smallgpt.load(target).reply("早上好")
+    pairs = save_with_pairs(tmp_path)
+    refused = ("push-ready", pairs, "--output", tmp_path / "ready", "--gguf")
+    assert "llama.cpp has no such network" in refused_command(*refused)
+    assert not (tmp_path / "ready").exists()
 
 
 def test_what_is_there_stays(trained: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from smallgpt.model import inference
 from smallgpt.model.cache import KeyValueCache, Reading
 from smallgpt.model.generate import Request, read
 from smallgpt.model.gpt import GPT
-from smallgpt.model.inference import Int8Linear, PackedLinear, load_inference_weights
+from smallgpt.model.inference import PackedLinear, load_inference_weights
+from smallgpt.model.quantized import Int8Linear
 from smallgpt.runtime import Precision, choose_precision
 from smallgpt.utils import background
 from tests.helpers.commands import refusal
@@ -34,7 +35,7 @@ WARM = SamplingConfig(temperature=1.0, top_p=1.0, max_new_tokens=20)
 def filled(model: GPT, dtype: str) -> GPT:
     precision = choose_precision(dtype, CPU, 0)
     hollow = huggingface.hollow_model(model.config).eval()
-    return load_inference_weights(hollow, model.state_dict(), precision.dtype, precision.int8, CPU)
+    return load_inference_weights(hollow, model.state_dict(), precision.dtype, precision.bits, CPU)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (64, 96), (33, 1), (1, 40)])
@@ -137,7 +138,7 @@ def test_a_gpu_has_read_a_prompt_and_said_something_before_the_first_reply(
     model = random_model()
     for device in (CPU, torch.device("meta")):
         hollow = huggingface.hollow_model(model.config).eval()
-        load_inference_weights(hollow, model.state_dict(), torch.bfloat16, False, device)
+        load_inference_weights(hollow, model.state_dict(), torch.bfloat16, None, device)
     assert said == [(16, 2)]
 
 
@@ -161,7 +162,7 @@ def test_auto_takes_16_bits_for_large_models_on_processors_that_have_them(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert choose_precision("auto", CPU, runtime.LARGE) == Precision(large)
     assert choose_precision("auto", CPU, runtime.LARGE - 1) == Precision(torch.float32)
-    assert choose_precision("int8", CPU, 0) == Precision(torch.bfloat16, int8=True)
+    assert choose_precision("int8", CPU, 0) == Precision(torch.bfloat16, bits=8)
 
 
 def test_float16_needs_a_gpu_and_int8_is_not_for_training(trained: Path) -> None:

@@ -163,7 +163,7 @@ def test_made_ready_it_is_a_model_of_transformers(
     publish.make_ready(stored.path, tmp_path / "ready", "mit")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ready")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "ready")
-    bot = smallgpt.load(tmp_path / "ready", {"temperature": 0})
+    bot = smallgpt.load(tmp_path / "ready", {"temperature": 0, "max_repeats": 0})
     for prompt in ("早上好呀", "你叫什么名字", "魑<pad>好"):
         context = tokenizer(prompt + "\n", return_tensors="pt")
         said = model.generate(**context, do_sample=False)[0, context["input_ids"].shape[1] :]
