@@ -143,6 +143,7 @@ class NativeForward:
         return logits_PV
 
     def _pointer(self, tensor: Tensor) -> int:
+        assert tensor.stride(-1) == 1
         self._kept.append(tensor)
         return tensor.data_ptr()
 

@@ -81,7 +81,7 @@ class Int4Linear(nn.Module):
         super().__init__()
         self.bias, self.in_c = bias, in_c
         outputs, self.inputs = weight.shape
-        whole = F.pad(weight, (0, -self.inputs % ALIGNED))
+        whole = F.pad(weight.contiguous(), (0, -self.inputs % ALIGNED))
         groups = whole.view(outputs, -1, INT4_GROUP)
         # The largest becomes -8, as there is no 8 (the form is llama.cpp's q4_0).
         largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
@@ -123,7 +123,7 @@ class Int4Linear(nn.Module):
 
 
 def in_8_bits(x: Tensor) -> Tensor:
-    """Rounded to 127 steps on either side of 0; 64 neighbours of (…, in) share the size of a step."""
+    """Rounded to 127 steps on either side of 0. Of (…, in), 64 neighbours share a step's size."""
     width = x.shape[-1]
     groups = F.pad(x.float(), (0, -width % ALIGNED)).unflatten(-1, (-1, ALIGNED))
     step = groups.abs().amax(-1, keepdim=True) / 127

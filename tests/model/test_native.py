@@ -57,9 +57,11 @@ def in_c(model: GPT, dtype: str) -> GPT:
     assert library is not None, "a C compiler is needed"
     precision = choose_precision(dtype, CPU, 0)
     hollow = huggingface.hollow_model(model.config).eval()
-    return load_inference_weights(
-        hollow, model.state_dict(), precision.dtype, precision.bits, CPU, library
-    )
+    # Those of a file are stored the other way round.
+    weights = {
+        name: w.T.contiguous().T if w.dim() == 2 else w for name, w in model.state_dict().items()
+    }
+    return load_inference_weights(hollow, weights, precision.dtype, precision.bits, CPU, library)
 
 
 def model_of(**changes: Any) -> GPT:
