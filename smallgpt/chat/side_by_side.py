@@ -18,8 +18,9 @@ Talk = Generator[Sequence[str], str, None]
 """Yields the messages so far, the last of which is replied to, and is sent the reply."""
 
 
-def converse(bot: Chatbot, talks: Iterable[tuple[Talk, int]]) -> Iterator[None]:
-    """Reply in talks until all have ended, by the chatbot's own sampling; yields after each reply.
+def converse(bot: Chatbot, talks: Iterable[tuple[Talk, int]]) -> Iterator[int]:
+    """Reply in talks until all have ended, by the chatbot's own sampling; yields after each step
+    how many replies it brought to their end.
 
     A talk is begun when there is room for it, and keeps its place, where what was said before need
     not be read again.
@@ -47,10 +48,12 @@ def converse(bot: Chatbot, talks: Iterable[tuple[Talk, int]]) -> Iterator[None]:
             go_on(*begun)
         if not batch.replying:
             return
-        for request in {reply.request for reply, _ in batch.step() if reply.ended}:
+        ended = 0
+        for request in dict.fromkeys(reply.request for reply, _ in batch.step() if reply.ended):
             talk, seed, replies = waiting[request]
             if all(reply.ended for reply in replies):
                 del waiting[request]
                 ids = best(model, replies, bot.sampling.mmi_weight)
                 go_on(talk, seed, "".join(text_chunks(ids, bot.tokenizer)))
-                yield
+                ended += 1
+        yield ended

@@ -20,8 +20,8 @@ def fitting_replies(
     counts = dict[str, tuple[int, int]]()
     talks = ((judged(play, counts), seed) for play in plays)
     with tqdm(total=sum(map(len, plays)), unit="reply", leave=False) as bar:
-        for _ in converse(bot, talks):
-            bar.update()
+        for ended in converse(bot, talks):
+            bar.update(ended)
     return _table(counts)
 
 

@@ -89,11 +89,10 @@ class KeyValueCache:
 
     def windows(self, row: int, new: Sequence[int]) -> list[list[int]]:
         """Each new id of a row behind those that its embedding needs, 0 where there are none."""
-        before, T = self.earlier, len(new)
+        before = self.earlier
         near = [*[0] * before, *self.ids[row][-before:], *new]
-        return [
-            near[at : at + before + 1] for at in range(len(near) - before - T, len(near) - before)
-        ]
+        first = len(near) - len(new) - before
+        return [near[at : at + before + 1] for at in range(first, len(near) - before)]
 
 
 class Reading:

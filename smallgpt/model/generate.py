@@ -55,9 +55,10 @@ class Reply:
 class Batch:
     """Replies to several requests, which join when rows are free and leave when they want to.
 
-    In float32 a reply is the same, to the id, alone and in company. In 16 and 8 bits products of
-    several rows may round otherwise than those of one, and then a reply can take another turn where
-    two ids are about as likely. Not for several threads at a time.
+    A reply is the same, to the id, alone and in company. In C that holds in every precision. With
+    torch's operators it holds in float32; in 16 and 8 bits products of several rows may round
+    otherwise than those of one, and then a reply can take another turn where two ids are about as
+    likely. Not for several threads at a time.
 
     Args:
         model: in evaluation mode.

@@ -36,8 +36,8 @@ def generate_replies(
     seeded = ((talk(number), seed * 1_000_003 + number) for number in own)
     bar = tqdm(total=len(own), desc="replying", leave=False, delay=1, disable=not world.is_first)
     with evaluation_mode(bot.model), bar:
-        for _ in converse(bot, seeded):
-            bar.update()
+        for ended in converse(bot, seeded):
+            bar.update(ended)
             if stopped():
                 break
     parts = world.gather((said, stopped()))

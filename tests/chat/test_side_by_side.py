@@ -36,7 +36,7 @@ def test_talks_go_as_they_do_alone(
             messages.append(reply)
             heard[number].append(reply)
 
-    replies = sum(1 for _ in converse(bot, ((talk(n), n) for n in range(7))))
+    replies = sum(converse(bot, ((talk(n), n) for n in range(7))))
     assert replies == sum(map(len, heard)) == 0 + 1 + 2 + 3 + 0 + 1 + 2
     assert len({reply for each in heard for reply in each}) > 5
     for number, each in enumerate(heard):

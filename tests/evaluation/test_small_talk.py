@@ -39,13 +39,13 @@ def test_a_bot_that_knows_the_answers_gets_full_marks(
             answers[tuple(said)] = turn.bot
             said += [turn.bot]
 
-    def converse(bot: Chatbot, talks: Iterable[tuple[Talk, int]]) -> Iterator[None]:
+    def converse(bot: Chatbot, talks: Iterable[tuple[Talk, int]]) -> Iterator[int]:
         for talk, _ in talks:
             messages = next(talk)
             with suppress(StopIteration):
                 while True:
                     messages = talk.send(answers[tuple(messages)])
-            yield
+            yield 1
 
     monkeypatch.setattr(small_talk, "converse", converse)
     assert fitting_replies(trained, 4, 7, "cpu").endswith("100.0 %  fitting in all")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch.backends import cuda
 
 from smallgpt.config import SamplingConfig
+from smallgpt.model import cache
 from smallgpt.model.cache import KeyValueCache
 from smallgpt.model.generate import Batch, Reply, Request, generate
 from smallgpt.model.gpt import GPT
@@ -127,35 +129,38 @@ MODELS = [
     st.integers(3, 5),
     st.integers(1, 20),
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_a_reply_is_drawn_in_company_as_it_is_alone(
     model: GPT, visits: list[Visit], rows: int, chunk: int
 ) -> None:
     """To the id, and ended for the reason it should; its log-probability is that of a pass over all
-    of it."""
+    of it. No step reads more than it should."""
     batch = Batch(model, KeyValueCache(model.config, model.wte.weight, rows), chunk)
+    read = list[int]()
     said = dict[Reply, list[int]]()
-    present = list[tuple[int, Visit, Request]]()
+    present = list[tuple[int, Request]]()
     complete = list[tuple[Visit, int, Reply]]()
     waiting, step = sorted(visits, key=lambda visit: visit.joins), 0
-    while waiting or batch.replying:
-        for leaves, _, request in present:
-            if leaves == step:
-                batch.leave(request)
-        while waiting and waiting[0].joins <= step and waiting[0].wanted <= batch.free:
-            visit = waiting.pop(0)
-            present.append((step + visit.stays, visit, visit.request()))
-            replies = batch.join(present[-1][2])
-            said |= {reply: [] for reply in replies}
-            if visit.stays == 99:
-                complete += [(visit, number, reply) for number, reply in enumerate(replies)]
-        for reply, token in batch.step():
-            assert (token is None) == (reply.ended == "stop")
-            if token is not None:
-                said[reply].append(token)
-                assert said[reply] == reply.ids
-        step += 1
-    assert batch.free == rows
+    counting = model.register_forward_pre_hook(lambda _, given: read.append(len(given[0])))
+    with counting, patch.object(cache, "MORE", 3):
+        while waiting or batch.replying:
+            while waiting and waiting[0].joins <= step and waiting[0].wanted <= batch.free:
+                visit = waiting.pop(0)
+                present.append((step + visit.stays, visit.request()))
+                replies = batch.join(present[-1][1])
+                said |= {reply: [] for reply in replies}
+                if visit.stays == 99:
+                    complete += [(visit, number, reply) for number, reply in enumerate(replies)]
+            for leaves, request in present:
+                if leaves == step:
+                    batch.leave(request)
+            for reply, token in batch.step():
+                assert (token is None) == (reply.ended == "stop")
+                if token is not None:
+                    said[reply].append(token)
+                    assert said[reply] == reply.ids
+            step += 1
+    assert batch.free == rows and max(read, default=0) <= rows + chunk
     for visit, number, reply in complete:
         check(model, visit, number, reply)
 
@@ -179,6 +184,37 @@ def check(model: GPT, visit: Visit, number: int, reply: Reply) -> None:
         allowed = logits_TV[-1].double()
         allowed[list(BANNED)] = -math.inf
         assert drawn_from(allowed, reply.ids, visit.sampling, generator) in (*STOP, None)
+
+
+def test_what_a_free_row_has_read_is_not_read_again() -> None:
+    model, read = random_model(), list[int]()
+    batch = Batch(model, KeyValueCache(model.config, model.wte.weight, rows=2))
+    model.register_forward_pre_hook(lambda _, given: read.append(len(given[0])))
+    one = SamplingConfig(temperature=0, max_new_tokens=1)
+    for context in (CONTEXT, [6, 3], [*CONTEXT, 3], [6, 3, 4, 5], [6, 3]):
+        batch.join(Request(context, one, [torch.Generator()]))
+        batch.step()
+    assert read == [4, 2, 1, 2, 1]
+
+
+def test_a_reply_needs_a_free_row() -> None:
+    model = random_model()
+    batch = Batch(model, KeyValueCache(model.config, model.wte.weight, rows=2))
+    request = Request(CONTEXT, GREEDY, [torch.Generator()] * 2)
+    batch.join(request)
+    with pytest.raises(ValueError, match="free row"):
+        batch.join(Request(CONTEXT, GREEDY, [torch.Generator()]))
+    batch.leave(request)
+    assert batch.free == 2 and not batch.step()
+
+
+def test_memory_grows_with_what_is_read() -> None:
+    model = random_model(block_size=1024)
+    held = KeyValueCache(model.config, model.wte.weight, rows=3)
+    assert held.memory.numel() == 0
+    for _ in generate(model, Request([5] * 70, GREEDY, [torch.Generator()]), held):
+        pass
+    assert held.memory.shape == (2, 2, 3, 4, 128, 8)
 
 
 @pytest.mark.parametrize("seed", range(20))

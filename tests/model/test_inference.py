@@ -18,7 +18,7 @@ from smallgpt.checkpoints import huggingface
 from smallgpt.config import SamplingConfig
 from smallgpt.model import inference
 from smallgpt.model.cache import KeyValueCache, Reading
-from smallgpt.model.generate import Request
+from smallgpt.model.generate import Request, read
 from smallgpt.model.gpt import GPT
 from smallgpt.model.inference import PackedLinear, load_inference_weights
 from smallgpt.model.quantized import Int8Linear
@@ -97,17 +97,30 @@ def test_logits_are_those_of_the_weights_in_float32(
             model.state_dict()[f"{name}.weight"].copy_(layer.weight)
     cache = KeyValueCache(model.config, ours.wte.weight)
 
-    def read(ids: Tensor) -> Tensor:
+    def read_all(ids: Tensor) -> Tensor:
         reading = Reading(cache, [0], ids.tolist())
         return ours(reading.ids_N1, reading=reading)[:, 0].float()
 
     with torch.no_grad():
         expected = model(IDS)[0]
-        parts = [read(part) for part in IDS.split([3, 2, 1], dim=1)]
+        parts = [read_all(part) for part in IDS.split([3, 2, 1], dim=1)]
         assert cache.keep_prefix(0, [*IDS[0, :4].tolist(), 0]) == 4
-        parts.append(read(IDS[:, 4:]))
+        parts.append(read_all(IDS[:, 4:]))
     tolerance = 1e-4 if how == "float32" else 0.03 * expected.std().item() + 0.05
     assert (torch.cat(parts) - torch.cat([expected, expected[4:]])).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("how", ["float32", "bfloat16", "int8"])
+def test_rows_side_by_side_have_the_logits_they_have_alone(how: str) -> None:
+    model = filled(random_model(), how)
+    texts = [IDS[0, :length].tolist() for length in (3, 1, 6, 5)]
+    alone, together = (KeyValueCache(model.config, model.wte.weight, rows=6) for _ in range(2))
+    for new in (texts, [[9], [4], [7], [3]], [[5, 6], [8], [2], [4] * 9]):
+        expected = torch.cat([read(model, alone, [row], [ids]) for row, ids in enumerate(new)])
+        found = read(model, together, [5, 1, 2, 0], new)
+        assert found.dtype == torch.float32
+        tolerance = 1e-4 if how == "float32" else 0.03 * expected.std().item() + 0.05
+        assert (found - expected).abs().max() < tolerance
 
 
 def test_a_gpu_has_read_a_prompt_and_said_something_before_the_first_reply(
