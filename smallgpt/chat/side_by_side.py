@@ -6,16 +6,27 @@ import torch
 
 from smallgpt.chat.best_of import best
 from smallgpt.chat.chatbot import Chatbot, text_chunks
+from smallgpt.config import ModelConfig
 from smallgpt.model.cache import KeyValueCache
 from smallgpt.model.generate import Batch, Reply, Request
 
 ROWS = 32
-"""Replies drawn side by side (docs/log.md)."""
+"""Replies drawn side by side, at most: more are hardly quicker (docs/log.md)."""
+BYTES = 1 << 28
+"""Memory for their keys and values, where each has read half a context."""
 CHUNK = 256
 """Ids of messages read in a step: nobody waits for the next character."""
 
 Talk = Generator[Sequence[str], str, None]
 """Yields the messages so far, the last of which is replied to, and is sent the reply."""
+
+
+def rows_for(config: ModelConfig) -> int:
+    """How many replies a model of this shape draws side by side."""
+    row = (
+        4 * config.n_layer * config.n_embd * config.block_size
+    )  # keys and values of half a context
+    return max(1, min(ROWS, BYTES // row))
 
 
 def converse(bot: Chatbot, talks: Iterable[tuple[Talk, int]]) -> Iterator[int]:
@@ -31,7 +42,7 @@ def converse(bot: Chatbot, talks: Iterable[tuple[Talk, int]]) -> Iterator[int]:
     """
     bot.await_weights()
     model, best_of = bot.model, bot.sampling.best_of
-    cache = KeyValueCache(model.config, model.wte.weight, max(ROWS, best_of))
+    cache = KeyValueCache(model.config, model.wte.weight, max(rows_for(model.config), best_of))
     batch, talks = Batch(model, cache, CHUNK), iter(talks)
     waiting = dict[Request, tuple[Talk, int, list[Reply]]]()
 

@@ -40,7 +40,7 @@ typedef uint16_t half_uvec __attribute__((vector_size(2 * LANES)));
 #define TILE 32    /* tokens whose inputs stay in the cache while all weights pass by */
 /* The processor's own prefetcher does not get far in rows as short as these: twice as fast. */
 #define FETCH(WEIGHTS, BYTES) \
-    (__builtin_prefetch((const char *)(WEIGHTS) + 24576 + ahead, 0, 2), ahead += (BYTES))
+    (__builtin_prefetch((const char *)(WEIGHTS) + 12288 + ahead, 0, 2), ahead += (BYTES))
 
 enum kind { FLOAT32, BFLOAT16, INT8, INT4 };
 
@@ -615,8 +615,9 @@ struct pass {
     for (atomic_int *counter = next++, *once = counter; once; once = NULL, wait_for_all(threads)) \
         for (int task; (task = atomic_fetch_add(counter, 1)) < (COUNT);)
 
-/* A product's outputs, in a few parts a thread: not one, as a core may be slower or busy. */
-#define PARTS (4 * threads)
+/* A product's outputs, in two parts a thread: one core may be slower or busy, and more parts are
+ * read more slowly. */
+#define PARTS (2 * threads)
 #define FROM(M, PART) ((int)((int64_t)((M)->out / OUTPUTS) * (PART) / PARTS) * OUTPUTS)
 #define TO(M, PART) ((PART) == PARTS - 1 ? (M)->out : FROM(M, (PART) + 1))
 

@@ -10,7 +10,7 @@ import torch
 from smallgpt.chat import side_by_side
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.chat.side_by_side import converse
-from smallgpt.config import SamplingConfig
+from smallgpt.config import ModelConfig, SamplingConfig
 from tests.helpers.models import random_model, vocabulary
 
 SAYS = ["你好", "早上好呀", "天" * 20, "晚安", "是的吗", "好不好"]
@@ -45,3 +45,12 @@ def test_talks_go_as_they_do_alone(
             chunks, _ = bot.respond([*messages, text], torch.Generator().manual_seed(number))
             assert reply == "".join(chunks)
             messages += [text, reply]
+
+
+def test_large_models_have_fewer_rows() -> None:
+    """Their cache may take a quarter of a GB, and a reply can always be drawn."""
+    rows = [
+        side_by_side.rows_for(ModelConfig(n_layer=layers, n_embd=width, block_size=context))
+        for layers, width, context in ((6, 384, 256), (26, 960, 256), (26, 960, 10**6))
+    ]
+    assert rows == [32, 10, 1]
