@@ -593,6 +593,7 @@ static void forget_workers(void) {
     atomic_store(&sleepers, 0);
     pthread_mutex_init(&one_at_a_time, NULL);
     pthread_mutex_init(&asleep, NULL);
+    pthread_cond_init(&woken, NULL); /* it still counts on those who slept: waking them hangs */
 }
 
 /* ---- the pass -------------------------------------------------------------------------------- */

@@ -31,14 +31,17 @@ def compiled(source: Path, purpose: str) -> ctypes.CDLL | None:
     Args:
         purpose: ends the sentence "compiling … for this CPU".
     """
-    named = os.environ.get("CC")
-    found = shutil.which(shlex.split(named)[0]) if named else None
-    compiler = found or next(filter(None, map(shutil.which, () if named else COMPILERS)), None)
+    named = os.environ.get("CC", "").strip()
+    try:
+        wanted, *options = shlex.split(named) or [""]
+    except ValueError:  # a quotation without an end
+        wanted, options = named, []
+    compiler = next(filter(None, map(shutil.which, [wanted] if named else COMPILERS)), None)
     if not POSIX or compiler is None:
-        wanted = f"CC={named}" if named else " or ".join(COMPILERS)
-        note(f"no C compiler ({wanted}) found: {purpose} is slower without one")
+        looked_for = f"CC={named}" if named else " or ".join(COMPILERS)
+        note(f"no C compiler ({looked_for}) found: {purpose} is slower without one")
         return None
-    command = [compiler, *shlex.split(named or "")[1:], *OPTIONS]
+    command = [compiler, *options, *OPTIONS]
     key = hashlib.sha256(source.read_bytes())
     for part in (*command, str(Path(compiler).resolve().stat().st_mtime_ns), _processor()):
         key.update(part.encode() + b"\0")
@@ -46,8 +49,13 @@ def compiled(source: Path, purpose: str) -> ctypes.CDLL | None:
     try:
         return _library(source, command, _cache_folder() / name, purpose)
     except OSError:  # a home that cannot be written, that others can write, or that runs nothing
+        pass
+    try:
         with tempfile.TemporaryDirectory(prefix="smallgpt-") as folder:
             return _library(source, command, Path(folder) / name, purpose)
+    except OSError as error:  # nor is there room, or leave to run anything, for temporary files
+        note(f"{purpose} is slower, as it cannot be compiled: {error}")
+        return None
 
 
 def _library(source: Path, command: list[str], path: Path, purpose: str) -> ctypes.CDLL | None:
@@ -64,6 +72,7 @@ def _library(source: Path, command: list[str], path: Path, purpose: str) -> ctyp
             done = subprocess.run(compiling, capture_output=True, text=True, errors="replace")
             said = said or done.stderr
             if done.returncode == 0:
+                work.chmod(0o700)  # whatever the umask: see `_is_ours`
                 atomic.put(work, path)
                 return ctypes.CDLL(str(path))
     reason = next(iter(re.findall(r".*error.*", said)), said.strip()[:200])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -195,6 +197,23 @@ def test_threads_with_models_of_their_own_do_not_disturb_each_other() -> None:
     for thread in asking:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_process_forked_while_threads_sleep_wakes_its_own() -> None:
+    torch.set_num_threads(2)
+    model = in_c(random_model(), "float32")
+    expected = logits_in_turn(model, [IDS])
+    time.sleep(0.1)  # long enough to fall asleep
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        for _ in range(4):
+            if not torch.equal(logits_in_turn(model, [IDS]), expected):
+                os._exit(1)
+            time.sleep(0.1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shutil
 import subprocess
 import threading
@@ -77,6 +79,38 @@ def test_c_that_does_not_compile_leaves_nothing_behind(
     said = capsys.readouterr().err
     assert "failed: the answer is slower without it" in said and "fourty_two" in said
     assert libraries(source) == []
+
+
+def test_files_that_a_group_may_write_by_default_are_kept_too(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = os.umask(0o002)  # as on Fedora, and wherever each user has a group of his own
+    try:
+        compiled(source, "the answer")
+        assert compiled(source, "the answer").answer() == 42
+    finally:
+        os.umask(before)
+    assert capsys.readouterr().err == "compiling the answer for this CPU, once\n"
+
+
+def test_where_nothing_that_was_compiled_may_run_it_says_so(
+    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> None:
+        raise OSError(f"{path}: failed to map segment from shared object")
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    assert compiled(source, "the answer") is None
+    assert "failed to map segment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", ["", " ", '"', "no-such-compiler --option"])
+def test_whatever_cc_holds_it_does_not_end_the_program(
+    named: str, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", named)
+    library = compiled(source, "the answer")
+    assert (library is not None) == (not named.strip())
 
 
 def test_a_home_that_cannot_be_written_does_not_matter(source: Path) -> None:
