@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 DEMO_TEXT := data/smalltalk.txt
 DEMO_ROOT := checkpoints/demo
+C_FILES := smallgpt/model/forward.c
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-peers test-distributed drill format docs pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full clean
@@ -71,6 +72,7 @@ sentiment-full: $(VENV)/.run ## Train a classifier from scratch: language model,
 test: $(VENV)/.dev ## Check format, types and import directions; run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
@@ -92,6 +94,7 @@ drill: $(VENV)/.dev ## Kill training at 30 random moments and resume each time
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(C_FILES)
 
 docs: $(VENV)/.run ## Write docs/configuration.md and config/schema.json from smallgpt/config.py
 	$(BIN)/python -m smallgpt config --markdown > docs/configuration.md

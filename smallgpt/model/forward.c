@@ -36,8 +36,8 @@ typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t half_uvec __attribute__((vector_size(2 * LANES)));
 
 #define INLINE static inline __attribute__((always_inline))
-#define GROUP 64   /* inputs that share a scale when they are rounded to 8 bits */
-#define TILE 32    /* tokens whose inputs stay in the cache while all weights pass by */
+#define GROUP 64 /* inputs that share a scale when they are rounded to 8 bits */
+#define TILE 32  /* tokens whose inputs stay in the cache while all weights pass by */
 /* The processor's own prefetcher does not get far in rows as short as these: twice as fast. */
 #define FETCH(WEIGHTS, BYTES) \
     (__builtin_prefetch((const char *)(WEIGHTS) + 12288 + ahead, 0, 2), ahead += (BYTES))
@@ -73,7 +73,7 @@ typedef struct {
 } model;
 
 typedef struct {
-    float *memory;                                   /* keys and values, float32 */
+    float *memory;                                       /* keys and values, float32 */
     int64_t layer_step, value_step, row_step, head_step; /* in floats */
 } cache;
 
@@ -85,7 +85,9 @@ INLINE vec load(const float *p) {
     return v;
 }
 
-INLINE vec all(float x) { return x - (vec){0}; }
+INLINE vec all(float x) {
+    return x - (vec){0};
+}
 
 INLINE vec choose(ivec mask, vec yes, vec no) {
     return (vec)((mask & (ivec)yes) | (~mask & (ivec)no));
@@ -121,7 +123,8 @@ INLINE vec exponential(vec x) {
     x = choose(x > all(88.0f), all(88.0f), x);
     x = choose(x < all(-87.0f), all(-87.0f), x);
     vec scaled = x * all(1.44269504f);
-    ivec power = __builtin_convertvector(scaled + choose(scaled < all(0), all(-0.5f), all(0.5f)), ivec);
+    ivec power =
+        __builtin_convertvector(scaled + choose(scaled < all(0), all(-0.5f), all(0.5f)), ivec);
     vec n = __builtin_convertvector(power, vec);
     vec r = x - n * all(0.693359375f) - n * all(-2.12194440e-4f);
     vec p = all(1.9875691500e-4f);
@@ -185,8 +188,8 @@ typedef struct {
 
 /* Add to `sums` a scale times the products of 64 weights and inputs of one group. Instructions
  * multiply unsigned by signed bytes: weights are then UNSIGNED_INT8 or 8 more than they are, and
- * `correction` is what that adds, to be taken away: of the first 32 in lane 0, of the others in lane
- * 8. */
+ * `correction` is what that adds, to be taken away: of the first 32 in lane 0, of the others in
+ * lane 8. */
 #if LANES == 16
 #define UNSIGNED_INT8 128
 INLINE vec add_products(vec sums, __m512i w, const int8_t *x, const int32_t *correction, vec by) {
@@ -294,10 +297,13 @@ static void prepare(const inputs *in, int token, int kind) {
 /* ---- products -------------------------------------------------------------------------------- */
 
 /* Inputs whose weights, with those of the tokens beside them, stay in the first cache. */
-INLINE int block_of(int kind) { return kind == FLOAT32 ? 768 : kind == BFLOAT16 ? 1536 : 3072; }
+INLINE int block_of(int kind) {
+    return kind == FLOAT32 ? 768 : kind == BFLOAT16 ? 1536 : 3072;
+}
 
-/* Go on with the sums of `outs` outputs from `first` on for `count` tokens from `token` on, with the
- * inputs `from` to `to`. All but these is constant where it is called: the sums stay in registers. */
+/* Go on with the sums of `outs` outputs from `first` on for `count` tokens from `token` on, with
+ * the inputs `from` to `to`. All but these is constant where it is called: the sums stay in
+ * registers. */
 INLINE void add_dots(const matrix *m, const inputs *in, int first, int token, int outs, int count,
                      int from, int to, vec (*kept)[OUTPUTS]) {
     const int stride = m->stride, groups = stride / GROUP;
@@ -346,8 +352,9 @@ INLINE void add_dots(const matrix *m, const inputs *in, int first, int token, in
             for (int o = 0; o < outs; o++) {
                 FETCH(w + from, 64);
                 for (int t = 0; t < count; t++)
-                    sums[o][t] = add_int8(sums[o][t], w + (size_t)o * stride + i, q + t * stride + i,
-                                          correction + (t * groups + g) * 16, scale[t * groups + g]);
+                    sums[o][t] =
+                        add_int8(sums[o][t], w + (size_t)o * stride + i, q + t * stride + i,
+                                 correction + (t * groups + g) * 16, scale[t * groups + g]);
             }
     } else {
         const uint8_t *w = (const uint8_t *)m->weight + (size_t)first * stride / 2;
@@ -356,9 +363,10 @@ INLINE void add_dots(const matrix *m, const inputs *in, int first, int token, in
             for (int o = 0; o < outs; o++) {
                 FETCH(w + from / 2, 32);
                 for (int t = 0; t < count; t++)
-                    sums[o][t] = add_int4(sums[o][t], w + ((size_t)o * stride + i) / 2,
-                                          scales + ((size_t)o * groups + g) * 2, q + t * stride + i,
-                                          correction + (t * groups + g) * 16, scale[t * groups + g]);
+                    sums[o][t] =
+                        add_int4(sums[o][t], w + ((size_t)o * stride + i) / 2,
+                                 scales + ((size_t)o * groups + g) * 2, q + t * stride + i,
+                                 correction + (t * groups + g) * 16, scale[t * groups + g]);
             }
     }
     for (int o = 0; o < outs; o++)
@@ -381,13 +389,17 @@ INLINE void multiply_kind(const matrix *m, const inputs *in, int tokens, int fro
                 for (int t = begin, count; t < end; t += count) {
                     count = outs == OUTPUTS && end - t >= TOKENS ? TOKENS : 1;
                     vec(*kept)[OUTPUTS] = sums + (t - begin);
-                    if (count == TOKENS) add_dots(m, in, o, t, OUTPUTS, TOKENS, i, until, kept);
-                    else if (outs == OUTPUTS) add_dots(m, in, o, t, OUTPUTS, 1, i, until, kept);
-                    else add_dots(m, in, o, t, 1, 1, i, until, kept);
+                    if (count == TOKENS)
+                        add_dots(m, in, o, t, OUTPUTS, TOKENS, i, until, kept);
+                    else if (outs == OUTPUTS)
+                        add_dots(m, in, o, t, OUTPUTS, 1, i, until, kept);
+                    else
+                        add_dots(m, in, o, t, 1, 1, i, until, kept);
                 }
             }
             for (int k = 0; k < outs; k++) {
-                float by = m->kind == INT8 ? m->scale[o + k] : 1, bias = m->bias ? m->bias[o + k] : 0;
+                float by = m->kind == INT8 ? m->scale[o + k] : 1,
+                      bias = m->bias ? m->bias[o + k] : 0;
                 for (int t = begin; t < end; t++) {
                     float *at = y + (size_t)t * step + o + k;
                     *at = sum(sums[t - begin][k]) * by + bias + (add ? *at : 0);
@@ -400,8 +412,11 @@ INLINE void multiply_kind(const matrix *m, const inputs *in, int tokens, int fro
 static void multiply(const matrix *m, const inputs *in, int tokens, int from, int to, float *y,
                      int step, int add) {
     matrix known = *m; /* a copy whose kind is a constant in each branch */
-#define CASE(KIND) case KIND: known.kind = KIND; \
-        multiply_kind(&known, in, tokens, from, to, y, step, add); break;
+#define CASE(KIND)                                                 \
+    case KIND:                                                     \
+        known.kind = KIND;                                         \
+        multiply_kind(&known, in, tokens, from, to, y, step, add); \
+        break;
     switch (m->kind) { CASE(FLOAT32) CASE(BFLOAT16) CASE(INT8) CASE(INT4) }
 #undef CASE
 }
@@ -433,11 +448,12 @@ INLINE int starts_from(int first, int width, int start[VECTORS]) {
     return count;
 }
 
-INLINE void add_scores(const float *keys, int positions, int width, const int *start,
-                       const vec *q, int count, float *scores) {
+INLINE void add_scores(const float *keys, int positions, int width, const int *start, const vec *q,
+                       int count, float *scores) {
     for (int s = 0; s < positions; s++) {
         vec products = {0};
-        for (int v = 0; v < count; v++) products += q[v] * load(keys + (size_t)s * width + start[v]);
+        for (int v = 0; v < count; v++)
+            products += q[v] * load(keys + (size_t)s * width + start[v]);
         scores[s] += sum(products);
     }
 }
@@ -452,7 +468,19 @@ INLINE void weigh_values(const float *values, int positions, int width, const in
 }
 
 #define WITH_COUNT(CALL) \
-    switch (count) { case 1: CALL(1); break; case 2: CALL(2); break; case 3: CALL(3); break; default: CALL(4); }
+    switch (count) {     \
+        case 1:          \
+            CALL(1);     \
+            break;       \
+        case 2:          \
+            CALL(2);     \
+            break;       \
+        case 3:          \
+            CALL(3);     \
+            break;       \
+        default:         \
+            CALL(4);     \
+    }
 
 /* The same for a head that is narrower than a vector. */
 static void add_narrow_scores(const float *keys, int positions, int width, const float *q,
@@ -461,22 +489,23 @@ static void add_narrow_scores(const float *keys, int positions, int width, const
         for (int d = 0; d < width; d++) scores[s] += q[d] * keys[s * width + d];
 }
 
-static void weigh_narrow_values(const float *values, int positions, int width,
-                                const float *weights, float *y) {
+static void weigh_narrow_values(const float *values, int positions, int width, const float *weights,
+                                float *y) {
     for (int d = 0; d < width; d++) {
         y[d] = 0;
         for (int s = 0; s < positions; s++) y[d] += weights[s] * values[s * width + d];
     }
 }
 
-/* One head of one token attends to `positions` keys; q and y are (width), and `weights` has room for
- * as many positions, rounded up to LANES. */
+/* One head of one token attends to `positions` keys; q and y are (width), and `weights` has room
+ * for as many positions, rounded up to LANES. */
 static void attend(const float *q, const float *keys, const float *values, int positions, int width,
                    float *weights, float *y) {
     int start[VECTORS], count, rounded = (positions + LANES - 1) / LANES * LANES;
     vec part[VECTORS];
     memset(weights, 0, rounded * sizeof *weights);
-    if (width < LANES) add_narrow_scores(keys, positions, width, q, weights);
+    if (width < LANES)
+        add_narrow_scores(keys, positions, width, q, weights);
     else
         for (int first = 0; first < width; first += LANES * VECTORS) {
             count = starts_from(first, width, start);
@@ -504,7 +533,8 @@ static void attend(const float *q, const float *keys, const float *values, int p
         vec weight = load(weights + s) * inverse;
         memcpy(weights + s, &weight, sizeof weight);
     }
-    if (width < LANES) weigh_narrow_values(values, positions, width, weights, y);
+    if (width < LANES)
+        weigh_narrow_values(values, positions, width, weights, y);
     else
         for (int first = 0; first < width; first += LANES * VECTORS) {
             count = starts_from(first, width, start);
@@ -522,11 +552,12 @@ static void attend(const float *q, const float *keys, const float *values, int p
 
 typedef struct pass pass;
 static void run(const pass *p, int threads);
-static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER, asleep = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER,
+                       asleep = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t woken = PTHREAD_COND_INITIALIZER;
 static atomic_uint started, arrived, phase, sleepers;
 static pthread_t worker[MOST_THREADS];
-static int workers; /* besides the thread that calls */
+static int workers;         /* besides the thread that calls */
 static const pass *current; /* NULL ends the workers */
 
 INLINE void relax(void) {
@@ -545,8 +576,10 @@ static void wait_for_all(int threads) {
         return;
     }
     for (int spins = 0; atomic_load(&phase) == now; spins++)
-        if (spins < SPINS) relax();
-        else sched_yield();
+        if (spins < SPINS)
+            relax();
+        else
+            sched_yield();
 }
 
 static void *work(void *begun) {
@@ -604,15 +637,15 @@ struct pass {
     int tokens, wanted;
     const int32_t *id, *row, *position, *place; /* of each token; of each whose logits are wanted */
     const float *added;                         /* to the embeddings: (tokens, width), or NULL */
-    float *x, *logits;                     /* (tokens, width), (wanted, vocabulary) */
-    float *qkv, *scores;                   /* (tokens, 3 width), (threads, score_step) */
+    float *x, *logits;                          /* (tokens, width), (wanted, vocabulary) */
+    float *qkv, *scores;                        /* (tokens, 3 width), (threads, score_step) */
     int score_step;
     inputs narrow, wide; /* of the model's width, and four times it */
     atomic_int *next;    /* of each phase: the task that nobody has taken yet */
 };
 
 /* Loop over tasks that all threads share out, then wait until all are done. */
-#define TASKS(COUNT) \
+#define TASKS(COUNT)                                                                              \
     for (atomic_int *counter = next++, *once = counter; once; once = NULL, wait_for_all(threads)) \
         for (int task; (task = atomic_fetch_add(counter, 1)) < (COUNT);)
 
@@ -671,35 +704,43 @@ static void run(const pass *p, int threads) {
     const inputs *narrow = &p->narrow, *wide = &p->wide;
     atomic_int *next = p->next;
     float *scores = p->scores + (size_t)atomic_fetch_add(&thread_number, 1) * p->score_step;
-    TASKS(p->tokens) embed(p, task);
+    TASKS (p->tokens) embed(p, task);
     for (const layer *l = m->layer; l < m->layer + m->layers; l++) {
-        TASKS(p->tokens) normalise_token(p, &l->ln_1, p->x + (size_t)task * m->width, task, l->c_attn.kind);
-        TASKS(PARTS) multiply(&l->c_attn, narrow, p->tokens, FROM(&l->c_attn, task), TO(&l->c_attn, task),
-                              p->qkv, 3 * m->width, 0);
-        TASKS(p->tokens) keep(p, l, task);
-        TASKS(p->tokens * m->heads) attend_head(p, l, task / m->heads, task % m->heads, scores);
-        TASKS(p->tokens) prepare(narrow, task, l->attn_proj.kind);
-        TASKS(PARTS) multiply(&l->attn_proj, narrow, p->tokens, FROM(&l->attn_proj, task),
-                              TO(&l->attn_proj, task), p->x, m->width, 1);
-        TASKS(p->tokens) normalise_token(p, &l->ln_2, p->x + (size_t)task * m->width, task, l->c_fc.kind);
-        TASKS(PARTS) {
+        TASKS (p->tokens)
+            normalise_token(p, &l->ln_1, p->x + (size_t)task * m->width, task, l->c_attn.kind);
+        TASKS (PARTS)
+            multiply(&l->c_attn, narrow, p->tokens, FROM(&l->c_attn, task), TO(&l->c_attn, task),
+                     p->qkv, 3 * m->width, 0);
+        TASKS (p->tokens) keep(p, l, task);
+        TASKS (p->tokens * m->heads) attend_head(p, l, task / m->heads, task % m->heads, scores);
+        TASKS (p->tokens) prepare(narrow, task, l->attn_proj.kind);
+        TASKS (PARTS)
+            multiply(&l->attn_proj, narrow, p->tokens, FROM(&l->attn_proj, task),
+                     TO(&l->attn_proj, task), p->x, m->width, 1);
+        TASKS (p->tokens)
+            normalise_token(p, &l->ln_2, p->x + (size_t)task * m->width, task, l->c_fc.kind);
+        TASKS (PARTS) {
             int from = FROM(&l->c_fc, task), to = TO(&l->c_fc, task);
             multiply(&l->c_fc, narrow, p->tokens, from, to, wide->exact, wide->stride, 0);
             for (int t = 0; t < p->tokens; t++)
                 apply_gelu(wide->exact + (size_t)t * wide->stride + from, to - from, m->tanh_gelu);
         }
-        TASKS(p->tokens) prepare(wide, task, l->mlp_proj.kind);
-        TASKS(PARTS) multiply(&l->mlp_proj, wide, p->tokens, FROM(&l->mlp_proj, task),
-                              TO(&l->mlp_proj, task), p->x, m->width, 1);
+        TASKS (p->tokens) prepare(wide, task, l->mlp_proj.kind);
+        TASKS (PARTS)
+            multiply(&l->mlp_proj, wide, p->tokens, FROM(&l->mlp_proj, task),
+                     TO(&l->mlp_proj, task), p->x, m->width, 1);
     }
-    TASKS(p->wanted) normalise_token(p, &m->ln_f, p->x + (size_t)p->place[task] * m->width, task, m->head.kind);
-    TASKS(PARTS) multiply(&m->head, narrow, p->wanted, FROM(&m->head, task), TO(&m->head, task),
-                          p->logits, m->head.out, 0);
+    TASKS (p->wanted)
+        normalise_token(p, &m->ln_f, p->x + (size_t)p->place[task] * m->width, task, m->head.kind);
+    TASKS (PARTS)
+        multiply(&m->head, narrow, p->wanted, FROM(&m->head, task), TO(&m->head, task), p->logits,
+                 m->head.out, 0);
 }
 
 static size_t inputs_size(int tokens, int stride) {
     size_t values = (size_t)tokens * stride;
-    return values * (sizeof(float) + sizeof(uint16_t) + 1) + values / GROUP * (sizeof(float) + 64) + 64;
+    return values * (sizeof(float) + sizeof(uint16_t) + 1) + values / GROUP * (sizeof(float) + 64) +
+           64;
 }
 
 static char *lay_out(inputs *in, char *at, int tokens, int stride) {
@@ -713,8 +754,8 @@ static char *lay_out(inputs *in, char *at, int tokens, int stride) {
     return at;
 }
 
-/* Read tokens, each of a row of the cache at its position; those before it in its row have been read,
- * or are among them.
+/* Read tokens, each of a row of the cache at its position; those before it in its row have been
+ * read, or are among them.
  *
  * logits, (wanted, vocabulary), are those behind the tokens at `place`, each once. Returns 0, or 1
  * where there is no memory.
@@ -727,16 +768,24 @@ int smallgpt_forward(const model *m, const cache *c, int tokens, const int32_t *
     if (!prepared) pthread_atfork(NULL, NULL, forget_workers), prepared = 1;
     have_threads(threads);
     threads = workers + 1;
-    pass p = {.model = m, .cache = c, .tokens = tokens, .wanted = wanted, .id = id,
-              .row = row, .position = position, .place = place, .added = added, .logits = logits};
+    pass p = {.model = m,
+              .cache = c,
+              .tokens = tokens,
+              .wanted = wanted,
+              .id = id,
+              .row = row,
+              .position = position,
+              .place = place,
+              .added = added,
+              .logits = logits};
     int longest = 0, phases = 10 * m->layers + 3;
     for (int t = 0; t < tokens; t++) longest = position[t] > longest ? position[t] : longest;
     p.score_step = (longest / 16 + 1) * 16;
     int narrow = m->layer->c_attn.stride, wide = m->layer->mlp_proj.stride;
     size_t x = (size_t)tokens * m->width * sizeof(float), qkv = 3 * x;
     size_t scores = (size_t)threads * p.score_step * sizeof(float);
-    char *memory = calloc(1, inputs_size(tokens, narrow) + inputs_size(tokens, wide) + x + qkv + scores +
-                                 phases * sizeof(atomic_int));
+    char *memory = calloc(1, inputs_size(tokens, narrow) + inputs_size(tokens, wide) + x + qkv +
+                                 scores + phases * sizeof(atomic_int));
     if (memory) {
         char *at = lay_out(&p.narrow, memory, tokens, narrow);
         at = lay_out(&p.wide, (char *)(((uintptr_t)at + 63) / 64 * 64), tokens, wide);
