@@ -101,7 +101,7 @@ class NativeForward:
             self._matrix(head),
             layers,
         )
-        self._vocab_size, self._ngrams = config.vocab_size, model.ngrams
+        self._config, self._ngrams = config, model.ngrams
 
     def logits(self, reading: Reading, places_P: Tensor | None) -> Tensor:
         """Read ids, and return the logits behind those at `places_P`, or all, (P, V), float32.
@@ -110,16 +110,22 @@ class NativeForward:
 
         Args:
             reading: of a cache on the CPU.
+
+        Raises:
+            IndexError: an id is not in the vocabulary, or a row has more ids than the context.
         """
         memory = reading.cache.memory
         steps = [memory.stride(dim) for dim in range(4)]
         ids = reading.ids_N1.flatten().tolist()
+        limits = ((ids, self._config.vocab_size), (reading.positions, self._config.block_size))
+        if any(min(numbers) < 0 or max(numbers) >= limit for numbers, limit in limits):
+            raise IndexError("an id or a position that the model does not have")  # C would go there
         added_NE = None
         if self._ngrams is not None:
             added_N1E = self._ngrams(reading.windows_NS, reading.positions_N1)
             added_NE = added_N1E.flatten(0, 1).float().contiguous()
         places = range(len(ids)) if places_P is None else places_P.tolist()
-        logits_PV = torch.empty(len(places), self._vocab_size)
+        logits_PV = torch.empty(len(places), self._config.vocab_size)
         tokens, rows, positions, wanted = (
             (c_int32 * len(numbers))(*numbers)
             for numbers in (ids, reading.rows, reading.positions, places)

@@ -45,10 +45,15 @@ def draw_from_nucleus(
 
     Sorting takes longer than all the rest. So one of all is drawn, and kept if those likelier than
     it do not reach `top_p`. Otherwise the nucleus is among those, and one of them is drawn.
+
+    Raises:
+        ValueError: the probabilities are no numbers, as the weights or logits are not finite.
     """
     while True:
         # By one random number: torch.multinomial takes one for each place, and most of the time.
         reached = probabilities.cumsum(0, dtype=torch.float64)
+        if not reached[-1] > 0:
+            raise ValueError("nothing can be drawn: the model's logits are not finite")
         drawn = torch.rand((), dtype=torch.float64, generator=generator) * reached[-1]
         place = int(torch.searchsorted(reached, drawn, right=True))
         if top_p == 1:

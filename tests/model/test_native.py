@@ -142,6 +142,13 @@ def test_logits_are_those_of_torch_in_float32(shape: str, dtype: str) -> None:
         assert torch.equal(in_parts, one_by_one[[2, 19, 23]])
 
 
+@pytest.mark.parametrize("ids", [[37], [-1], [2**40], [1] * 33])
+def test_what_the_model_does_not_have_is_refused(ids: list[int]) -> None:
+    ours = in_c(random_model(vocab_size=37, block_size=32), "float32")
+    with pytest.raises(IndexError):
+        logits_in_turn(ours, [ids])
+
+
 @settings(max_examples=25)
 @given(st.data())
 def test_an_id_has_the_same_logits_alone_and_in_company(data: st.DataObject) -> None:

@@ -141,3 +141,11 @@ def test_float32_draws_what_float64_does(sampling: SamplingConfig) -> None:
             for dtype in (torch.float32, torch.float64)
         ]
         assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_from_logits_that_are_not_finite_nothing_is_drawn(wrong: float, top_k: int) -> None:
+    sampling = SamplingConfig(temperature=1.0, top_p=1.0, top_k=top_k)
+    with pytest.raises(ValueError, match="not finite"):
+        draw(torch.tensor([*LOGITS, wrong]), [], sampling, torch.Generator())
