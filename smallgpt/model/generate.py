@@ -92,6 +92,8 @@ class Batch:
         """
         if len(request.generators) > self.free:
             raise ValueError("a reply needs a free row")
+        if not 0 < len(request.context) < self.model.config.block_size:
+            raise ValueError("a context has 1 to block_size - 1 ids")
         replies = [Reply(request, generator) for generator in request.generators]
         context, cache = request.context, self.cache
         first = max(self._free, key=lambda row: cache.common_prefix(row, context))

@@ -64,8 +64,8 @@ class _Cache(ctypes.Structure):
 class NativeForward:
     """Runs a model's layers in C.
 
-    It keeps the model's tensors and points into them. A model whose weights are changed in place
-    goes on with the new ones; one that is given other tensors needs another of these.
+    It keeps the model's tensors and points into them or into copies: a model whose weights change
+    needs another of these.
 
     Args:
         library: of `SOURCE`.

@@ -16,6 +16,8 @@ from smallgpt.utils import atomic
 from smallgpt.utils.errors import note
 
 POSIX = os.name == "posix"
+SECONDS = 120
+"""A compiler that takes longer hangs."""
 COMPILERS = ("cc", "gcc", "clang")
 OPTIONS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
 FOR_THIS_CPU = ("-march=native", "-mcpu=native")  # the second is how some compilers for ARM say it
@@ -37,7 +39,10 @@ def compiled(source: Path, purpose: str) -> ctypes.CDLL | None:
     except ValueError:  # a quotation without an end
         wanted, options = named, []
     compiler = next(filter(None, map(shutil.which, [wanted] if named else COMPILERS)), None)
-    if not POSIX or compiler is None:
+    if not POSIX:
+        note(f"{purpose} is slower here: it is compiled on Linux and macOS only")
+        return None
+    if compiler is None:
         looked_for = f"CC={named}" if named else " or ".join(COMPILERS)
         note(f"no C compiler ({looked_for}) found: {purpose} is slower without one")
         return None
@@ -69,7 +74,13 @@ def _library(source: Path, command: list[str], path: Path, purpose: str) -> ctyp
         work, said = Path(folder) / path.name, ""
         for option in FOR_THIS_CPU:
             compiling = [*command, option, str(source), "-o", str(work), "-lm"]
-            done = subprocess.run(compiling, capture_output=True, text=True, errors="replace")
+            try:
+                done = subprocess.run(
+                    compiling, capture_output=True, text=True, errors="replace", timeout=SECONDS
+                )
+            except subprocess.TimeoutExpired:
+                said = f"error: it took more than {SECONDS} seconds"
+                break
             said = said or done.stderr
             if done.returncode == 0:
                 work.chmod(0o700)  # whatever the umask: see `_is_ours`

@@ -262,3 +262,13 @@ def test_a_vocabulary_with_nothing_to_say_gives_an_empty_reply() -> None:
     for sampling in (GREEDY, SamplingConfig(temperature=1.0)):
         assert reply(model, sampling, banned=range(3, model.config.vocab_size)) != []  # <unk> is
         assert reply(model, sampling, banned=[0, *range(3, model.config.vocab_size)]) == []
+
+
+@pytest.mark.parametrize("length", [0, 32])
+def test_a_context_that_is_empty_or_leaves_no_room_is_refused(length: int) -> None:
+    """An empty one would never give a first id."""
+    model = random_model(block_size=32)
+    batch = Batch(model, KeyValueCache(model.config, model.wte.weight))
+    with pytest.raises(ValueError, match="1 to block_size - 1"):
+        batch.join(Request([5] * length, GREEDY, [torch.Generator()]))
+    assert not batch.replying and batch.free == 1
