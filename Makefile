@@ -77,7 +77,7 @@ test: $(VENV)/.dev ## Check format, types and import directions; run the tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.dev ## Run the tests that train for minutes
+test-slow: $(VENV)/.dev ## Run the tests that train or measure for long
 	$(BIN)/python -m pytest -m slow
 
 test-peers: $(VENV)/.dev ## Run our models in llama.cpp and compare

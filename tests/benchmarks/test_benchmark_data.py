@@ -27,6 +27,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.slow
 def test_one_line_a_text_with_all_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

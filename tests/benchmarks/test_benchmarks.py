@@ -192,6 +192,7 @@ def test_time_to_loss_prints_both_runs_and_draws_them(text: Path, tmp_path: Path
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_sentiment_benchmark_prints_both_ratios() -> None:
     options = ("--size", "tiny", "--reviews", 48, "--rounds", 1, "--steps", 1)
     (line,) = printed("sentiment", *options)
