@@ -23,10 +23,8 @@ Talk = Generator[Sequence[str], str, None]
 
 def rows_for(config: ModelConfig) -> int:
     """How many replies a model of this shape draws side by side."""
-    row = (
-        4 * config.n_layer * config.n_embd * config.block_size
-    )  # keys and values of half a context
-    return max(1, min(ROWS, BYTES // row))
+    keys_and_values = config.n_layer * config.n_embd * config.block_size  # of half a context
+    return max(1, min(ROWS, BYTES // (4 * keys_and_values)))
 
 
 def converse(bot: Chatbot, talks: Iterable[tuple[Talk, int]]) -> Iterator[int]:

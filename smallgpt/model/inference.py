@@ -44,13 +44,12 @@ def load_inference_weights(
     rest = dict(weights)
     on_cpu = device.type == "cpu"
     in_c = library is not None and on_cpu
+    packed = on_cpu and not in_c and has_fast(dtype)
     for name, module in list(model.named_modules()):
         between_layers()
         if isinstance(module, nn.Dropout):
             model.set_submodule(name, nn.Identity())
-        if not isinstance(module, nn.Linear) or not (bits or (on_cpu and has_fast(dtype))):
-            continue
-        if in_c and not bits:
+        if not isinstance(module, nn.Linear) or not (bits or packed):
             continue
         weight = rest.pop(f"{name}.weight").to(device)
         bias = rest.pop(f"{name}.bias", None)
@@ -61,7 +60,7 @@ def load_inference_weights(
             made = Int8Linear(weight, bias, in_c) if bits else PackedLinear(weight.to(dtype), bias)
         model.set_submodule(name, made)
     rest = {name: weight.to(device, dtype) for name, weight in rest.items()}
-    rest = {name: padded(w) if w.dim() == 2 else w.contiguous() for name, w in rest.items()}
+    rest = {n: padded(w) if in_c and w.dim() == 2 else w.contiguous() for n, w in rest.items()}
     model.load_state_dict(rest, assign=True)
     if in_c:
         assert library is not None

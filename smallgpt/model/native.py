@@ -88,7 +88,7 @@ class NativeForward:
         head: Any = model.wte if config.tied else model.lm_head
         if config.tied and isinstance(blocks[0].mlp.c_fc, Int4Linear | Int8Linear):
             # A character needs all of the head, and one row of the embedding.
-            head = Int8Linear(head.weight.float(), None)
+            head = Int8Linear(head.weight.float(), None, in_c=True)
         self._model = _Model(
             config.n_layer,
             config.n_head,

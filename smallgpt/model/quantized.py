@@ -38,7 +38,7 @@ class Int8Linear(nn.Module):
     Args:
         weight: (out, in), float32.
         bias: (out,), of the type of the inputs to come.
-        in_c: round inputs as forward.c does.
+        in_c: keep rows as forward.c wants them, and round inputs as it does.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, in_c: bool = False) -> None:
@@ -47,7 +47,8 @@ class Int8Linear(nn.Module):
         # In the precision torch's kernel multiplies by: rounding goes to what is multiplied.
         self.scale = (weight.abs().amax(1) / 127).clamp_(min=1e-30).to(torch.bfloat16)
         integers = (weight / self.scale.float()[:, None]).round_().clamp_(-127, 127)
-        self.integers = padded(integers.to(torch.int8))
+        integers = integers.to(torch.int8)
+        self.integers = padded(integers) if in_c else integers.contiguous()
         # For other widths torch's kernel reads beyond the rows, and computes nonsense.
         self.has_kernel = ON_X86 and weight.device.type == "cpu" and weight.shape[1] % 32 == 0
 
@@ -61,8 +62,7 @@ class Int8Linear(nn.Module):
         if self.in_c:
             x = in_8_bits(x)
         elif self.has_kernel and _few(x):
-            integers = self.integers.contiguous()
-            y = torch._weight_int8pack_mm(x.flatten(0, 1), integers, self.scale)
+            y = torch._weight_int8pack_mm(x.flatten(0, 1), self.integers, self.scale)
             return _with_bias(y.view(*x.shape[:2], -1), self.bias)
         return _with_bias(_unpacked(x, self.integers) * self.scale.to(x.dtype), self.bias)
 
