@@ -117,8 +117,8 @@ class Reading:
             T = len(new[number])
             together.setdefault((T, lengths[number] if T > 1 else 0), []).append(number)
         ids, positions, windows, ends = list[int](), list[int](), list[list[int]](), [0] * len(rows)
-        self.rows, self.positions = list[int](), positions
-        """The cache's row that each id is of, and where in it."""
+        self.ids, self.rows, self.positions = ids, list[int](), positions
+        """The new ids, the cache's row that each is of, and where in it."""
         self._parts = list[tuple[slice, list[int], list[int]]]()
         for numbers in together.values():
             begin = len(ids)

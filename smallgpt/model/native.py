@@ -116,7 +116,7 @@ class NativeForward:
         """
         memory = reading.cache.memory
         steps = [memory.stride(dim) for dim in range(4)]
-        ids = reading.ids_N1.flatten().tolist()
+        ids = reading.ids
         limits = ((ids, self._config.vocab_size), (reading.positions, self._config.block_size))
         if any(min(numbers) < 0 or max(numbers) >= limit for numbers, limit in limits):
             raise IndexError("an id or a position that the model does not have")  # C would go there
