@@ -95,6 +95,10 @@ class SamplingConfig:
     """Draw from the most likely tokens that together reach this probability; 1 is off."""
     repetition_penalty: float = _sampling(1.0, ge=0.001, le=1000)
     """Above 1 makes tokens already in the reply less likely (CTRL, arXiv:1909.05858)."""
+    frequency_penalty: float = _sampling(0.0, ge=-2, le=2)
+    """Subtracted from a token's logit for each time it is in the reply already."""
+    presence_penalty: float = _sampling(0.0, ge=-2, le=2)
+    """Subtracted once from the logit of a token that is in the reply already."""
     no_repeat_ngram: int = _sampling(0, ge=0)
     """So many characters in a row may not come twice in a reply; 0 is off."""
     max_repeats: int = _sampling(3, ge=0)

@@ -54,7 +54,7 @@ def best(model: GPT, replies: Sequence[Reply], mmi_weight: float) -> list[int]:
         return distinct[0].ids
     without_talk = log_probabilities(model, [SEP], [reply.ids for reply in distinct]).tolist()
     scores = [
-        (reply.log_probability - mmi_weight * without) / len(reply.ids)
+        (sum(reply.log_probabilities) - mmi_weight * without) / len(reply.ids)
         for reply, without in zip(distinct, without_talk, strict=True)
     ]
     return distinct[scores.index(max(scores))].ids

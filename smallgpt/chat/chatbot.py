@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -137,7 +137,8 @@ class Chatbot:
         said = ""
         self.messages.append(text)
         try:
-            chunks, self.left_out = self.respond(self.messages, self._generator, cache=cache)
+            chunks, prompt = self.respond(self.messages, self._generator, cache=cache)
+            self.left_out = prompt.characters_left_out
             for chunk in chunks:
                 said += chunk
                 yield chunk
@@ -168,7 +169,7 @@ class Chatbot:
         generator: torch.Generator,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
         cache: KeyValueCache | None = None,
-    ) -> tuple[Generator[str, None, None], int]:
+    ) -> tuple[Generator[str, None, None], Prompt]:
         """Reply to messages, of which nothing is kept.
 
         Args:
@@ -180,37 +181,37 @@ class Chatbot:
 
         Returns:
             chunks of the reply, drawn as they are asked for (with `best_of` all of it for the
-            first one); and how many characters at the beginning of the last message did not fit
-            the context.
+            first one); and what is replied to.
 
         Raises:
             UserError: there are no messages, they are no texts, or `sampling` cannot be.
         """
-        request, left_out = self.request(messages, generator, sampling)
+        request, prompt = self.request(messages, generator, sampling)
         self.await_weights()
         if len(request.generators) > 1:
             ids = generate_best(self.model, request, request.sampling.mmi_weight, cache)
         else:
             ids = generate(self.model, request, cache)
-        return text_chunks(ids, self.tokenizer), left_out
+        return text_chunks(ids, self.tokenizer), prompt
 
     def request(
         self,
         messages: Sequence[str],
         generator: torch.Generator,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
-    ) -> tuple[Request, int]:
-        """What `respond` draws a reply to, or with `best_of` several; and how many characters did
-        not fit. Arguments and errors as there."""
+    ) -> tuple[Request, Prompt]:
+        """What `respond` draws a reply to, or with `best_of` several. Arguments and errors as
+        there."""
         _check_texts(messages)
         drawn = changed_sampling(self.sampling, sampling) if sampling else self.sampling
-        context, left_out = prompt_ids(
+        prompt = prompt_ids(
             messages, self.tokenizer, self.model.config.block_size, drawn.max_new_tokens
         )
         several = drawn.best_of > 1 and drawn.temperature > 0  # at 0 all would be the same
         generators = generators_from(generator, drawn.best_of) if several else [generator]
         stop, decode = {SEP, PAD}, self.tokenizer.decode
-        return Request(context, drawn, generators, stop, self._banned, decode, several), left_out
+        request = Request(prompt.ids, drawn, generators, stop, self._banned, decode, several)
+        return request, prompt
 
 
 def _check_texts(messages: Any) -> None:
@@ -221,27 +222,37 @@ def _check_texts(messages: Any) -> None:
             raise UserError(f"a message is text, not {text!r}", 'write for example: reply("你好")')
 
 
+class Prompt(NamedTuple):
+    """Messages as the model reads them.
+
+    ids: ending in `<sep>`; messages_left_out: how many of the oldest did not fit the context;
+    characters_left_out: how many at the beginning of the newest did not.
+    """
+
+    ids: list[int]
+    messages_left_out: int
+    characters_left_out: int
+
+
 def prompt_ids(
     messages: Sequence[str], tokenizer: Tokenizer, context_size: int, max_new_tokens: int
-) -> tuple[list[int], int]:
+) -> Prompt:
     """The ids to reply to: as many of the last messages as fit, whole.
 
     Room for `max_new_tokens` is kept free, but at most half of the context. Only a newest message
     that is too long on its own is shortened, to its end.
-
-    Returns:
-        the ids (ending in `<sep>`), and how many characters of the newest message were left out.
     """
     room = context_size - min(max_new_tokens, context_size // 2)
     spans = [*tokenizer.spans(as_utterance(messages[-1])), (SEP, "\n")]
     cut = max(0, len(spans) - room)
     ids = [token for token, _ in spans[cut:]]
-    for message in reversed(messages[:-1]):
-        turn = [*tokenizer.encode(as_utterance(message)), SEP]
+    left = len(messages) - 1
+    while left:
+        turn = [*tokenizer.encode(as_utterance(messages[left - 1])), SEP]
         if len(turn) + len(ids) > room:
             break
-        ids = turn + ids
-    return ids, sum(len(text) for _, text in spans[:cut])
+        ids, left = turn + ids, left - 1
+    return Prompt(ids, left, sum(len(text) for _, text in spans[:cut]))
 
 
 def text_chunks(ids: Iterable[int], tokenizer: Tokenizer) -> Generator[str, None, None]:

@@ -109,6 +109,8 @@ CHINESE = Words(
         "top_k": "不小于 0 的整数",
         "top_p": "大于 0、不大于 1 的数",
         "repetition_penalty": "0.001 到 1000 之间的数",
+        "frequency_penalty": "-2 到 2 之间的数",
+        "presence_penalty": "-2 到 2 之间的数",
         "no_repeat_ngram": "不小于 0 的整数",
         "max_repeats": "不小于 0 的整数",
         "max_new_tokens": "不小于 1 的整数",

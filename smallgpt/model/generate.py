@@ -35,7 +35,9 @@ class Request:
     decode: Decode = as_characters
     """The text of ids, in whose characters repetition is counted."""
     log_probabilities: bool = False
-    """Whether `Reply.log_probability` is wanted."""
+    """Whether `Reply.log_probabilities` are wanted."""
+    alternatives: int = 0
+    """For how many of the likeliest ids `Reply.alternatives` are wanted."""
 
 
 @dataclass(eq=False)
@@ -45,8 +47,12 @@ class Reply:
     request: Request
     generator: torch.Generator
     ids: list[int] = field(default_factory=list)
-    log_probability: float = 0.0
+    log_probabilities: list[float] = field(default_factory=list)
     """Of these ids, in nats, at temperature 1 and with nothing left out."""
+    alternatives: list[dict[int, float]] = field(default_factory=list)
+    """Those of the likeliest ids at the same places, most likely first."""
+    cached: int = 0
+    """Ids of the context that the cache had read before."""
     ended: Literal["", "stop", "length"] = ""
     """Why it did: an id in `stop` was drawn (or there is nothing that may be said), or there is no
     room for another."""
@@ -94,14 +100,14 @@ class Batch:
             raise ValueError("a reply needs a free row")
         if not 0 < len(request.context) < self.model.config.block_size:
             raise ValueError("a context has 1 to block_size - 1 ids")
-        replies = [Reply(request, generator) for generator in request.generators]
         context, cache = request.context, self.cache
-        first = max(self._free, key=lambda row: cache.common_prefix(row, context))
-        self._free.remove(first)
+        first = self._take_row(context)
+        # The last id is read in any case: the logits behind it are needed.
+        cached = cache.keep_prefix(first, context[:-1])
+        replies = [Reply(request, generator, cached=cached) for generator in request.generators]
         rows = [first, *(self._free.pop(0) for _ in replies[1:])]
         cache.reserve(len(context) + self._most(request))
-        # The last id is read in any case: the logits behind it are needed.
-        self._unread[first] = context[cache.keep_prefix(first, context[:-1]) :]
+        self._unread[first] = context[cached:]
         self._replies |= zip(rows, replies, strict=True)
         never = torch.zeros(self.model.config.vocab_size, dtype=torch.bool)
         never[list(request.banned)] = True
@@ -109,6 +115,23 @@ class Batch:
         not_first[list(request.stop)] = True
         self._forbidden[request] = never, not_first
         return replies
+
+    def _take_row(self, context: Sequence[int]) -> int:
+        """A row that is free no longer, and has read as much of a context as any row.
+
+        That of a talk which goes on is taken. Where most of what a row has read would be lost,
+        only the beginning is copied from it, to the row that has been free for longest.
+        """
+        cache = self.cache
+        common = [cache.common_prefix(row, context) for row in range(len(cache.ids))]
+        best = max(range(len(common)), key=lambda row: (common[row], row in self._free))
+        if best in self._free and 2 * common[best] > len(cache.ids[best]):
+            self._free.remove(best)
+            return best
+        row = self._free.pop(0)
+        if common[best] > common[row]:
+            cache.copy(row, cache, best, common[best])
+        return row
 
     def leave(self, request: Request) -> None:
         """End what has not ended of the replies to a request, and free their rows."""
@@ -170,7 +193,11 @@ class Batch:
             reply.ids.append(token)
             self._unread[row] = [token]
             if request.log_probabilities:
-                reply.log_probability += float(logits_V.log_softmax(0)[token])
+                log_p_V = logits_V.log_softmax(0)
+                reply.log_probabilities.append(float(log_p_V[token]))
+                likeliest = log_p_V.topk(min(request.alternatives, len(log_p_V)))
+                pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+                reply.alternatives.append(dict(pairs))
             if len(reply.ids) == self._most(request):
                 reply.ended = "length"
         if reply.ended:

@@ -16,16 +16,20 @@ def draw(
 ) -> int:
     """Draw one id from logits of shape (V,) on the CPU.
 
-    In this order: repetition penalty over the ids of the reply (CTRL, arXiv:1909.05858),
-    temperature, the `top_k` likeliest, the nucleus of probability `top_p` (arXiv:1904.09751).
+    In this order: repetition penalty over the ids of the reply (CTRL, arXiv:1909.05858), frequency
+    and presence penalty over them (as in OpenAI's API), temperature, the `top_k` likeliest, the nucleus of probability `top_p` (arXiv:1904.09751).
     """
     logits_V = logits_V.to(torch.promote_types(logits_V.dtype, torch.float32))
-    penalty = sampling.repetition_penalty
-    if penalty != 1.0 and reply:
-        seen = torch.tensor(reply)
+    penalty, each, once = (
+        sampling.repetition_penalty,
+        sampling.frequency_penalty,
+        sampling.presence_penalty,
+    )
+    if reply and (penalty, each, once) != (1, 0, 0):
+        seen, count = torch.tensor(reply).unique(return_counts=True)
         score = logits_V[seen]
         score = torch.where(score > 0, score / penalty, score * penalty)
-        logits_V = logits_V.index_copy(0, seen, score)
+        logits_V = logits_V.index_copy(0, seen, score - each * count - once)
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     ids = None

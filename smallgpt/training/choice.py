@@ -100,7 +100,7 @@ def choose(
         for number in in_evaluation(model, numbers, "picking replies", stopped, world):
             mine = [ids[n] for n in chosen[number]]
             room = max(map(len, mine))
-            context, _ = prompt_ids(pairs[number].messages, tokenizer, size, room)
+            context = prompt_ids(pairs[number].messages, tokenizer, size, room).ids
             if by_itself is None:
                 by_itself = log_probabilities(model, [SEP], ids)
             log_p_N = log_probabilities(model, context, mine)

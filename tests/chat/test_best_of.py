@@ -44,7 +44,7 @@ def test_the_reply_is_the_best_of_those_drawn(changes: dict[str, Any], mmi_weigh
     generator = torch.Generator().manual_seed(3)
     banned = vocabulary().suppressed_ids()
     for text in TALK:
-        context, _ = prompt_ids([*bot.messages, text], vocabulary(), 32, 6)
+        context, *_ = prompt_ids([*bot.messages, text], vocabulary(), 32, 6)
         scores = dict[str, float]()
         for _ in range(7):
             seed = int(torch.randint(2**63 - 1, (), generator=generator))

@@ -337,9 +337,9 @@ utterances = st.text(st.sampled_from("你我好吗ab \n\r\t<>"), max_size=12)
 
 def test_messages_are_closed_by_sep_and_control_tokens_cannot_be_typed() -> None:
     tokenizer = vocabulary()
-    ids, left_out = prompt_ids(["你好", " 好\r\n吗 "], tokenizer, 32, 10)
+    ids, _, left_out = prompt_ids(["你好", " 好\r\n吗 "], tokenizer, 32, 10)
     assert (tokenizer.decode(ids), left_out) == ("你好\n好 吗\n", 0)
-    ids, _ = prompt_ids(["<pad><sep><unk>"], tokenizer, 64, 10)
+    ids, *_ = prompt_ids(["<pad><sep><unk>"], tokenizer, 64, 10)
     # Fifteen characters, of which u, n and k are not in the vocabulary, and the message's own end.
     assert len(ids) == 16
     assert [i for i, token in enumerate(ids) if token < 3] == [11, 12, 13, 15]
@@ -353,7 +353,7 @@ def test_the_longest_run_of_whole_last_messages_is_kept(
     said: list[str], size: int, max_new_tokens: int
 ) -> None:
     tokenizer = vocabulary()
-    ids, left_out = prompt_ids(said, tokenizer, size, max_new_tokens)
+    ids, _, left_out = prompt_ids(said, tokenizer, size, max_new_tokens)
     room = size - min(max_new_tokens, size // 2)
     turns = [tokenizer.encode(as_utterance(text) + "\n") for text in said]
     fitting = [
@@ -375,7 +375,7 @@ def test_what_is_left_out_is_counted_in_characters_not_in_subwords() -> None:
     )
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer = SubwordTokenizer(json.loads(backend.to_str()))
-    ids, left_out = prompt_ids(["hello " * 5 + "world!"], tokenizer, 8, 4)
+    ids, _, left_out = prompt_ids(["hello " * 5 + "world!"], tokenizer, 8, 4)
     assert (ids, left_out) == ([3, 4, 5, SEP], len("hello " * 4))
 
 

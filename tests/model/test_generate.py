@@ -177,7 +177,7 @@ def check(model: GPT, visit: Visit, number: int, reply: Reply) -> None:
         allowed[[*BANNED, *(STOP if at == 0 else ())]] = -math.inf
         assert drawn_from(allowed, reply.ids[:at], visit.sampling, generator) == token
         assert token not in STOP
-    assert reply.log_probability == pytest.approx(log_probability, rel=1e-4, abs=1e-4)
+    assert sum(reply.log_probabilities) == pytest.approx(log_probability, rel=1e-4, abs=1e-4)
     most = min(visit.sampling.max_new_tokens, model.config.block_size - len(visit.context))
     assert reply.ended == ("length" if len(reply.ids) == most else "stop")
     if reply.ended == "stop":
@@ -195,6 +195,37 @@ def test_what_a_free_row_has_read_is_not_read_again() -> None:
         batch.join(Request(context, one, [torch.Generator()]))
         batch.step()
     assert read == [4, 2, 1, 2, 1]
+
+
+def test_a_short_common_beginning_does_not_cost_a_long_talk_its_row() -> None:
+    model, one = random_model(), SamplingConfig(temperature=0, max_new_tokens=1)
+    batch = Batch(model, KeyValueCache(model.config, model.wte.weight, rows=3))
+    cached = list[int]()
+    for context in ([*CONTEXT, 8, 9], [CONTEXT[0], 3], [*CONTEXT, 8, 9, 3, 4], [*CONTEXT, 8, 7]):
+        (reply,) = batch.join(Request(context, one, [torch.Generator()]))
+        batch.step()
+        cached.append(reply.cached)
+    assert cached == [0, 1, len(CONTEXT) + 2, len(CONTEXT) + 1]
+    # Of a reply that is being drawn as well.
+    (other,) = batch.join(Request([6] * 5, GREEDY, [torch.Generator()]))
+    batch.step()
+    (reply,) = batch.join(Request([*[6] * 5, 7], GREEDY, [torch.Generator()]))
+    assert not other.ended and reply.cached == 5
+
+
+def test_log_probabilities_of_the_likeliest_ids_come_first_to_last() -> None:
+    model = random_model()
+    request = Request(CONTEXT, GREEDY, [torch.Generator()], log_probabilities=True, alternatives=3)
+    batch = Batch(model, KeyValueCache(model.config, model.wte.weight))
+    (reply,) = batch.join(request)
+    while batch.replying:
+        batch.step()
+    with torch.no_grad():
+        logits_TV = model(torch.tensor([[*CONTEXT, *reply.ids]]))[0, len(CONTEXT) - 1 :]
+    for at, likeliest in enumerate(reply.alternatives):
+        values, ids = logits_TV[at].log_softmax(-1).topk(3)
+        assert list(likeliest) == ids.tolist()
+        assert list(likeliest.values()) == pytest.approx(values.tolist(), abs=1e-5)
 
 
 def test_a_reply_needs_a_free_row() -> None:

@@ -49,6 +49,22 @@ def only(kept: Collection[int], logits: list[float] = LOGITS) -> list[float]:
             SamplingConfig(temperature=1.0, top_p=1.0, repetition_penalty=2.0),
             softmax([0.3, 2.0 / 2, -1.0 * 2, 1.9, 0.0, -math.inf]),
         ),
+        (
+            SamplingConfig(
+                temperature=1.0, top_p=1.0, frequency_penalty=0.7, presence_penalty=-0.4
+            ),
+            softmax([0.3, 2.0 - 2 * 0.7 + 0.4, -1.0 - 0.7 + 0.4, 1.9, 0.0, -math.inf]),
+        ),
+        (
+            SamplingConfig(
+                temperature=1.0,
+                top_p=1.0,
+                repetition_penalty=2.0,
+                frequency_penalty=0.3,
+                presence_penalty=0.5,
+            ),
+            softmax([0.3, 2.0 / 2 - 2 * 0.3 - 0.5, -1.0 * 2 - 0.3 - 0.5, 1.9, 0.0, -math.inf]),
+        ),
         (SamplingConfig(temperature=1.0, top_p=1.0), softmax(LOGITS)),
         (SamplingConfig(temperature=0.5, top_p=1.0), softmax([x / 0.5 for x in LOGITS])),
         (SamplingConfig(temperature=2.0, top_p=1.0), softmax([x / 2 for x in LOGITS])),

@@ -151,7 +151,7 @@ def test_replies_are_shown_piece_by_piece() -> None:
 
 
 def test_what_is_left_out_of_a_prompt_is_counted_in_characters() -> None:
-    ids, left_out = prompt_ids(["早上好" * 9], TOKENIZER, context_size=8, max_new_tokens=4)
+    ids, _, left_out = prompt_ids(["早上好" * 9], TOKENIZER, context_size=8, max_new_tokens=4)
     assert ids == [*TOKENIZER.encode("早上好" * 3), SEP] and left_out == 18
 
 

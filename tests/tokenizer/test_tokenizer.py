@@ -129,7 +129,7 @@ def test_transformers_gives_the_same_ids_and_text(text: str, hugging_face: Any) 
 def test_chat_template_equals_our_conversation(messages: list[str], hugging_face: Any) -> None:
     roles = ["user", "assistant"] * 3
     turns = [{"role": r, "content": text} for r, text in zip(roles, messages, strict=False)]
-    ids, left_out = prompt_ids(messages, TOKENIZER, context_size=10_000, max_new_tokens=1)
+    ids, _, left_out = prompt_ids(messages, TOKENIZER, context_size=10_000, max_new_tokens=1)
     assert left_out == 0
     assert hugging_face.apply_chat_template(turns, tokenize=True)["input_ids"] == ids
     assert hugging_face(hugging_face.apply_chat_template(turns, tokenize=False))["input_ids"] == ids

@@ -71,7 +71,7 @@ def test_against_a_plain_computation() -> None:
     expected = []
     for pair, numbers in zip(pairs, chosen, strict=True):
         texts = [replies[number] for number in numbers]
-        context, _ = prompt_ids(pair.messages, vocabulary(), 32, max(map(len, texts)))
+        context, *_ = prompt_ids(pair.messages, vocabulary(), 32, max(map(len, texts)))
         likelihood = np.array([plain_log_p(model, context, text) / len(text) for text in texts])
         by_itself = np.array([plain_log_p(model, [1], text) / len(text) for text in texts])
         rules = (likelihood - by_itself, likelihood)
