@@ -207,11 +207,34 @@ class Chatbot:
         prompt = prompt_ids(
             messages, self.tokenizer, self.model.config.block_size, drawn.max_new_tokens
         )
+        return self._request(prompt, generator, drawn, {SEP, PAD}), prompt
+
+    def continuation(
+        self,
+        text: str,
+        generator: torch.Generator,
+        sampling: SamplingConfig | Mapping[str, Any] | None = None,
+    ) -> tuple[Request, Prompt]:
+        """What continues a text, one utterance a line, until its dialogue ends. Of one that is too
+        long, the end is read.
+
+        Raises:
+            UserError: the text is empty, or `sampling` cannot be.
+        """
+        drawn = changed_sampling(self.sampling, sampling) if sampling else self.sampling
+        spans = self.tokenizer.spans(text.replace("\r\n", "\n"))
+        if not spans:
+            raise UserError("the text is empty", "there is nothing to continue")
+        prompt = _newest(spans, room_for(self.model.config.block_size, drawn.max_new_tokens))
+        return self._request(prompt, generator, drawn, {PAD}), prompt
+
+    def _request(
+        self, prompt: Prompt, generator: torch.Generator, drawn: SamplingConfig, stop: set[int]
+    ) -> Request:
         several = drawn.best_of > 1 and drawn.temperature > 0  # at 0 all would be the same
         generators = generators_from(generator, drawn.best_of) if several else [generator]
-        stop, decode = {SEP, PAD}, self.tokenizer.decode
-        request = Request(prompt.ids, drawn, generators, stop, self._banned, decode, several)
-        return request, prompt
+        decode = self.tokenizer.decode
+        return Request(prompt.ids, drawn, generators, stop, self._banned, decode, several)
 
 
 def _check_texts(messages: Any) -> None:
@@ -242,28 +265,53 @@ def prompt_ids(
     Room for `max_new_tokens` is kept free, but at most half of the context. Only a newest message
     that is too long on its own is shortened, to its end.
     """
-    room = context_size - min(max_new_tokens, context_size // 2)
-    spans = [*tokenizer.spans(as_utterance(messages[-1])), (SEP, "\n")]
-    cut = max(0, len(spans) - room)
-    ids = [token for token, _ in spans[cut:]]
+    room = room_for(context_size, max_new_tokens)
+    newest = [*tokenizer.spans(as_utterance(messages[-1])), (SEP, "\n")]
+    ids, _, cut = _newest(newest, room)
     left = len(messages) - 1
     while left:
         turn = [*tokenizer.encode(as_utterance(messages[left - 1])), SEP]
         if len(turn) + len(ids) > room:
             break
         ids, left = turn + ids, left - 1
-    return Prompt(ids, left, sum(len(text) for _, text in spans[:cut]))
+    return Prompt(ids, left, cut)
+
+
+def room_for(context_size: int, max_new_tokens: int) -> int:
+    """Tokens of a prompt, where a reply follows."""
+    return context_size - min(max_new_tokens, context_size // 2)
+
+
+def _newest(spans: Sequence[tuple[int, str]], room: int) -> Prompt:
+    """The last ids that fit, and how many characters were before them."""
+    cut = max(0, len(spans) - room)
+    return Prompt([token for token, _ in spans[cut:]], 0, sum(len(text) for _, text in spans[:cut]))
+
+
+class TextDecoder:
+    """The text of ids that come one by one."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._decode = tokenizer.decode
+        self._said, self._new = list[int](), list[int]()
+
+    def add(self, token: int) -> str:
+        """What the text has gained: each character as soon as its bytes are whole."""
+        self._new.append(token)
+        # A space between two words needs the one before it, and nothing needs more.
+        before, text = self._decode(self._said), self._decode([*self._said, *self._new])
+        if text.endswith("\ufffd"):
+            return ""
+        self._said, self._new = self._new, []
+        return text[len(before) :]
 
 
 def text_chunks(ids: Iterable[int], tokenizer: Tokenizer) -> Generator[str, None, None]:
-    """The text of ids, each character as soon as its bytes are whole."""
-    read, said = list[int](), ""
+    """The text of ids, chunk by chunk."""
+    decoder = TextDecoder(tokenizer)
     for token in ids:
-        read.append(token)
-        text = tokenizer.decode(read)
-        if not text.endswith("\ufffd"):
-            yield text[len(said) :]
-            said = text
+        if chunk := decoder.add(token):
+            yield chunk
 
 
 def _turns(messages: Any) -> list[str]:

@@ -24,6 +24,7 @@ from smallgpt.cli.arguments import (
 from smallgpt.cli.configuration import configuration
 from smallgpt.cli.data import data_app
 from smallgpt.cli.sentiment import sentiment_app
+from smallgpt.cli.serve import serve
 from smallgpt.config import CHAT, TRAIN, Config, Dtype
 from smallgpt.config_file import find_config, load_config, typed_keys
 from smallgpt.utils.errors import UserError
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(sentiment_app, name="sentiment")
 command(app, "config")(configuration)
+command(app, "serve")(serve)
 
 
 def _print_version(wanted: bool) -> None:

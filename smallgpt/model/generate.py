@@ -91,6 +91,10 @@ class Batch:
         """Whether there are replies that have not ended."""
         return bool(self._replies)
 
+    def has(self, request: Request) -> bool:
+        """Whether there are replies to a request that have not ended."""
+        return request in self._forbidden
+
     def join(self, request: Request) -> list[Reply]:
         """The replies to come, one for each generator; as many rows must be free.
 
@@ -133,10 +137,12 @@ class Batch:
             cache.copy(row, cache, best, common[best])
         return row
 
-    def leave(self, request: Request) -> None:
-        """End what has not ended of the replies to a request, and free their rows."""
+    def leave(self, request: Request, only: Reply | None = None) -> None:
+        """End what has not ended of the replies to a request, or one that has begun, and free the
+        rows."""
         for row in self._rows_of(request):
-            self._release(row)
+            if only in (None, self._replies[row]):
+                self._release(row)
 
     def step(self) -> list[tuple[Reply, int | None]]:
         """One forward pass for all; the replies that got their next id, or None at a stop.

@@ -17,7 +17,8 @@ def draw(
     """Draw one id from logits of shape (V,) on the CPU.
 
     In this order: repetition penalty over the ids of the reply (CTRL, arXiv:1909.05858), frequency
-    and presence penalty over them (as in OpenAI's API), temperature, the `top_k` likeliest, the nucleus of probability `top_p` (arXiv:1904.09751).
+    and presence penalty (as in OpenAI's API), temperature, the `top_k` likeliest, the nucleus of
+    probability `top_p` (arXiv:1904.09751).
     """
     logits_V = logits_V.to(torch.promote_types(logits_V.dtype, torch.float32))
     penalty, each, once = (

@@ -70,7 +70,7 @@ def random_model(seed: int = 0, **changes: Any) -> GPT:
 
 
 class ScriptedGPT(GPT):
-    """A model that says the given replies in turn.
+    """A model that says the given replies in turn, in several rows too if all have one new id.
 
     `contexts` lists what it was given to reply to, as ids; `read` counts the positions it read.
     `pause` is called before each id, with the number of ids still to come.
@@ -83,7 +83,7 @@ class ScriptedGPT(GPT):
         self.contexts: list[list[int]] = []
         self.read = 0
         self._replies = itertools.cycle(replies)
-        self._rest: list[int] = []
+        self._rest = dict[int, list[int]]()  # by row of the cache
 
     def forward(
         self,
@@ -98,13 +98,17 @@ class ScriptedGPT(GPT):
         assert reading is not None
         self.read += len(ids_BT)
         reading.finish()
-        if ids_BT[-1] == SEP:  # the end of a prompt
-            self.contexts.append(list(reading.cache.ids[0]))
-            self._rest = [*next(self._replies), SEP]
-        self.pause(len(self._rest))
-        logits_11V = torch.zeros(1, 1, self.config.vocab_size)
-        logits_11V[0, 0, self._rest.pop(0)] = 100.0
-        return logits_11V
+        rows = list(dict.fromkeys(reading.rows))
+        logits_1PV = torch.zeros(1, len(rows), self.config.vocab_size)
+        for place, row in enumerate(rows):
+            if reading.cache.ids[row][-1] == SEP:  # the end of a prompt
+                self.contexts.append(list(reading.cache.ids[row]))
+                self._rest[row] = [*next(self._replies), SEP]
+            rest = self._rest.get(row)
+            self.pause(len(rest or ()))
+            if rest:
+                logits_1PV[0, place, rest.pop(0)] = 100.0
+        return logits_1PV
 
 
 class ScriptedBot(Chatbot):

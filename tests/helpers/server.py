@@ -1,0 +1,99 @@
+"""The real server: in a thread of this process, on any chatbot; or as the command, in its own."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import httpx
+import uvicorn
+
+from smallgpt.chat.chatbot import Chatbot, Source
+from smallgpt.server.app import application
+from smallgpt.server.service import Limits, Service
+from tests.helpers.processes import started
+
+PATIENCE = 60.0
+"""Seconds until what must come is missed."""
+
+
+def eventually(holds: Callable[[], Any]) -> None:
+    """Wait until something holds."""
+    until = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < until, "it did not come"
+        time.sleep(0.01)
+
+
+@dataclass
+class Served:
+    """A server that answers at `url`."""
+
+    url: str
+    service: Service
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A figure of /metrics by now; 0 where it has not been counted."""
+        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@contextmanager
+def serving(
+    bot: Chatbot,
+    name: str = "tiny",
+    limits: Limits | None = None,
+    hosts: tuple[str, ...] = (),
+    origins: tuple[str, ...] = (),
+    port: int = 0,
+    **parts: Any,
+) -> Iterator[Served]:
+    """Serve a chatbot in a thread; `parts` are further ones of the `Service`."""
+    if bot.source is None:
+        bot.source = Source(Path("checkpoints", name, "cpt1"), 123_456, "float32", "cpu")
+    service = Service(name, bot, limits or Limits(), **parts)
+    listening = socket.create_server(("127.0.0.1", port))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    config = uvicorn.Config(
+        application(service, hosts, origins), log_level="error", access_log=False, lifespan="on"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    try:
+        eventually(lambda: server.started and service.engine.state != "loading")
+        yield Served(url, service)
+    finally:
+        service.engine.stop()
+        server.should_exit = True
+        config.timeout_graceful_shutdown = 5
+        thread.join()
+        service.engine.join()
+        listening.close()
+
+
+@contextmanager
+def serve_command(
+    checkpoint: Path, folder: Path, *options: str | Path, **variables: str
+) -> Iterator[tuple[str, Popen[str]]]:
+    """`smallgpt serve` in a process of its own: its address, once it answers, and the process."""
+    command: list[str | Path] = [sys.executable, "-m", "smallgpt", "serve", checkpoint]
+    port = () if "--port" in options else ("--port", "0")
+    with started([*command, "--no-browser", *port, *options], folder, **variables) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert " on http" in line, process.communicate(timeout=PATIENCE)
+        yield line.split()[-1], process
+
+
+def client(served: Served | str, **settings: Any) -> httpx.Client:
+    """Of a server."""
+    url = served if isinstance(served, str) else served.url
+    return httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False, **settings)
