@@ -150,7 +150,7 @@ class Engine:
         with self._changed:
             if self.state != "ok":
                 raise UnavailableError(self.state)
-            if self.waiting >= self.queue:
+            if self.waiting >= self.queue + self._batch.free:
                 turns = self.waiting / self.slots
                 raise QueueFullError(max(1, round(turns * self._seconds)))
             generation.deadline = time.monotonic() + self.time_limit
@@ -268,7 +268,7 @@ class Engine:
                 drawn[generation] = _chosen(generation)
         with self._changed:
             for generation in drawn:
-                if all(reply.ended for reply in generation.replies):
+                if not self._batch.has(generation.request):
                     del self._running[generation.request]
                     took = self.time_limit - (generation.deadline - time.monotonic())
                     self._seconds += 0.1 * (took - self._seconds)

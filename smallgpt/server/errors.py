@@ -120,7 +120,8 @@ def _of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError(400, f"The body is not JSON: {first.get('ctx', {}).get('error', '')}")
     param = ""
-    for part in first["loc"][1:]:
+    inner = first.get("ctx", {}).get("param")
+    for part in (*first["loc"][1:], *([inner] if inner else [])):
         if isinstance(part, int):
             param += f"[{part}]"
         elif part.isidentifier() and part not in ("str", "list", "int", "bool"):

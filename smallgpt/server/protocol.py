@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from smallgpt.config import SamplingConfig
 
@@ -49,12 +50,13 @@ _OF_MESSAGES = ("name", "refusal", "audio", "annotations", "tool_calls", "functi
 
 
 def _without(fields: tuple[str, ...], given: Any, ignored: tuple[str, ...] = ()) -> Any:
-    """A mapping without fields that are neutral, or that nobody needs."""
+    """A mapping without fields that are neutral, or that are ignored; an error where one is not."""
     if not isinstance(given, Mapping):
         return given
     for name in fields:
         if name in given and given[name] not in _NEUTRAL:
-            raise ValueError(f"{name} is not supported by this model; leave it out")
+            message = "not supported here; leave it out"
+            raise PydanticCustomError("unsupported", message, {"param": name})
     return {key: value for key, value in given.items() if key not in (*fields, *ignored)}
 
 

@@ -53,9 +53,11 @@ def serving(
     hosts: tuple[str, ...] = (),
     origins: tuple[str, ...] = (),
     port: int = 0,
+    wait: bool = True,
     **parts: Any,
 ) -> Iterator[Served]:
-    """Serve a chatbot in a thread; `parts` are further ones of the `Service`."""
+    """Serve a chatbot in a thread; `parts` are further ones of the `Service`. With `wait` it has
+    its weights."""
     if bot.source is None:
         bot.source = Source(Path("checkpoints", name, "cpt1"), 123_456, "float32", "cpu")
     service = Service(name, bot, limits or Limits(), **parts)
@@ -68,7 +70,7 @@ def serving(
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
-        eventually(lambda: server.started and service.engine.state != "loading")
+        eventually(lambda: server.started and (not wait or service.engine.state != "loading"))
         yield Served(url, service)
     finally:
         service.engine.stop()
