@@ -11,7 +11,7 @@ DEMO_ROOT := checkpoints/demo
 C_FILES := smallgpt/model/forward.c
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-peers test-distributed drill format docs pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full clean
+.PHONY: help demo serve test test-slow test-peers test-distributed drill format docs pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full clean
 
 # `##@ …` begins a group; `target: … ## …` is a line of it.
 ##@ First steps
@@ -22,6 +22,9 @@ help: ## List the targets
 
 demo: $(DEMO_ROOT)/.trained ## Train a small model on built-in small talk (minutes), then chat with it
 	@$(BIN)/python chat.py config/demo.yaml
+
+serve: $(DEMO_ROOT)/.trained ## Serve that model: a page to chat on, and an API like OpenAI's
+	@$(BIN)/python -m smallgpt serve $(DEMO_ROOT)
 
 ##@ Train and measure
 

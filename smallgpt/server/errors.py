@@ -116,7 +116,9 @@ def install(app: FastAPI) -> None:
 
 
 def _of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    first = errors[0]
+    # Of a field that may be of several types, the one that went furthest.
+    field = errors[0]["loc"][:2]
+    first = max((e for e in errors if e["loc"][:2] == field), key=lambda error: len(error["loc"]))
     if first["type"] == "json_invalid":
         return ApiError(400, f"The body is not JSON: {first.get('ctx', {}).get('error', '')}")
     param = ""
@@ -124,10 +126,8 @@ def _of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     for part in (*first["loc"][1:], *([inner] if inner else [])):
         if isinstance(part, int):
             param += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "list", "int", "bool"):
+        elif part.isidentifier() and part != "str":  # else it says which of the types was tried
             param += f".{part}" if param else part
-        else:
-            break  # which of a field's types it was
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "There is no such parameter"

@@ -84,8 +84,9 @@ class Guard:
             raise ApiError(403, message, code="origin_not_allowed")
         key = self._service.key
         if key and scope["path"].startswith(_API):
-            given = headers.get("authorization", "").encode("latin-1")
-            if not hmac.compare_digest(given, b"Bearer " + key.encode()):
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            right = hmac.compare_digest(given.encode("latin-1"), key.encode())
+            if not right or scheme.lower() != "bearer":
                 message = 'The API key is missing or wrong: send "Authorization: Bearer KEY".'
                 raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
         if int(headers.get("content-length", "0")) > LARGEST_BODY:

@@ -43,8 +43,9 @@ def test_without_the_key_nothing_is_answered(http: httpx.Client, given: str) -> 
     assert http.get("/").status_code == 200  # the page asks for it
 
 
-def test_with_the_key_all_is(http: httpx.Client) -> None:
-    headers = {"Authorization": "Bearer secret"}
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+def test_with_the_key_all_is(http: httpx.Client, scheme: str) -> None:
+    headers = {"Authorization": f"{scheme} secret"}
     assert http.post(CHAT, json=BODY, headers=headers).status_code == 200
 
 

@@ -1,0 +1,48 @@
+"""`smallgpt serve` as a user runs it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import refused_command
+from tests.helpers.server import PATIENCE, client, serve_command
+
+
+def test_serving_a_run_from_the_first_line_to_sigterm(trained_run: Path, tmp_path: Path) -> None:
+    root, feedback = trained_run / "checkpoints", tmp_path / "feedback.jsonl"
+    with serve_command(root, tmp_path, "--feedback", feedback) as (url, process):
+        with client(url) as http:
+            (model,) = http.get("/v1/models").json()["data"]
+            assert model["id"] == "checkpoints"
+            card = http.get("/v1/models/checkpoints").json()
+            assert card["step"] in (60, 120) and card["curve"]["training"]
+            body = {"messages": [{"role": "user", "content": "早上好呀"}]}
+            answer = http.post("/v1/chat/completions", json=body).json()
+            assert answer["choices"][0]["message"]["content"] == "早上好！睡得好吗？"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (0, "")
+    assert "Traceback" not in err and feedback.exists()
+
+
+def test_what_cannot_be_served(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SMALLGPT_API_KEY", raising=False)
+
+    def refused(*options: str | Path) -> str:
+        return refused_command("serve", saved, "--no-browser", *options)
+
+    assert "SMALLGPT_API_KEY" in refused("--host", "0.0.0.0")
+    assert "--api-key is empty" in refused("--api-key", "")
+    assert "nobody.invalid" in refused("--host", "nobody.invalid", "--api-key", "secret")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"port {port}" in refused("--port", port)
+    assert "not a classifier" in refused("--classifier", saved)
+    assert "cannot be written" in refused("--feedback", saved)
+    assert "nothing-here" in refused_command("serve", tmp_path / "nothing-here")
