@@ -41,7 +41,7 @@ async function request(path, { body, signal } = {}) {
     if (key) headers.Authorization = `Bearer ${key}`;
     if (body) headers['Content-Type'] = 'application/json';
     const options = { headers, signal, credentials: 'omit', cache: 'no-store' };
-    if (body) Object.assign(options, { method: 'POST', body: JSON.stringify(body) });
+    if (body) Object.assign(options, { method: 'POST', body: JSON.stringify(body, wellFormed) });
     const response = await reached(fetch(path, options));
     if (response.ok) return response;
     if (response.status === 401) {
@@ -51,6 +51,9 @@ async function request(path, { body, signal } = {}) {
     throw await failure(response);
   }
 }
+
+// Half a surrogate pair, which only a cut leaves, is no text.
+const wellFormed = (_, value) => (typeof value === 'string' ? value.toWellFormed() : value);
 
 async function reached(promise) {
   try {

@@ -103,6 +103,7 @@ export class Chat {
     this.talk.system = changed.system;
     this.talk.changed = Date.now();
     if (this.store.talks.has(this.talk.id)) this.store.save(this.talk);
+    this.render();
   }
 
   // Show messages as they are now; the focus stays where it is.
@@ -110,15 +111,12 @@ export class Chat {
     const shown = path(this.talk);
     const focused = document.activeElement?.dataset?.key;
     const writing = this.replies.writing(this.talk);
-    const forgotten = this.#forgotten(shown);
-    const items = shown.map((node, depth) => {
-      const item = this.#message(node, depth, writing === node.id);
-      if (depth < forgotten.messages) item.classList.add('forgotten');
-      return item;
-    });
-    if (forgotten.messages) {
-      items.splice(forgotten.messages, 0, el('li', { class: 'divider' }, t('forgotten')));
-    }
+    const items = shown.map((node, depth) => this.#message(node, depth, writing === node.id));
+    if (this.talk.system && shown.length) items.unshift(systemItem(this.talk.system));
+    const last = shown.findLast((node) => node.role === 'assistant');
+    const forgotten = last?.leftOut?.messages ?? 0;
+    for (const item of items.slice(0, forgotten)) item.classList.add('forgotten');
+    if (forgotten) items.splice(forgotten, 0, el('li', { class: 'divider' }, t('forgotten')));
     const running = this.replies.isRunning(this.talk);
     if (running && !writing) items.push(waitingItem());
     byId('messages').replaceChildren(...items);
@@ -145,12 +143,6 @@ export class Chat {
     const parts = failure ? [el('p', { class: 'error' }, failure)] : [];
     if (unanswered) parts.push(again);
     byId('trouble').replaceChildren(...parts);
-  }
-
-  // How many of the messages shown the model did not read for its last reply.
-  #forgotten(shown) {
-    const { messages = 0 } = shown.findLast((node) => node.role === 'assistant')?.leftOut ?? {};
-    return { messages: Math.max(0, messages - (this.talk.system ? 1 : 0)) };
   }
 
   #message(node, depth, writing) {
@@ -322,6 +314,14 @@ export class Chat {
   #showNewest() {
     byId('newest').hidden = this.#isAtEnd();
   }
+}
+
+function systemItem(text) {
+  return el(
+    'li',
+    { class: 'message system' },
+    el('p', { class: 'text', lang: languageOf(text) }, el('strong', {}, t('system')), ' ', text),
+  );
 }
 
 function waitingItem() {

@@ -4,11 +4,26 @@ import * as api from './api.js';
 import { add, change, path, remove } from './talk.js';
 
 const SAVE_EVERY = 1000; // milliseconds
+// What is sent at most; the server takes more, and a small model reads far less.
+const MOST_MESSAGES = 500;
+const MOST_CHARACTERS = 200_000;
 
 // A conversation's messages as the API has them.
 export function messagesOf(talk, until = null) {
   const said = path(talk, until).map(({ role, content }) => ({ role, content }));
   return talk.system ? [{ role: 'system', content: talk.system }, ...said] : said;
+}
+
+// Those that the server is sent: the newest, the last one in any case.
+function newest(messages) {
+  let begin = messages.length - 1;
+  let characters = messages[begin].content.length;
+  while (begin > 0 && messages.length - begin < MOST_MESSAGES) {
+    characters += messages[begin - 1].content.length;
+    if (characters > MOST_CHARACTERS) break;
+    begin -= 1;
+  }
+  return messages.slice(begin);
 }
 
 export class Replies {
@@ -40,10 +55,13 @@ export class Replies {
     this.running.set(talk.id, run);
     this.failures.delete(talk.id);
     this.onchange(talk);
-    const body = { model, messages: messagesOf(talk, parent), ...values };
+    const messages = messagesOf(talk, parent);
+    const sent = newest(messages);
+    run.unsent = messages.length - sent.length;
     let state;
     try {
       // Until it is complete, every copy that is saved says that it was interrupted.
+      const body = { model, messages: sent, ...values };
       await this.#write(talk, parent, run, api.reply(body, controller.signal));
     } catch (error) {
       if (error.name === 'AbortError') state = 'stopped';
@@ -78,7 +96,7 @@ export class Replies {
       }
       const node = talk.nodes[run.node];
       if (finish && node) change(talk, node.id, { state: finish === 'length' ? 'length' : 'done' });
-      if (usage && node && leftOut(usage)) change(talk, node.id, { leftOut: usage.left_out });
+      if (usage && node) change(talk, node.id, { leftOut: leftOut(usage, run.unsent) });
     }
   }
 
@@ -111,4 +129,8 @@ export class Replies {
   }
 }
 
-const leftOut = ({ left_out: left }) => left && (left.messages > 0 || left.characters > 0);
+function leftOut({ left_out: left }, unsent) {
+  const messages = (left?.messages ?? 0) + unsent;
+  const characters = left?.characters ?? 0;
+  return messages || characters ? { messages, characters } : null;
+}

@@ -7,6 +7,8 @@ import { bar } from './sentiment.js';
 import { number, percent, t } from './words.js';
 
 const AT_ONCE = 64; // texts a request
+const LONGEST_TEXT = 32_768; // characters that the server takes
+const MOST_CHARACTERS = 200_000; // a request
 const PREVIEW = 3; // rows
 const LONGEST = 60; // characters of a cell in the preview
 
@@ -159,11 +161,13 @@ export class Scoring {
   async #score() {
     if (!this.model || this.#isRunning) return;
     const body = this.#body;
-    const texts = body.map((row) => row[this.table.column] ?? '');
+    const cells = body.map((row) => row[this.table.column] ?? '');
+    const texts = cells.map((cell) => cell.slice(0, LONGEST_TEXT));
     const wanted = texts.map((_, i) => i).filter((i) => texts[i].trim());
     const [controller, start] = [new AbortController(), performance.now()];
     const run = { controller, start, done: 0, all: wanted.length, verdicts: [], labels: [] };
     run.blank = body.length - wanted.length;
+    run.cut = cells.filter((cell) => cell.length > LONGEST_TEXT).length;
     this.run = run;
     this.#trouble('');
     this.render();
@@ -181,7 +185,13 @@ export class Scoring {
   }
 
   async #next(run, texts, wanted) {
-    const rows = wanted.slice(run.done, run.done + AT_ONCE);
+    const rows = [];
+    for (let size = 0; rows.length < AT_ONCE && run.done + rows.length < run.all; ) {
+      const row = wanted[run.done + rows.length];
+      size += texts[row].length;
+      if (rows.length && size > MOST_CHARACTERS) break;
+      rows.push(row);
+    }
     const body = { model: this.model.id, input: rows.map((i) => texts[i]) };
     try {
       const { data, labels } = await api.classify(body, run.controller.signal);
@@ -213,8 +223,9 @@ export class Scoring {
     } else {
       const complete = run.done === run.all;
       const words = complete ? t('scoringDone', counts[0]) : t('scoringStopped', ...counts);
-      parts.push(el('p', { role: 'status' }, words, run.blank ? ` ${t('blank', run.blank)}` : ''));
-      parts.push(summary(run));
+      const also = [run.blank && t('blank', run.blank), run.cut && t('cut', run.cut)];
+      parts.push(el('p', { role: 'status' }, [words, ...also.filter(Boolean)].join(' ')));
+      if (run.done) parts.push(summary(run));
     }
     byId('scored').replaceChildren(...parts);
   }
@@ -228,7 +239,7 @@ export class Scoring {
     for (const wanted of ['verdict', 'probability', ...labels.map((label) => `p(${label})`)]) {
       names.push(csv.freeName(wanted, names));
     }
-    const scored = this.#body.map((row, i) => [...full(row), ...cells(verdicts[i], labels)]);
+    const scored = this.#body.map((row, i) => [...full(row), ...addedCells(verdicts[i], labels)]);
     // With the mark, Excel reads UTF-8.
     const text = `\ufeff${csv.write([names, ...scored], separator, newline)}`;
     download(name.replace(/(\.\w+)?$/, '.scored$1') || 'scored.csv', text, 'text/csv');
@@ -236,7 +247,7 @@ export class Scoring {
 }
 
 // What a verdict adds to a row; empty cells without one.
-function cells(verdict, labels) {
+function addedCells(verdict, labels) {
   if (!verdict) return Array(labels.length + 2).fill('');
   const probs = verdict.probs.map((p) => p.toFixed(4));
   return [verdict.label, Math.max(...verdict.probs).toFixed(4), ...probs];

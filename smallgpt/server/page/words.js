@@ -190,6 +190,10 @@ const WORDS = {
   scoringStopped: [(done, all) => `Stopped after ${done} of ${all}.`, (done, all) => `已停止：${done} / ${all}。`],
   scoringDone: [(n) => `${n} text${s(n)} judged.`, (n) => `已判断 ${n} 条文本。`],
   blank: [(n) => `${n} row${s(n)} without text ${n === 1 ? 'has' : 'have'} no verdict.`, (n) => `${n} 行没有文本，未作判断。`],
+  cut: [
+    (n) => `Of ${n} row${s(n)} only the first 32,768 characters were judged.`,
+    (n) => `有 ${n} 行只判断了前 32,768 个字符。`,
+  ],
   downloadScored: ['Download the table with verdicts', '下载带判断结果的表格'],
   tableEmpty: [(name) => `${name}: the table is empty.`, (name) => `${name}：表格是空的。`],
   // Model card
