@@ -78,7 +78,7 @@ export class Chat {
 
   #send(text) {
     const field = byId('message');
-    if (!text.trim() || !this.model || this.replies.isRunning(this.talk)) return;
+    if (!text.trim() || this.replies.isRunning(this.talk)) return;
     const parent = path(this.talk).at(-1)?.id ?? '';
     const node = add(this.talk, parent, 'user', text.trim());
     if (text === field.value) field.value = '';
@@ -91,7 +91,7 @@ export class Chat {
 
   #ask(parent) {
     byId('announcer').textContent = t('writing');
-    this.replies.ask(this.talk, parent, this.model.id, this.settings.values);
+    this.replies.ask(this.talk, parent, this.model?.id, this.settings.values);
   }
 
   async #changeSettings() {
