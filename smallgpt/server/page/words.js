@@ -1,0 +1,293 @@
+// What the page says, in English and Chinese.
+
+import { local } from './storage.js';
+
+const KEY = 'smallgpt.language';
+export const LANGUAGES = ['en', 'zh-CN'];
+
+const s = (n) => (n === 1 ? '' : 's');
+
+const WORDS = {
+  // Frame
+  skip: ['Skip to the content', '跳到内容'],
+  sidebar: ['Sidebar', '侧栏'],
+  views: ['Views', '页面'],
+  openMenu: ['Open the sidebar', '打开侧栏'],
+  closeMenu: ['Close the sidebar', '关闭侧栏'],
+  language: ['Language', '语言'],
+  chat: ['Chat', '聊天'],
+  sentiment: ['Sentiment', '情感分析'],
+  model: ['Model', '模型'],
+  cancel: ['Cancel', '取消'],
+  save: ['Save', '保存'],
+  close: ['Close', '关闭'],
+  // The server
+  gone: ['The server does not answer. Trying again …', '服务器没有回应，正在重试……'],
+  loading: ['The server is loading the model …', '服务器正在加载模型……'],
+  draining: ['The server is shutting down.', '服务器正在关闭。'],
+  failed: ['The server has failed: see its terminal.', '服务器出错了，请查看它的终端。'],
+  back: ['The server is back.', '服务器已恢复。'],
+  unreachable: ['The server cannot be reached.', '无法连接服务器。'],
+  refused: [(status) => `The server answered with error ${status}.`, (status) => `服务器返回错误 ${status}。`],
+  busy: ['The server is busy. Try again in a moment.', '服务器正忙，请稍后再试。'],
+  keyTitle: ['This server asks for a key', '此服务器需要密钥'],
+  keyMore: [
+    'Whoever runs the server has it. It is kept until you close this tab.',
+    '请向服务器的管理者索取。密钥只保存到您关闭此标签页为止。',
+  ],
+  keyWrong: ['The server did not accept this key.', '服务器没有接受这个密钥。'],
+  key: ['Key', '密钥'],
+  // Conversations
+  conversations: ['Conversations', '对话'],
+  newConversation: ['New conversation', '新对话'],
+  search: ['Search conversations', '搜索对话'],
+  noneFound: ['No conversation has these words.', '没有找到相关对话。'],
+  unreadable: [
+    (n) => `${n} saved conversation${s(n)} cannot be read by this version and stay${n === 1 ? 's' : ''} as ${n === 1 ? 'it is' : 'they are'}.`,
+    (n) => `有 ${n} 个已保存的对话无法由此版本读取，已原样保留。`,
+  ],
+  untitled: ['New conversation', '新对话'],
+  import: ['Import', '导入'],
+  export: ['Export', '导出'],
+  exportThis: ['Export this conversation', '导出此对话'],
+  exportAll: [(n) => `Export ${n} conversation${s(n)}`, (n) => `导出 ${n} 个对话`],
+  exportOne: ['Export the conversation', '导出对话'],
+  exportMore: ['Of each message, the version that is shown is exported.', '每条消息导出当前显示的版本。'],
+  exportJson: ['JSON, messages in OpenAI’s format', 'JSON（OpenAI 消息格式）'],
+  exportText: ['Text to train on: one utterance a line', '训练文本：一行一句话'],
+  exportNothing: [
+    'There is no conversation of two or more messages yet.',
+    '还没有包含两条以上消息的对话。',
+  ],
+  imported: [(n) => `${n} conversation${s(n)} imported.`, (n) => `已导入 ${n} 个对话。`],
+  importEmpty: [(name) => `${name}: there is no conversation in it.`, (name) => `${name}：里面没有对话。`],
+  importTooMany: [
+    (name) => `${name}: more than 1,000 conversations. Import a part of them.`,
+    (name) => `${name}：超过 1,000 个对话，请分批导入。`,
+  ],
+  importUnknown: [
+    (name) => `${name}: neither messages in OpenAI’s format nor text with one utterance a line.`,
+    (name) => `${name}：既不是 OpenAI 格式的消息，也不是一行一句的文本。`,
+  ],
+  importUndecodable: [
+    (name) => `${name}: neither UTF-8 nor GB18030.`,
+    (name) => `${name}：既不是 UTF-8，也不是 GB18030 编码。`,
+  ],
+  full: [
+    'This browser has no room left: the latest messages are only in this tab. Export conversations, then delete some.',
+    '浏览器的存储空间已满：最新的消息只在此标签页中。请导出对话，然后删除一些。',
+  ],
+  rename: ['Rename', '重命名'],
+  renameTitle: ['Rename the conversation', '重命名对话'],
+  title: ['Title', '标题'],
+  delete: ['Delete', '删除'],
+  deleteConversation: ['Delete this conversation', '删除此对话'],
+  deleteConversationMore: [
+    'It is kept nowhere else. This cannot be undone.',
+    '对话没有保存在其他地方，删除后无法恢复。',
+  ],
+  // Messages
+  messages: ['Messages', '消息'],
+  message: ['Message', '输入消息'],
+  hint: ['Enter sends, Shift + Enter begins a new line', 'Enter 发送，Shift + Enter 换行'],
+  welcome: ['What shall we talk about?', '聊点什么吧'],
+  welcomeMore: [
+    'The model is small: it talks, but it knows little and makes things up. Conversations stay in this browser.',
+    '这是一个小模型：会聊天，但懂得不多，也会乱说。对话只保存在此浏览器中。',
+  ],
+  you: ['You', '你'],
+  them: ['Model', '模型'],
+  system: ['System', '系统'],
+  send: ['Send', '发送'],
+  stop: ['Stop', '停止'],
+  toNewest: ['To the newest message', '回到最新消息'],
+  writing: ['The model is writing.', '模型正在回复。'],
+  replied: [(text) => `The model: ${text}`, (text) => `模型：${text}`],
+  askReply: ['Get a reply', '获取回复'],
+  tryAgain: ['Try again', '重试'],
+  edit: ['Edit', '编辑'],
+  editMessage: ['Edit the message', '编辑消息'],
+  regenerate: ['Another reply', '换一个回复'],
+  deleteMessage: ['Delete this message and what follows', '删除此消息及其后内容'],
+  deleteMessages: [
+    (n) => (n === 1 ? 'Delete this message?' : `Delete this message and ${n - 1} after it?`),
+    (n) => (n === 1 ? '删除这条消息？' : `删除这条消息及其后的 ${n - 1} 条？`),
+  ],
+  good: ['Good reply', '回复得好'],
+  bad: ['Bad reply', '回复得不好'],
+  thanks: ['Saved on the server. Thank you.', '已保存到服务器，谢谢。'],
+  before: ['Version before', '上一个版本'],
+  after: ['Next version', '下一个版本'],
+  versions: [(i, n) => `Version ${i} of ${n}`, (i, n) => `第 ${i} 个版本，共 ${n} 个`],
+  stopped: ['Stopped.', '已停止。'],
+  interrupted: ['Interrupted.', '回复中断。'],
+  length: ['The reply has reached its longest length.', '回复已达到最大长度。'],
+  speed: [
+    (n, rate) => `${n} character${s(n)}${rate ? ` · ${rate} a second` : ''}`,
+    (n, rate) => `${n} 字${rate ? ` · 每秒 ${rate} 字` : ''}`,
+  ],
+  forgotten: [
+    'The model’s memory is full: it no longer reads what is above.',
+    '模型的记忆已满：以上内容不再被读取。',
+  ],
+  forgottenCharacters: [
+    (n) => `The model did not read the first ${n} character${s(n)} of this message: it is too long.`,
+    (n) => `这条消息太长，模型没有读取开头的 ${n} 个字。`,
+  ],
+  noReply: ['The model said nothing.', '模型没有说话。'],
+  // Settings
+  settings: ['Settings', '设置'],
+  settingsMore: ['An empty field takes the model’s own setting.', '留空则使用模型自己的设置。'],
+  reset: ['Reset', '重置'],
+  systemMessage: ['System message', '系统消息'],
+  systemMessageMore: [
+    'Said before this conversation, and before new ones.',
+    '在此对话和新对话开始之前说的话。',
+  ],
+  temperature: ['Temperature', '温度'],
+  temperatureMore: ['0 always takes the likeliest character; higher is more varied.', '0 总是取最可能的字；越高越多样。'],
+  top_p: ['top_p', 'top_p'],
+  top_pMore: ['Draw from the likeliest that reach this probability together; 1 is off.', '只从累计概率达到此值的候选中抽取；1 为关闭。'],
+  top_k: ['top_k', 'top_k'],
+  top_kMore: ['Draw from so many of the likeliest only; 0 is off.', '只从这么多个最可能的候选中抽取；0 为关闭。'],
+  repetition_penalty: ['Repetition penalty', '重复惩罚'],
+  repetition_penaltyMore: ['Above 1, what was said becomes less likely.', '大于 1 时，说过的字更不容易再出现。'],
+  max_tokens: ['Longest reply', '最长回复'],
+  max_tokensMore: ['In characters, or pieces of up to 4.', '以字计；若模型以词片为单位，则以词片计。'],
+  seed: ['Seed', '随机种子'],
+  seedMore: ['The same seed gives the same reply; empty: another each time.', '相同的种子得到相同的回复；留空则每次不同。'],
+  best_of: ['Best of', '择优'],
+  best_ofMore: ['Draw so many replies and keep the one that fits best.', '抽取这么多个回复，保留最合适的一个。'],
+  // Sentiment
+  texts: ['Text to judge', '要判断的文本'],
+  byLine: ['One text a line', '一行一条文本'],
+  explain: ['Mark what decided', '标出关键字'],
+  judge: ['Judge', '判断'],
+  noText: ['Type or paste a text first.', '请先输入或粘贴文本。'],
+  judging: [(done, all) => `${done} of ${all} …`, (done, all) => `${done} / ${all} ……`],
+  judged: [(n) => `${n} text${s(n)} judged.`, (n) => `已判断 ${n} 条文本。`],
+  legendMark: ['字', '字'],
+  legendFor: ['speaks for the verdict (line below)', '支持此判断（实线）'],
+  legendAgainst: ['speaks against it (dotted line)', '反对此判断（点线）'],
+  speaksFor: ['For it', '支持'],
+  speaksAgainst: ['Against it', '反对'],
+  weight: [(text, weight) => `${text}: ${weight}`, (text, weight) => `${text}：${weight}`],
+  tableTitle: ['A table of texts', '表格文件'],
+  drop: ['Drop a CSV file here, or', '将 CSV 文件拖到这里，或'],
+  chooseFile: ['Choose a file', '选择文件'],
+  rows: [(n) => `${n} row${s(n)}`, (n) => `${n} 行`],
+  column: ['Column with the texts', '文本所在的列'],
+  headerRow: ['The first row names the columns', '第一行是列名'],
+  columnNumber: [(n) => `Column ${n}`, (n) => `第 ${n} 列`],
+  firstRows: ['The first rows', '前几行'],
+  score: ['Judge all', '全部判断'],
+  progress: ['Progress', '进度'],
+  scored: [
+    (done, all, rate) => `${done} of ${all}${rate ? ` · ${rate} a second` : ''}`,
+    (done, all, rate) => `${done} / ${all}${rate ? ` · 每秒 ${rate} 条` : ''}`,
+  ],
+  waiting: ['Waiting for the server …', '正在等待服务器……'],
+  scoringStopped: [(done, all) => `Stopped after ${done} of ${all}.`, (done, all) => `已停止：${done} / ${all}。`],
+  scoringDone: [(n) => `${n} text${s(n)} judged.`, (n) => `已判断 ${n} 条文本。`],
+  blank: [(n) => `${n} row${s(n)} without text ${n === 1 ? 'has' : 'have'} no verdict.`, (n) => `${n} 行没有文本，未作判断。`],
+  cut: [
+    (n) => `Of ${n} row${s(n)} only the first 32,768 characters were judged.`,
+    (n) => `有 ${n} 行只判断了前 32,768 个字符。`,
+  ],
+  downloadScored: ['Download the table with verdicts', '下载带判断结果的表格'],
+  tableEmpty: [(name) => `${name}: the table is empty.`, (name) => `${name}：表格是空的。`],
+  // Model card
+  kindChat: ['Chat', '聊天'],
+  kindClassifier: ['Classifier', '分类器'],
+  parameters: ['Parameters', '参数量'],
+  precision: ['Precision', '精度'],
+  device: ['Device', '设备'],
+  context: ['Context', '上下文'],
+  contextValue: [(n) => `${n} tokens`, (n) => `${n} 个词元`],
+  vocabulary: ['Vocabulary', '词表'],
+  vocabularyCharacters: [(n) => `${n} characters`, (n) => `${n} 个字符`],
+  vocabularySubwords: [(n) => `${n} characters and pieces`, (n) => `${n} 个字符和词片`],
+  step: ['Trained for', '训练步数'],
+  stepValue: [(n) => `${n} step${s(n)}`, (n) => `${n} 步`],
+  labels: ['Labels', '标签'],
+  sampling: ['Sampling', '采样'],
+  curve: ['Loss in training', '训练中的损失'],
+  curveMore: [
+    (step, training, validation) =>
+      `After ${step} steps${training ? ` the training loss is ${training}` : ''}` +
+      `${validation ? `${training ? ' and' : ''} the validation loss is ${validation}` : ''}.`,
+    (step, training, validation) =>
+      `经过 ${step} 步${training ? `，训练损失为 ${training}` : ''}${validation ? `，验证损失为 ${validation}` : ''}。`,
+  ],
+  noCurve: ['There is no record of the training.', '没有训练记录。'],
+  training: ['Training', '训练'],
+  validation: ['Validation', '验证'],
+  steps: ['Step', '步'],
+  loss: ['Loss', '损失'],
+  curveTable: ['The curve as a table', '以表格显示'],
+};
+
+let language = chosen();
+
+// The language that was chosen, else the first of the browser's that the page speaks.
+function chosen() {
+  const saved = stored();
+  if (LANGUAGES.includes(saved)) return saved;
+  for (const wanted of navigator.languages) {
+    if (/^zh\b/i.test(wanted)) return 'zh-CN';
+    if (/^en\b/i.test(wanted)) return 'en';
+  }
+  return 'en';
+}
+
+function stored() {
+  try {
+    return local()?.getItem(KEY);
+  } catch {
+    return null;
+  }
+}
+
+export const currentLanguage = () => language;
+
+// Speak another language from now on.
+export function speak(wanted) {
+  language = wanted;
+  try {
+    local()?.setItem(KEY, wanted);
+  } catch {
+    // It holds until the page is closed.
+  }
+}
+
+// The words for a key of WORDS.
+export function t(key, ...values) {
+  const words = WORDS[key][LANGUAGES.indexOf(language)];
+  return typeof words === 'function' ? words(...values) : words;
+}
+
+export function number(value, digits = 0) {
+  return new Intl.NumberFormat(language, { maximumFractionDigits: digits }).format(value);
+}
+
+export function percent(value) {
+  const options = { style: 'percent', minimumFractionDigits: 1, maximumFractionDigits: 1 };
+  return new Intl.NumberFormat(language, options).format(value);
+}
+
+// Put the words into what index.html holds: `data-word`, `data-label`, `data-placeholder`.
+export function translate(root) {
+  document.documentElement.lang = language;
+  for (const element of root.querySelectorAll('[data-word]')) {
+    const words = t(element.dataset.word);
+    const glyph = element.querySelector('.glyph');
+    element.replaceChildren(...(glyph ? [glyph] : []), words);
+  }
+  for (const element of root.querySelectorAll('[data-label]')) {
+    element.setAttribute('aria-label', t(element.dataset.label));
+    if (element.tagName === 'BUTTON') element.title = t(element.dataset.label);
+  }
+  for (const element of root.querySelectorAll('[data-placeholder]')) {
+    element.placeholder = t(element.dataset.placeholder);
+  }
+}
