@@ -104,6 +104,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def no_such_path(request: Request, error: HTTPException) -> JSONResponse:
         message = {
+            400: "The body cannot be read: it is not JSON in UTF-8, or is nested too deeply.",
             404: f"There is nothing at {request.url.path}; see /openapi.json for what there is.",
             405: f"{request.url.path} does not take {request.method}.",
         }.get(error.status_code, str(error.detail))
@@ -119,20 +120,31 @@ def _of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, f"The body is not JSON: {first.get('ctx', {}).get('error', '')}")
-    param = ""
-    for part in first["loc"][1:]:
-        if isinstance(part, int):
-            param += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "list", "int", "bool"):
-            param += f".{part}" if param else part
-        else:
-            break  # which of a field's types it was
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
+    # Where a field may be of several types, each has errors; those of the one meant are deepest.
+    here = [error for error in errors if _param(error).startswith(_param(first))]
+    error = max(here, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
+    param, message = _param(error), error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
         message = "There is no such parameter"
-    if first["type"] == "missing" and not param:
+    if not param and error["type"] in ("missing", "model_attributes_type"):
         message = 'The body must be a JSON object, sent with "Content-Type: application/json"'
     return ApiError(400, f"{param}: {message}" if param else message, param or None)
+
+
+def _param(error: Mapping[str, Any]) -> str:
+    """Where in the body an error is, such as messages[0].content."""
+    param, last = "", len(error["loc"]) - 1
+    for number, part in enumerate(error["loc"]):
+        if isinstance(part, int):
+            param += f"[{part}]"
+        elif number and (_is_field(part) or (error["type"], number) == ("extra_forbidden", last)):
+            param += f".{part}" if param else part
+    return param
+
+
+def _is_field(part: str) -> bool:
+    """Not which of a field's types it was, such as list[TextPart]."""
+    return part.isidentifier() and part not in ("str", "list", "int", "bool")
 
 
 class HideHealthChecks(logging.Filter):
