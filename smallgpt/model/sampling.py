@@ -66,6 +66,6 @@ def draw_from_nucleus(
         likelier = logits > logits[place]
         likelier[:place] |= logits[:place] == logits[place]  # of equals the first
         theirs = probabilities * likelier
-        if theirs.sum() < top_p:
+        if theirs.sum().item() < top_p:  # in float32 a tiny top_p would be 0
             return place
         probabilities = theirs

@@ -1,6 +1,5 @@
 """Errors as OpenAI's API tells them: {"error": {"message", "type", "param", "code"}}."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,6 +103,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def no_such_path(request: Request, error: HTTPException) -> JSONResponse:
         message = {
+            400: "The body cannot be read: it is not JSON in UTF-8, or is nested too deeply.",
             404: f"There is nothing at {request.url.path}; see /openapi.json for what there is.",
             405: f"{request.url.path} does not take {request.method}.",
         }.get(error.status_code, str(error.detail))
@@ -116,30 +116,32 @@ def install(app: FastAPI) -> None:
 
 
 def _of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    # Of a field that may be of several types, the one that went furthest.
-    field = errors[0]["loc"][:2]
-    first = max((e for e in errors if e["loc"][:2] == field), key=lambda error: len(error["loc"]))
+    first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, f"The body is not JSON: {first.get('ctx', {}).get('error', '')}")
-    param = ""
-    inner = first.get("ctx", {}).get("param")
-    for part in (*first["loc"][1:], *([inner] if inner else [])):
-        if isinstance(part, int):
-            param += f"[{part}]"
-        elif part.isidentifier() and part != "str":  # else it says which of the types was tried
-            param += f".{part}" if param else part
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
+    # Where a field may be of several types, each has errors; those of the one meant are deepest.
+    here = [error for error in errors if error["loc"][:2] == first["loc"][:2]]
+    error = max(here, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
+    param, message = _param(error), error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
         message = "There is no such parameter"
-    if first["type"] == "missing" and not param:
+    if not param and error["type"] in ("missing", "model_attributes_type"):
         message = 'The body must be a JSON object, sent with "Content-Type: application/json"'
     return ApiError(400, f"{param}: {message}" if param else message, param or None)
 
 
-class HideHealthChecks(logging.Filter):
-    """Keeps what programs ask every few seconds out of the log."""
+def _param(error: Mapping[str, Any]) -> str:
+    """Where in the body an error is, such as messages[0].content."""
+    param, last = "", len(error["loc"]) - 1
+    for number, part in enumerate(error["loc"]):
+        if isinstance(part, int):
+            param += f"[{part}]"
+        elif number and (_is_field(part) or (error["type"], number) == ("extra_forbidden", last)):
+            param += f".{part}" if param else part
+    inner = error.get("ctx", {}).get("param")
+    return ".".join(filter(None, (param, inner)))
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a line of the access log is shown."""
-        path = record.args[2] if isinstance(record.args, tuple) and len(record.args) > 2 else ""
-        return path not in ("/health", "/metrics")
+
+def _is_field(part: str) -> bool:
+    """Not which of a field's types it was, such as list[TextPart]."""
+    return part.isidentifier() and part not in ("str", "list", "int", "bool")

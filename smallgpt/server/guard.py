@@ -89,6 +89,10 @@ class Guard:
             if not right or scheme.lower() != "bearer":
                 message = 'The API key is missing or wrong: send "Authorization: Bearer KEY".'
                 raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # A proxy may believe the one, and take the end of the body for another's request.
+            message = "Content-Length and Transfer-Encoding contradict each other; send one."
+            raise ApiError(400, message, headers={"Connection": "close"})
         if int(headers.get("content-length", "0")) > LARGEST_BODY:
             raise _too_large()
 

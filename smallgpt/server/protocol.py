@@ -63,6 +63,17 @@ def _without(fields: tuple[str, ...], given: Any, ignored: tuple[str, ...] = ())
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, given: Any) -> Any:
+        """One unknown field is enough to refuse a request; to list a hundred thousand takes
+        seconds."""
+        if not isinstance(given, Mapping):
+            return given
+        unknown = (name for name in given if name not in cls.model_fields)
+        first = next(unknown, None)
+        return {k: v for k, v in given.items() if k in cls.model_fields or k == first}
+
 
 class TextPart(_Strict):
     """A part of a message."""
@@ -101,7 +112,7 @@ class StreamOptions(_Strict):
 
 
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
-Finite = Annotated[float, Field(allow_inf_nan=False, strict=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SamplingRequest(_Strict):

@@ -5,10 +5,12 @@ import signal
 import socket
 import sys
 import threading
+import time
 import webbrowser
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -18,6 +20,8 @@ from smallgpt.server.service import Service
 from smallgpt.utils.errors import UserError, note
 
 BACKLOG = 2048
+SECONDS_WITHOUT_REQUEST = 30.0
+"""How long a connection may be open on which no request comes, or comes in drips."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def serve(service: Service, address: Address, grace: float = 30.0, browser: bool
         UserError: the address cannot be had, or the weights are damaged.
         BaseException: what the engine failed of.
     """
-    listening = _listen(address.host, address.port)
+    listening = listen(address.host, address.port)
     port = listening.getsockname()[1]
     name = f"[{address.host}]" if ":" in address.host else address.host
     url = f"http://{name}:{port}"
@@ -52,11 +56,11 @@ def serve(service: Service, address: Address, grace: float = 30.0, browser: bool
             if browser and _has_screen():
                 webbrowser.open(url)
         else:
-            server.should_exit = True
+            server.end()
 
     service.on_state = changed
     app = application(service, {address.host, *address.hosts}, address.origins)
-    server = _Server(app, service, grace)
+    server = Server(app, service, grace)
     with listening:
         server.run([listening])
     service.engine.join()
@@ -64,15 +68,24 @@ def serve(service: Service, address: Address, grace: float = 30.0, browser: bool
         raise service.engine.error
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Take an address.
+
+    Raises:
+        UserError: it cannot be had.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"{host}, port {port}: {reason}", "choose another with --host and --port"
         ) from None
+    # Each connection inherits it. Without, a small packet waits for the client to confirm the one
+    # before it, which clients do after 40 ms.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def _has_screen() -> bool:
@@ -81,30 +94,35 @@ def _has_screen() -> bool:
     return windows or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Finishes what was begun before it closes its port: until then /health says so."""
 
     def __init__(self, app: object, service: Service, grace: float) -> None:
         config = uvicorn.Config(
             app,  # type: ignore[arg-type]
+            # Whatever else is installed: this is what the tests test.
+            loop="asyncio",
+            http="h11",
+            ws="none",
             log_level="warning",
             access_log=False,
             lifespan="on",
             server_header=False,
-            timeout_graceful_shutdown=max(1, round(grace)),
         )
         super().__init__(config)
-        self._service, self._grace, self._told = service, grace, False
+        self._service, self._grace = service, grace
+        self._ends_at: float | None = None
+        self._idle = dict[Any, tuple[Any, float]]()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal lets replies end, the second does not."""
         engine = self._service.engine
-        if self._told:
+        if self._ends_at is not None:
             engine.stop()
-            self.config.timeout_graceful_shutdown = 1
-            self.should_exit = True
+            self._ends_at = time.monotonic()
+            self.end()
             return
-        self._told = True
+        self._ends_at = time.monotonic() + self._grace
         if engine.running + engine.waiting:
             how = "again: at once" if sig == signal.SIGINT else ""
             note(f"finishing {engine.running + engine.waiting} replies {how}".rstrip())
@@ -112,3 +130,30 @@ class _Server(uvicorn.Server):
         timer = threading.Timer(self._grace, engine.stop)
         timer.daemon = True
         timer.start()
+
+    def end(self) -> None:
+        """Close the port, let answers reach slow clients in what is left of the grace, and end."""
+        left = self._grace if self._ends_at is None else self._ends_at - time.monotonic()
+        self.config.timeout_graceful_shutdown = max(1, round(left))
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if counter % 10 == 0:
+            self._drop_idle()
+        return await super().on_tick(counter)
+
+    def _drop_idle(self) -> None:
+        """Close the connections on which nothing happens; uvicorn does so only behind an answer."""
+        now, before, self._idle = time.monotonic(), self._idle, {}
+        connection: Any  # of `http` above
+        for connection in list(self.server_state.connections):
+            cycle, closing = connection.cycle, connection.transport.is_closing()
+            if not closing and cycle and not cycle.response_complete:
+                continue
+            last, since = before.get(connection, (cycle, now))
+            if last is not cycle:
+                since = now
+            if now - since > SECONDS_WITHOUT_REQUEST:
+                connection.transport.abort()
+            self._idle[connection] = cycle, since

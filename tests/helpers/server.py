@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
 import time
@@ -14,10 +13,10 @@ from subprocess import Popen
 from typing import Any
 
 import httpx
-import uvicorn
 
 from smallgpt.chat.chatbot import Chatbot, Source
 from smallgpt.server.app import application
+from smallgpt.server.run import Server, listen
 from smallgpt.server.service import Limits, Service
 from tests.helpers.processes import started
 
@@ -61,12 +60,9 @@ def serving(
     if bot.source is None:
         bot.source = Source(Path("checkpoints", name, "cpt1"), 123_456, "float32", "cpu")
     service = Service(name, bot, limits or Limits(), **parts)
-    listening = socket.create_server(("127.0.0.1", port))
+    listening = listen("127.0.0.1", port)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    config = uvicorn.Config(
-        application(service, hosts, origins), log_level="error", access_log=False, lifespan="on"
-    )
-    server = uvicorn.Server(config)
+    server = Server(application(service, hosts, origins), service, grace=5)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
@@ -74,8 +70,7 @@ def serving(
         yield Served(url, service)
     finally:
         service.engine.stop()
-        server.should_exit = True
-        config.timeout_graceful_shutdown = 5
+        server.end()
         thread.join()
         service.engine.join()
         listening.close()

@@ -127,6 +127,13 @@ def test_extreme_temperatures_still_draw(temperature: float, dtype: torch.dtype)
         assert min(seen[:5]) > 0.1
 
 
+def test_a_top_p_too_small_for_float32_takes_the_likeliest() -> None:
+    logits = torch.tensor([0.0, 2.0, 1.0])
+    for seed in range(8):  # most draw another first
+        generator = torch.Generator().manual_seed(seed)
+        assert draw(logits, [], SamplingConfig(temperature=9, top_p=1e-320), generator) == 1
+
+
 @pytest.mark.parametrize("spread", [0.0, 0.5, 4.0])
 @pytest.mark.parametrize("size", [1, 7, 600, 3000])
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.9999])
