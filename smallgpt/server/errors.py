@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -21,6 +22,7 @@ _TYPES = {
     507: "server_error",
 }
 _CODES = {401: "invalid_api_key", 429: "queue_full"}
+_WRONG_FIELD: Final = "wrong_field"
 _MEANINGS = {
     400: "The request is wrong; `param` says where.",
     401: "The API key is missing or wrong.",
@@ -83,6 +85,11 @@ class ErrorResponse(BaseModel):
     error: ErrorBody
 
 
+def wrong_field(name: str, why: str) -> PydanticCustomError:
+    """What a check of a whole object raises where one of its fields is wrong."""
+    return PydanticCustomError(_WRONG_FIELD, "{why}", {"field": name, "why": why})
+
+
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """These statuses, for the OpenAPI document."""
     return {
@@ -119,8 +126,11 @@ def _of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, f"The body is not JSON: {first.get('ctx', {}).get('error', '')}")
+    place = list(first["loc"][1:])
+    if first["type"] == _WRONG_FIELD:
+        place.append(first["ctx"]["field"])
     param = ""
-    for part in first["loc"][1:]:
+    for part in place:
         if isinstance(part, int):
             param += f"[{part}]"
         elif part.isidentifier() and part not in ("str", "list", "int", "bool"):
