@@ -86,7 +86,7 @@ class Engine:
     Args:
         model: in evaluation mode.
         slots: replies drawn at once.
-        queue: requests that may wait.
+        queue: requests that may wait for others to end.
         time_limit: seconds from a request's arrival to the end of its replies.
         await_weights: returns when the model has its weights.
         hand_out: called in the engine's thread, once a step at most; must not wait.
@@ -150,7 +150,7 @@ class Engine:
         with self._changed:
             if self.state != "ok":
                 raise UnavailableError(self.state)
-            if self.waiting >= self.queue + self._batch.free:
+            if self.waiting >= self.queue + self._batch.free:  # these many need not wait
                 turns = self.waiting / self.slots
                 raise QueueFullError(max(1, round(turns * self._seconds)))
             generation.deadline = time.monotonic() + self.time_limit

@@ -1,11 +1,12 @@
 """Errors as OpenAI's API tells them: {"error": {"message", "type", "param", "code"}}."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -20,6 +21,7 @@ _TYPES = {
     507: "server_error",
 }
 _CODES = {401: "invalid_api_key", 429: "queue_full"}
+_WRONG_FIELD: Final = "wrong_field"  # of pydantic's errors
 _MEANINGS = {
     400: "The request is wrong; `param` says where.",
     401: "The API key is missing or wrong.",
@@ -82,6 +84,11 @@ class ErrorResponse(BaseModel):
     error: ErrorBody
 
 
+def wrong_field(name: str, why: str) -> PydanticCustomError:
+    """What a check of a whole object raises where one of its fields is wrong."""
+    return PydanticCustomError(_WRONG_FIELD, "{why}", {"field": name, "why": why})
+
+
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """These statuses, for the OpenAPI document."""
     return {
@@ -138,7 +145,7 @@ def _param(error: Mapping[str, Any]) -> str:
             param += f"[{part}]"
         elif number and (_is_field(part) or (error["type"], number) == ("extra_forbidden", last)):
             param += f".{part}" if param else part
-    inner = error.get("ctx", {}).get("param")
+    inner = error["ctx"]["field"] if error["type"] == _WRONG_FIELD else ""
     return ".".join(filter(None, (param, inner)))
 
 

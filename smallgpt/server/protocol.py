@@ -5,12 +5,12 @@ A field that is not here is refused: a typing error would otherwise change nothi
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from smallgpt.config import SamplingConfig
+from smallgpt.server.errors import wrong_field
 
 LONGEST_TEXT = 32_768
 """Characters of a message, a prompt or a text to classify."""
@@ -55,8 +55,7 @@ def _without(fields: tuple[str, ...], given: Any, ignored: tuple[str, ...] = ())
         return given
     for name in fields:
         if name in given and given[name] not in _NEUTRAL:
-            message = "not supported here; leave it out"
-            raise PydanticCustomError("unsupported", message, {"param": name})
+            raise wrong_field(name, "not supported by this model; leave it out")
     return {key: value for key, value in given.items() if key not in (*fields, *ignored)}
 
 
@@ -173,6 +172,12 @@ class ChatCompletionRequest(SamplingRequest):
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @model_validator(mode="after")
+    def _alternatives_to_something(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise wrong_field("top_logprobs", "it needs logprobs: true")
+        return self
 
     @property
     def most(self) -> int | None:

@@ -14,7 +14,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.sentiment import predictor, recipe
@@ -51,7 +58,9 @@ expect.set_options(timeout=WAIT)
 def browser() -> Iterator[Browser]:
     """Chromium, without a window."""
     wanted = os.environ.get("CHROMIUM")
-    found = shutil.which(wanted) if wanted else next(filter(None, map(shutil.which, BROWSERS)), None)
+    found = (
+        shutil.which(wanted) if wanted else next(filter(None, map(shutil.which, BROWSERS)), None)
+    )
     assert found, "Chromium is needed: apt-get install chromium, or name one with CHROMIUM=…"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=list(OPTIONS))

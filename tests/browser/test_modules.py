@@ -21,7 +21,9 @@ from tests.helpers.server import serving
 
 # Characters that matter to the formats, and some that do not.
 TEXTS = st.text(st.sampled_from('a好𠮷😀,;\t"\r\n \ufeff\u2028\0'), max_size=12)
-LINES = st.text(st.sampled_from("a好𠮷😀,。 1-"), min_size=1, max_size=8).map(str.strip).filter(bool)
+LINES = (
+    st.text(st.sampled_from("a好𠮷😀,。 1-"), min_size=1, max_size=8).map(str.strip).filter(bool)
+)
 
 
 @pytest.fixture(scope="module")
