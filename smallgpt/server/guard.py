@@ -53,23 +53,20 @@ class Guard:
             return
         answer = _Answer(scope, send)
         try:
-            self._check(scope)
-            body = await _read(receive)
+            await self._pass_on(scope, receive, answer)
         except ApiError as error:
             await error.response()(scope, receive, answer)
         except (ClientGoneError, TimeoutError):
-            answer.status = 499
-        else:
-            await self._pass_on(scope, _replayed(body, receive), answer)
-        if scope["path"].startswith(_API):
-            path = getattr(scope.get("route"), "path", "other")
-            self._service.metrics.requests.labels(path, answer.status or 499).inc()
+            answer.status = 499  # nobody is there to be told
+        finally:
+            if scope["path"].startswith(_API):
+                path = getattr(scope.get("route"), "path", "other")
+                self._service.metrics.requests.labels(path, answer.status or 499).inc()
 
     async def _pass_on(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
-        try:
-            await self._app(scope, receive, answer)
-        except (ClientGoneError, TimeoutError):
-            answer.status = 499  # nobody is there to be told
+        self._check(scope)
+        body = await _read(receive)
+        await self._app(scope, _replayed(body, receive), answer)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
