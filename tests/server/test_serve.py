@@ -12,12 +12,17 @@ from tests.helpers.commands import refused_command
 from tests.helpers.server import PATIENCE, client, serve_command
 
 
-def test_serving_a_run_from_the_first_line_to_sigterm(trained_run: Path, tmp_path: Path) -> None:
+def test_serving_a_run_from_the_first_line_to_sigterm(
+    trained_run: Path, classified: Path, tmp_path: Path
+) -> None:
     root, feedback = trained_run / "checkpoints", tmp_path / "feedback.jsonl"
-    with serve_command(root, tmp_path, "--feedback", feedback) as (url, process):
+    options = ("--classifier", classified.parent, "--feedback", feedback)
+    with serve_command(root, tmp_path, *options) as (url, process):
         with client(url) as http:
-            (model,) = http.get("/v1/models").json()["data"]
-            assert model["id"] == "checkpoints"
+            models = http.get("/v1/models").json()["data"]
+            assert [model["id"] for model in models] == ["checkpoints", "run"]
+            (verdict,) = http.post("/v1/classify", json={"input": "错错错"}).json()["data"]
+            assert verdict["label"] in ("0", "1")
             card = http.get("/v1/models/checkpoints").json()
             assert card["step"] in (60, 120) and card["curve"]["training"]
             body = {"messages": [{"role": "user", "content": "早上好呀"}]}
