@@ -83,7 +83,7 @@ test: $(VENV)/.dev ## Check format, types and import directions; run the tests
 test-slow: $(VENV)/.dev ## Run the tests that train or measure for long
 	$(BIN)/python -m pytest -m slow
 
-test-peers: $(VENV)/.dev ## Run our models in llama.cpp and compare
+test-peers: $(VENV)/.dev nginx ## Run our models in llama.cpp; serve clients of others, and behind nginx
 	$(BIN)/python -m pytest -m peers
 
 test-distributed: $(VENV)/.dev ## Train on two machines, simulated with network namespaces (needs root)
@@ -128,6 +128,14 @@ $(VENV)/.run: requirements.txt
 	@$(if $(TORCH),$(PIP) --no-deps --index-url $(TORCH_BUILDS)/$(TORCH) $$(grep '^torch==' requirements.txt) >&2)
 	@$(PIP) -r requirements.txt >&2
 	@touch $@
+
+# No target of users. Where systemd would start it as a service at once, its tests are skipped instead.
+.PHONY: nginx
+nginx:
+	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || test "$$(id -u)" != 0 || test -d /run/systemd/system || \
+		! command -v apt-get >/dev/null || { echo "installing Debian's nginx, once: about 1 MB to download" >&2 && \
+		apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+		--no-install-recommends nginx </dev/null >&2; }
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	@echo "installing requirements-dev.txt into $(VENV), once: about 0.1 GB to download" >&2

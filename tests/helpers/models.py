@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,22 @@ class ScriptedBot(Chatbot):
 
     def heard(self) -> list[str]:
         return [vocabulary().decode(ids) for ids in self.script.contexts]
+
+
+class HeldBot(ScriptedBot):
+    """A scripted chatbot that draws an id only when it may."""
+
+    def __init__(self, replies: Sequence[str], **settings: Any) -> None:
+        super().__init__(replies, **settings)
+        self._permits = threading.Semaphore(0)
+        self.script.pause = self._wait
+
+    def _wait(self, left: int) -> None:
+        if left:
+            assert self._permits.acquire(timeout=60), "nobody let it go on"
+
+    def may_draw(self, ids: int) -> None:
+        self._permits.release(ids)
 
 
 def save_tiny(root: Path, step: int, seed: int | None = None, **scores: float) -> Path:

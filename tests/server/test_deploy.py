@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.commands import refused_command
+from tests.helpers.models import ScriptedBot
 from tests.helpers.processes import REPOSITORY
+from tests.helpers.server import serving
 
 UNIT = REPOSITORY / "deploy" / "smallgpt@.service"
 CONTAINERFILE = REPOSITORY / "deploy" / "Containerfile"
@@ -85,3 +87,18 @@ def test_the_image_copies_what_is_there_and_starts_the_server() -> None:
     check_that_serve_knows(
         [*json.loads(instruction("ENTRYPOINT")), *json.loads(instruction("CMD"))]
     )
+
+
+def test_the_images_health_check_fails_while_the_server_ends() -> None:
+    (check,) = re.findall(r"^HEALTHCHECK .* CMD (.*)$", joined_lines(CONTAINERFILE), re.MULTILINE)
+
+    def healthy(url: str) -> bool:
+        command = [word.replace("http://127.0.0.1:8000", url) for word in json.loads(check)]
+        command[0] = sys.executable
+        return not subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
+
+    with serving(ScriptedBot(["好"])) as served:
+        assert healthy(served.url)
+        served.service.engine.drain()
+        assert not healthy(served.url)
+    assert not healthy(served.url)
