@@ -9,9 +9,10 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 DEMO_TEXT := data/smalltalk.txt
 DEMO_ROOT := checkpoints/demo
 C_FILES := smallgpt/model/forward.c
+CHROMIUM ?= chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-peers test-distributed drill format docs pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full clean
+.PHONY: help demo serve test test-slow test-peers test-browser test-distributed drill format docs pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full clean
 
 # `##@ …` begins a group; `target: … ## …` is a line of it.
 ##@ First steps
@@ -86,6 +87,9 @@ test-slow: $(VENV)/.dev ## Run the tests that train or measure for long
 test-peers: $(VENV)/.dev nginx ## Run our models in llama.cpp; serve clients of others, and behind nginx
 	$(BIN)/python -m pytest -m peers
 
+test-browser: $(VENV)/.dev chromium ## Try the page in Chromium (root gets it from Debian where it is missing)
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -m browser
+
 test-distributed: $(VENV)/.dev ## Train on two machines, simulated with network namespaces (needs root)
 	$(BIN)/python -m pytest -m distributed -s
 
@@ -136,6 +140,15 @@ nginx:
 		! command -v apt-get >/dev/null || { echo "installing Debian's nginx, once: about 1 MB to download" >&2 && \
 		apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
 		--no-install-recommends nginx </dev/null >&2; }
+
+# No target of users: a browser for tests and pictures.
+.PHONY: chromium
+chromium:
+	@command -v $(CHROMIUM) >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		echo "installing Debian's chromium, once: about 0.2 GB to download" >&2 && \
+		apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+		--no-install-recommends chromium fonts-noto-cjk </dev/null >&2 && command -v $(CHROMIUM) >/dev/null; } || \
+		{ echo "Chromium is needed: apt install chromium, or name one: make CHROMIUM=google-chrome ..." >&2; exit 2; }
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	@echo "installing requirements-dev.txt into $(VENV), once: about 0.1 GB to download" >&2

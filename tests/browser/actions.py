@@ -7,8 +7,9 @@ from playwright.sync_api import Locator, Page, expect
 
 def say(page: Page, text: str) -> None:
     """Type a message and send it."""
-    page.get_by_role("textbox", name="Message").fill(text)
-    page.get_by_role("textbox", name="Message").press("Enter")
+    field = page.get_by_role("textbox", name="Message", exact=True)
+    field.fill(text)
+    field.press("Enter")
 
 
 def talk(page: Page, *texts: str) -> None:

@@ -189,7 +189,8 @@ def test_the_text_has_one_utterance_a_line_and_no_system(page: Page) -> None:
     "text",
     [
         '[{"role": "user", "content": "在吗"}, {"role": "assistant", "content": "在"}]',
-        '{"messages": [{"role": "user", "content": "在吗"}, {"role": "assistant", "content": "在"}]}',
+        '{"messages": [{"role": "user", "content": "在吗"}, '
+        '{"role": "assistant", "content": "在"}]}',
         '\ufeff{"messages": [{"role": "user", "content": [{"type": "text", "text": "在"}, '
         '{"type": "text", "text": "吗"}]}, {"role": "assistant", "content": "在"}]}\n\n',
         "在吗\r\n在\r\n\r\n \r\n",

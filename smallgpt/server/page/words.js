@@ -5,7 +5,7 @@ import { local } from './storage.js';
 const KEY = 'smallgpt.language';
 export const LANGUAGES = ['en', 'zh-CN'];
 
-const s = (n) => (n === 1 ? '' : 's');
+const s = (n) => (String(n) === '1' ? '' : 's');
 
 const WORDS = {
   // Frame
