@@ -34,6 +34,10 @@ class LlamaCpp:
         self._server = xllamacpp.Server(parameters)
         self._vocab_size = vocab_size
 
+    def address(self) -> str:
+        """Where it answers HTTP."""
+        return str(self._server.listening_address)
+
     def seconds_a_character(self, context: int, rows: int, characters: int) -> float:
         """As of `Ours.seconds_a_character`."""
         begin = context - characters // 2 - 1

@@ -95,6 +95,12 @@ class Message(_Strict):
     def _neutral(cls, given: Any) -> Any:
         return _without(_OF_MESSAGES[1:], given, ignored=_OF_MESSAGES[:1])
 
+    @model_validator(mode="after")
+    def _not_too_long(self) -> "Message":
+        if len(self.text) > LONGEST_TEXT:
+            raise ValueError(f"the parts have more than {LONGEST_TEXT} characters together")
+        return self
+
     @property
     def text(self) -> str:
         """The content in one piece."""

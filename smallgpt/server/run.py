@@ -139,8 +139,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
-        if counter % 10 == 0:
-            self._drop_idle()
+        self._drop_idle()
         return await super().on_tick(counter)
 
     def _drop_idle(self) -> None:

@@ -71,7 +71,7 @@ def random_model(seed: int = 0, **changes: Any) -> GPT:
 
 
 class ScriptedGPT(GPT):
-    """A model that says the given replies in turn, in several rows too if all have one new id.
+    """A model that says the given replies in turn, in several rows too.
 
     `contexts` lists what it was given to reply to, as ids; `read` counts the positions it read.
     `pause` is called before each id, with the number of ids still to come.
@@ -99,7 +99,9 @@ class ScriptedGPT(GPT):
         assert reading is not None
         self.read += len(ids_BT)
         reading.finish()
-        rows = list(dict.fromkeys(reading.rows))
+        rows = reading.rows
+        if places_P is not None:
+            rows = [rows[place] for place in places_P.tolist()]
         logits_1PV = torch.zeros(1, len(rows), self.config.vocab_size)
         for place, row in enumerate(rows):
             if reading.cache.ids[row][-1] == SEP:  # the end of a prompt

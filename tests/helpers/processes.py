@@ -16,6 +16,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +135,16 @@ def rank_variables(processes: int) -> list[dict[str, str]]:
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["pytest", "torch._dynamo", "smallgpt.cli.main", "smallgpt.training.pretrain", __name__]
+    [
+        "pytest",
+        "hypothesis",
+        "httpx",
+        "torch._dynamo",
+        "smallgpt.cli.main",
+        "smallgpt.training.pretrain",
+        "smallgpt.server.run",
+        __name__,
+    ]
 )
 
 
@@ -172,6 +183,48 @@ def forked(
         codes = [process.exitcode or 0 for process in started]
         out, err = (file.read_text("utf-8") if file.exists() else "" for file in output)
     return subprocess.CompletedProcess(command, max(codes, key=abs), out, err)
+
+
+@dataclass
+class Forked:
+    """A process that is forked, not started, and what it says."""
+
+    process: BaseProcess
+    out: Path
+    err: Path
+
+    def address(self) -> str:
+        """That a server says when it answers."""
+        deadline = time.monotonic() + 60
+        while not (self.out.exists() and self.out.read_text("utf-8").endswith("\n")):
+            assert self.process.is_alive() and time.monotonic() < deadline, self.err.read_text()
+            time.sleep(0.01)
+        return self.out.read_text("utf-8").split()[-1]
+
+    def exit_code(self) -> int | None:
+        """When it has ended."""
+        self.process.join(60)
+        return self.process.exitcode
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process.pid
+        os.kill(self.process.pid, number)
+
+
+@contextmanager
+def running(folder: Path, main: Callable[..., None], *words: str) -> Iterator[Forked]:
+    """`main(*words)`, forked from a process that has imported torch, until the end of the block."""
+    output = [folder / "stdout", folder / "stderr"]
+    for file in output:
+        file.unlink(missing_ok=True)
+    process = _FORKS.Process(target=_become, args=(main, words, folder, {}, output))
+    process.start()
+    try:
+        yield Forked(process, *output)
+    finally:
+        process.kill()
+        process.join()
+        process.close()
 
 
 def _become(

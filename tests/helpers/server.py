@@ -38,6 +38,7 @@ class Served:
 
     url: str
     service: Service
+    server: Server
 
     def metric(self, name: str, **labels: str) -> float:
         """A figure of /metrics by now; 0 where it has not been counted."""
@@ -67,7 +68,7 @@ def serving(
     thread.start()
     try:
         eventually(lambda: server.started and (not wait or service.engine.state != "loading"))
-        yield Served(url, service)
+        yield Served(url, service, server)
     finally:
         service.engine.stop()
         server.end()
