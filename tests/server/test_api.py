@@ -370,13 +370,13 @@ def test_health_and_metrics(http: httpx.Client, served: Served) -> None:
         served.metric(f"smallgpt_{name}_total", **(ok if name == "requests" else {}))
         for name in names
     ]
-    reply = ask(http, "早上好")["choices"][0]["message"]["content"]
-    ask(http, "早上好", max_tokens=2)
+    replies = [ask(http, "早上好", max_tokens=most) for most in (2, 12)]
+    said = sum(len(reply["choices"][0]["message"]["content"]) for reply in replies)
     after = [
         served.metric(f"smallgpt_{name}_total", **(ok if name == "requests" else {}))
         for name in names
     ]
-    assert [b - a for a, b in zip(before, after, strict=True)] == [2, 8, len(reply) + 2]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [2, 8, said]
     text = http.get("/metrics").text
     for name in (
         "smallgpt_requests_running 0.0",

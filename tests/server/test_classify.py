@@ -16,6 +16,7 @@ from smallgpt.server.feedback import FeedbackFile
 from tests.helpers.models import ScriptedBot
 from tests.helpers.server import client, serving
 
+pytestmark = pytest.mark.parametrize("classified", [True], indirect=True, scope="session")
 TEXTS = ["今天好好", "错错错", "", "你叫什么名字" * 30, "<b>好</b>"]
 
 

@@ -12,6 +12,7 @@ from tests.helpers.commands import refused_command
 from tests.helpers.server import PATIENCE, client, serve_command
 
 
+@pytest.mark.parametrize("classified", [True], indirect=True)
 def test_serving_a_run_from_the_first_line_to_sigterm(
     trained_run: Path, classified: Path, tmp_path: Path
 ) -> None:
