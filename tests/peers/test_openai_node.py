@@ -69,7 +69,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("node or npm is not installed")
     folder = tmp_path_factory.mktemp("node")
     (folder / "package.json").write_text('{"private": true}')
-    options = ["--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"]
+    options = ["--no-audit", "--no-fund", "--ignore-scripts", f"--cache={folder / 'cache'}"]
     done = subprocess.run(
         [npm, "install", *options, OPENAI], cwd=folder, capture_output=True, text=True, check=False
     )
