@@ -18,24 +18,17 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from smallgpt.chat.chatbot import Chatbot
 from smallgpt.cli.main import main
-from smallgpt.config import SentimentConfig
-from smallgpt.model.classifier import Classifier
-from smallgpt.runtime import Runtime
-from smallgpt.sentiment.predictor import Predictor
 from smallgpt.server import guard, run
-from smallgpt.server.classifier import ClassifierThread
 from smallgpt.server.feedback import FeedbackFile
 from smallgpt.server.protocol import LONGEST_TEXT
 from smallgpt.server.service import Limits, Service
-from tests.helpers.models import TINY, ScriptedBot, random_model, save_tiny, vocabulary
+from tests.helpers.models import ScriptedBot, save_tiny
 from tests.helpers.processes import Forked, free_port, python_environment, running
-from tests.helpers.server import PATIENCE, Served, client, eventually, serving
+from tests.helpers.server import PATIENCE, Served, client, eventually, serving, serving_all
 
 CHAT, TEXT, CLASSIFY = "/v1/chat/completions", "/v1/completions", "/v1/classify"
 FEEDBACK = "/v1/feedback"
@@ -359,19 +352,7 @@ def guarded() -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A model with random weights, a classifier, and a file of feedback."""
-    folder = tmp_path_factory.mktemp("faults")
-    tokenizer = vocabulary()
-    bot = Chatbot(random_model(3), tokenizer, TINY)
-    config = SentimentConfig(
-        block_size=32, n_layer=1, n_head=2, n_embd=16, vocab_size=len(tokenizer.with_marks())
-    )
-    here = Runtime(torch.device("cpu"), torch.float32, "a test")
-    names = ["bad", "good"]
-    predictor = Predictor(Classifier(config, 2), tokenizer.with_marks(), names, config, here)
-    judge = ClassifierThread("judge", folder, predictor, 9)
-    feedback = FeedbackFile(folder / "feedback.jsonl")
-    with serving(bot, classifier=judge, feedback=feedback) as served:
+    with serving_all(tmp_path_factory.mktemp("faults")) as served:
         yield served
 
 
