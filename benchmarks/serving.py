@@ -48,7 +48,7 @@ UNREAD = 60
 """Characters of the prompt for which an idle server's first character is waited for."""
 OURS: Mapping[str, Any] = {"max_repeats": 0}
 THEIRS: Mapping[str, Any] = {"ignore_eos": True, "cache_prompt": False}
-_TEXT = re.compile(rb'"text": ?("(?:[^"\\\\]|\\\\.)+")')
+_TEXT = re.compile(rb'"text": ?("(?:[^"\\]|\\.)+")')
 
 
 @dataclass

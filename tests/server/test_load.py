@@ -19,8 +19,9 @@ from tests.helpers.server import client, eventually, serve_command, serving_all
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BODY = {"prompt": "早上好", "max_tokens": 10, "temperature": 1.5, "stream": True}
 MEGABYTES = 8.0
-"""More of them after 10,000 requests is growth: 0.8 KB a request, which is less than the least of
-what a request has (its sampling, its text, its queue, its task). Without growth it was below 2."""
+"""More of them after 10,000 requests is growth: 0.8 KB a request, which is less than what a request
+has (its sampling, its text, its queue, its task). 1.4 were measured, and 3.1 where 64 clients come
+at once."""
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +85,9 @@ def test_ten_thousand_requests_in_a_row_leave_nothing(
 
 
 def test_none_of_64_clients_starves(process: Process, clients: Contestant) -> None:
-    """Each asks four times. A client's fair share of the time is a quarter of it for each request,
-    waiting included: nobody waits twice as long for a first character."""
+    """Each asks four times: its fair share of the time is a quarter for each request, waiting
+    included. Nobody waits twice as long for a first character, as some would if the newest went
+    first."""
     bodies = [BODY | {"seed": number, "temperature": 1.0} for number in range(256)]
     clients.call("stream", process.url, bodies[:16], 8)
     read, before = process.figure("smallgpt_generated_characters_total"), process.holds()
@@ -101,7 +103,7 @@ def test_none_of_64_clients_starves(process: Process, clients: Contestant) -> No
     seconds = max(r.times[-1] for r in replies) - min(r.asked for r in replies)
     assert max(reply.seconds_to_first for reply in replies) < 2 * seconds / 4
     eventually(lambda: process.holds() == before)
-    assert resident_megabytes(process.pid) - memory < 10 * MEGABYTES
+    assert resident_megabytes(process.pid) - memory < MEGABYTES
 
 
 CHECKS = (
