@@ -230,6 +230,14 @@ def read_or_reset(connection: socket.socket) -> bytes:
         return b""
 
 
+def test_small_packets_are_sent_at_once() -> None:
+    with run.listen("127.0.0.1", 0) as listening:
+        connection = connect(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        served, _ = listening.accept()
+        with closing(connection), closing(served):
+            assert served.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_body_that_is_too_large_is_not_read(capfd: pytest.CaptureFixture[str]) -> None:
     megabyte = b"1" * (1 << 20)
     with serving(ScriptedBot(["早"])) as served:
@@ -315,6 +323,7 @@ def test_paths_lead_nowhere_else(tiny: Served, path: str) -> None:
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
+        ([], 400),
         (["Host: localhost@evil.example"], 403),
         (["Host: evil.example#localhost"], 403),
         (["Host: localhost.:80"], 403),
