@@ -141,7 +141,7 @@ async def classify(wanted: ClassifyRequest, request: Request) -> ClassifyRespons
         raise ApiError(400, message, "input")
     work = thread.classify(wanted.texts, bool(wanted.explain))
     verdicts = await until_disconnected(request.receive, work)
-    tokens = sum(len(thread.predictor.tokenizer.encode(text)) for text in wanted.texts)
+    tokens = await asyncio.to_thread(thread.tokens, wanted.texts)
     return ClassifyResponse(
         id=f"classify-{secrets.token_hex(12)}",
         created=int(time.time()),

@@ -47,6 +47,10 @@ class ClassifierThread:
         finally:
             self._waiting -= 1
 
+    def tokens(self, texts: list[str]) -> int:
+        """How many the texts have in all."""
+        return sum(len(self.predictor.tokenizer.encode(text)) for text in texts)
+
     def _judge(self, texts: list[str], begin: int) -> list[Classification]:
         pairs = self.predictor.predict_each(texts)
         return [

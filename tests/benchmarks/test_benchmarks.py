@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import multiprocessing
 import subprocess
@@ -318,6 +319,28 @@ def test_the_comparison_with_llama_cpp_has_a_line_for_each_of_both(
         )
 
 
+@pytest.mark.slow
+def test_the_serving_benchmark_has_a_line_for_each_case(tmp_path: Path) -> None:
+    options = ["--quick", "--rounds", "1", "--clients", "1", "--clients", "9", "--requests", "40"]
+    peer = "llama.cpp" if importlib.util.find_spec("xllamacpp") else None
+    command = [sys.executable, "-m", "benchmarks.serving", *options]
+    done = finished([*command, *(["--peer", peer] if peer else [])], tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    who = ["ours", peer] if peer else ["ours"]
+    clients = [line for line in lines if line["case"] == "clients"]
+    assert [(line["clients"], line["who"]) for line in clients] == [
+        (count, name) for count in (1, 9) for name in who
+    ]
+    for line in clients:
+        assert line["characters"] == 48 * line["clients"]
+        assert 0 < line["ms_to_first_character"] <= line["slowest_ms_to_first_character"]
+        assert line["characters_a_second"] > 0
+    assert [line["rows"] for line in lines if line["case"] == "overhead"] == [1, 8]
+    assert [line["who"] for line in lines if line["case"] == "idle"] == who
+    assert lines[-1]["case"] == "memory" and lines[-1]["megabytes"] > 1
+
+
 @pytest.mark.parametrize(
     ("name", "option", "value"),
     [
@@ -325,6 +348,7 @@ def test_the_comparison_with_llama_cpp_has_a_line_for_each_of_both(
         ("scaling", "--size", "13M"),
         ("scaling", "--rows", "12"),
         ("generation", "--size", "7B"),
+        ("serving", "--size", "7B"),
         ("sentiment", "--size", "13M"),
         ("training", "--data", "missing.txt"),
         ("time_to_loss", "--data", "missing.txt"),

@@ -13,11 +13,19 @@ from subprocess import Popen
 from typing import Any
 
 import httpx
+import torch
 
 from smallgpt.chat.chatbot import Chatbot, Source
+from smallgpt.config import SentimentConfig
+from smallgpt.model.classifier import Classifier
+from smallgpt.runtime import Runtime
+from smallgpt.sentiment.predictor import Predictor
 from smallgpt.server.app import application
+from smallgpt.server.classifier import ClassifierThread
+from smallgpt.server.feedback import FeedbackFile
 from smallgpt.server.run import Server, listen
 from smallgpt.server.service import Limits, Service
+from tests.helpers.models import TINY, random_model, vocabulary
 from tests.helpers.processes import started
 
 PATIENCE = 60.0
@@ -75,6 +83,21 @@ def serving(
         thread.join()
         service.engine.join()
         listening.close()
+
+
+@contextmanager
+def serving_all(folder: Path) -> Iterator[Served]:
+    """Serve all there is: a model and a classifier, both untrained, and a file of feedback."""
+    tokenizer = vocabulary()
+    marked, here = tokenizer.with_marks(), Runtime(torch.device("cpu"), torch.float32, "a test")
+    config = SentimentConfig(block_size=32, n_layer=1, n_head=2, n_embd=16, vocab_size=len(marked))
+    predictor = Predictor(Classifier(config, 2), marked, ["bad", "good"], config, here)
+    with serving(
+        Chatbot(random_model(3), tokenizer, TINY),
+        classifier=ClassifierThread("judge", folder, predictor, 64),
+        feedback=FeedbackFile(folder / "feedback.jsonl"),
+    ) as served:
+        yield served
 
 
 @contextmanager

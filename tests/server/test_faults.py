@@ -18,24 +18,17 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from smallgpt.chat.chatbot import Chatbot
 from smallgpt.cli.main import main
-from smallgpt.config import SentimentConfig
-from smallgpt.model.classifier import Classifier
-from smallgpt.runtime import Runtime
-from smallgpt.sentiment.predictor import Predictor
 from smallgpt.server import guard, run
-from smallgpt.server.classifier import ClassifierThread
 from smallgpt.server.feedback import FeedbackFile
 from smallgpt.server.protocol import LONGEST_TEXT
 from smallgpt.server.service import Limits, Service
-from tests.helpers.models import TINY, ScriptedBot, random_model, save_tiny, vocabulary
+from tests.helpers.models import ScriptedBot, save_tiny
 from tests.helpers.processes import Forked, free_port, python_environment, running
-from tests.helpers.server import PATIENCE, Served, client, eventually, serving
+from tests.helpers.server import PATIENCE, Served, client, eventually, serving, serving_all
 
 CHAT, TEXT, CLASSIFY = "/v1/chat/completions", "/v1/completions", "/v1/classify"
 FEEDBACK = "/v1/feedback"
@@ -237,6 +230,14 @@ def read_or_reset(connection: socket.socket) -> bytes:
         return b""
 
 
+def test_small_packets_are_sent_at_once() -> None:
+    with run.listen("127.0.0.1", 0) as listening:
+        connection = connect(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        served, _ = listening.accept()
+        with closing(connection), closing(served):
+            assert served.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_body_that_is_too_large_is_not_read(capfd: pytest.CaptureFixture[str]) -> None:
     megabyte = b"1" * (1 << 20)
     with serving(ScriptedBot(["早"])) as served:
@@ -322,6 +323,7 @@ def test_paths_lead_nowhere_else(tiny: Served, path: str) -> None:
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
+        ([], 400),
         (["Host: localhost@evil.example"], 403),
         (["Host: evil.example#localhost"], 403),
         (["Host: localhost.:80"], 403),
@@ -359,19 +361,7 @@ def guarded() -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A model with random weights, a classifier, and a file of feedback."""
-    folder = tmp_path_factory.mktemp("faults")
-    tokenizer = vocabulary()
-    bot = Chatbot(random_model(3), tokenizer, TINY)
-    config = SentimentConfig(
-        block_size=32, n_layer=1, n_head=2, n_embd=16, vocab_size=len(tokenizer.with_marks())
-    )
-    here = Runtime(torch.device("cpu"), torch.float32, "a test")
-    names = ["bad", "good"]
-    predictor = Predictor(Classifier(config, 2), tokenizer.with_marks(), names, config, here)
-    judge = ClassifierThread("judge", folder, predictor, 9)
-    feedback = FeedbackFile(folder / "feedback.jsonl")
-    with serving(bot, classifier=judge, feedback=feedback) as served:
+    with serving_all(tmp_path_factory.mktemp("faults")) as served:
         yield served
 
 
