@@ -12,7 +12,7 @@ C_FILES := smallgpt/model/forward.c
 CHROMIUM ?= chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-peers test-browser test-distributed drill format docs pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full clean
+.PHONY: help demo serve test test-slow test-peers test-browser test-distributed drill format docs pictures page-pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full clean
 
 # `##@ …` begins a group; `target: … ## …` is a line of it.
 ##@ First steps
@@ -110,6 +110,10 @@ docs: $(VENV)/.run ## Write docs/configuration.md and config/schema.json from sm
 pictures: $(DEMO_ROOT)/.trained $(VENV)/.dev ## Draw the README's pictures from the demo run
 	$(BIN)/python -m tools.pictures $(DEMO_ROOT) docs/pictures
 
+CLASSIFIER ?= checkpoints/sentimental_demo
+page-pictures: $(DEMO_ROOT)/.trained $(VENV)/.dev chromium ## Photograph the page for the README, with the demo run and CLASSIFIER
+	CHROMIUM=$(CHROMIUM) $(BIN)/python -m tools.page_pictures $(DEMO_ROOT) $(CLASSIFIER) docs/pictures
+
 clean: ## Delete the environment, the demo model and its text
 	rm -rf $(VENV) $(DEMO_ROOT) $(DEMO_TEXT)
 
@@ -133,25 +137,25 @@ $(VENV)/.run: requirements.txt
 	@$(PIP) -r requirements.txt >&2
 	@touch $@
 
+# $(call apt,packages,size): install them from Debian, as root.
+apt = echo "installing Debian's $(1), once: about $(2) to download" >&2 && apt-get update -qq >&2 && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) </dev/null >&2
+
 # No target of users. Where systemd would start it as a service at once, its tests are skipped instead.
 .PHONY: nginx
 nginx:
 	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || test "$$(id -u)" != 0 || test -d /run/systemd/system || \
-		! command -v apt-get >/dev/null || { echo "installing Debian's nginx, once: about 1 MB to download" >&2 && \
-		apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
-		--no-install-recommends nginx </dev/null >&2; }
+		! command -v apt-get >/dev/null || { $(call apt,nginx,1 MB); }
 
 # No target of users: a browser for tests and pictures.
 .PHONY: chromium
 chromium:
 	@command -v $(CHROMIUM) >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
-		echo "installing Debian's chromium, once: about 0.2 GB to download" >&2 && \
-		apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
-		--no-install-recommends chromium fonts-noto-cjk </dev/null >&2 && command -v $(CHROMIUM) >/dev/null; } || \
+		$(call apt,chromium fonts-noto-cjk,0.2 GB) && command -v $(CHROMIUM) >/dev/null; } || \
 		{ echo "Chromium is needed: apt install chromium, or name one: make CHROMIUM=google-chrome ..." >&2; exit 2; }
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
-	@echo "installing requirements-dev.txt into $(VENV), once: about 0.1 GB to download" >&2
+	@echo "installing requirements-dev.txt into $(VENV), once: about 0.2 GB to download" >&2
 	@$(PIP) -r requirements-dev.txt >&2
 	@touch $@
 

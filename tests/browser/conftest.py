@@ -31,7 +31,7 @@ from tests.helpers.models import CHARACTERS, TINY, ScriptedGPT
 from tests.helpers.reviews import classifier_config, write_reviews
 from tests.helpers.server import PATIENCE, Served, serving
 
-WAIT = 10_000
+WAIT = 30_000
 """Milliseconds until what must come is missed."""
 TYPED = "一二三四再见来在"
 """What the tests say, besides the characters of other tests and of the replies."""
