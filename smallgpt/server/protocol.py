@@ -46,7 +46,7 @@ UNSUPPORTED = (
 )
 """Fields that would change the reply, and must be neutral."""
 _NEUTRAL: tuple[Any, ...] = (None, False, [], {}, "", "none", "auto", {"type": "text"}, ["text"])
-_OF_MESSAGES = ("name", "refusal", "audio", "annotations", "tool_calls", "function_call")
+_OF_MESSAGES = ("name", "refusal", "audio", "annotations", "parsed", "tool_calls", "function_call")
 
 
 def _without(fields: tuple[str, ...], given: Any, ignored: tuple[str, ...] = ()) -> Any:

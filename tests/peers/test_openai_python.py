@@ -101,6 +101,19 @@ def test_the_librarys_own_stream_helper_adds_it_up(client: OpenAI, model: str) -
     assert final.choices[0].finish_reason == "stop"
 
 
+def test_the_librarys_own_message_can_be_sent_back(client: OpenAI, model: str) -> None:
+    """As its documentation does, and as a dict; with all fields that they have."""
+    whole = client.chat.completions.create(model=model, messages=TALK).choices[0].message
+    with client.chat.completions.stream(model=model, messages=TALK) as stream:
+        added_up = stream.get_final_completion().choices[0].message
+    replies: set[str | None] = set()
+    for message in (whole, whole.model_dump(), added_up, added_up.model_dump()):
+        talk: list[Any] = [*TALK, message, {"role": "user", "content": "很好，谢谢你"}]
+        completion = client.chat.completions.create(model=model, messages=talk)
+        replies.add(completion.choices[0].message.content)
+    assert len(replies) == 1
+
+
 def test_many_at_once_get_what_each_gets_alone(client: OpenAI, model: str) -> None:
     texts = ["早上好呀", "你叫什么名字", "今天天气不错", "晚安"] * 5
 
