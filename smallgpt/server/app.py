@@ -87,7 +87,9 @@ def _api(service: Service) -> FastAPI:
     )
     app.add_api_route("/health", health, responses={503: {"model": Health}, **documented(403)})
     app.add_api_route("/metrics", metrics, include_in_schema=False)
-    app.add_api_route("/", page, include_in_schema=False)
+    app.add_api_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
+    # What monitors ask.
+    app.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)
     app.mount("/page", StaticFiles(directory=PAGE))
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app

@@ -46,7 +46,8 @@ UNSUPPORTED = (
 )
 """Fields that would change the reply, and must be neutral."""
 _NEUTRAL: tuple[Any, ...] = (None, False, [], {}, "", "none", "auto", {"type": "text"}, ["text"])
-_OF_MESSAGES = ("name", "refusal", "audio", "annotations", "parsed", "tool_calls", "function_call")
+_OF_MESSAGES = ("refusal", "audio", "annotations", "parsed", "tool_calls", "function_call")
+_IGNORED_OF_MESSAGES = ("name", "reasoning_content")
 
 
 def _without(fields: tuple[str, ...], given: Any, ignored: tuple[str, ...] = ()) -> Any:
@@ -93,7 +94,7 @@ class Message(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _neutral(cls, given: Any) -> Any:
-        return _without(_OF_MESSAGES[1:], given, ignored=_OF_MESSAGES[:1])
+        return _without(_OF_MESSAGES, given, _IGNORED_OF_MESSAGES)
 
     @model_validator(mode="after")
     def _not_too_long(self) -> "Message":

@@ -236,7 +236,7 @@ def test_a_system_message_is_an_utterance_before_the_talk() -> None:
         messages = [
             {"role": "system", "content": "你好"},
             {"role": "user", "content": " "},
-            {"role": "assistant", "content": None},
+            {"role": "assistant", "content": None, "reasoning_content": "晚", "tool_calls": None},
             {"role": "user", "content": parts, "name": "me"},
         ]
         answer = http.post(CHAT, json={"messages": messages, "user": "x", "tools": []})
@@ -364,6 +364,7 @@ def test_health_and_metrics(http: httpx.Client, served: Served) -> None:
             "classifier": None,
         },
     )
+    assert http.head("/health").status_code == http.head("/").status_code == 200
     ok = {"path": CHAT, "status": "200"}
     names = ("requests", "prompt_characters", "generated_characters")
     before = [
