@@ -264,7 +264,7 @@ class Engine:
             generation = self._running[reply.request]
             if generation.choose is None:
                 drawn.setdefault(generation, []).append(_drawn(generation, reply, token))
-            elif all(reply.ended for reply in generation.replies):
+            elif generation not in drawn and all(reply.ended for reply in generation.replies):
                 drawn[generation] = _chosen(generation)
         with self._changed:
             for generation in drawn:

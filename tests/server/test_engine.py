@@ -317,8 +317,10 @@ def test_the_best_of_several_replies_is_the_chatbots() -> None:
     sampling = SamplingConfig(temperature=1.0, max_new_tokens=8, best_of=4)
     bot = Chatbot(random_model(1, tied=False), vocabulary(), sampling, seed=7)
     expected = bot.conversation().reply("早上好")
+    ended = list[list[str]]()
 
     def choose(replies: Any) -> list[int]:
+        ended.append([reply.ended for reply in replies])
         return best(bot.model, replies, bot.sampling.mmi_weight)
 
     request, _ = bot.request(["早上好"], torch.Generator().manual_seed(7))
@@ -329,3 +331,6 @@ def test_the_best_of_several_replies_is_the_chatbots() -> None:
         eventually(lambda: engine.running == 0)
     assert vocabulary().decode(asked.ids()) == expected
     assert all(drawn.log_probability is not None for drawn in asked.drawn[:-1])
+    # It was chosen once, although the last replies ended in the same step.
+    (reasons,) = ended
+    assert reasons.count("length") > 1
