@@ -51,8 +51,8 @@ def application(
     guarded: ASGIApp = Guard(_api(service), service, hosts, origins)
     if not origins:
         return guarded
-    methods, headers = ["GET", "POST"], ["Authorization", "Content-Type"]
-    return CORSMiddleware(guarded, origins, methods, headers)
+    # Any header: OpenAI's library sends several of its own. No cookie is ever needed.
+    return CORSMiddleware(guarded, origins, ["GET", "POST"], ["*"], expose_headers=["Retry-After"])
 
 
 def _api(service: Service) -> FastAPI:
