@@ -30,7 +30,8 @@ class FeedbackFile:
             ) from None
 
     def _open(self) -> int:
-        return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # on Windows
+        return os.open(self.path, flags, 0o600)
 
     def append(self, model: str, messages: Sequence[Message], verdict: str) -> None:
         """Add a verdict on the last message; it is on the disk when this returns.
@@ -45,8 +46,10 @@ class FeedbackFile:
             file = self._open()
             try:
                 size = os.fstat(file).st_size
-                if size and os.pread(file, 1, size - 1) != b"\n":  # killed while it wrote
-                    line = b"\n" + line
+                if size:
+                    os.lseek(file, size - 1, os.SEEK_SET)
+                    if os.read(file, 1) != b"\n":  # killed while it wrote
+                        line = b"\n" + line
                 try:
                     if os.write(file, line) < len(line):
                         raise OSError(28, "No space left on device")

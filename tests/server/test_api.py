@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -393,6 +394,15 @@ def test_health_and_metrics(http: httpx.Client, served: Served) -> None:
         'smallgpt_requests_total{path="/v1/chat/completions",status="200"}',
     ):
         assert name in text
+
+
+def test_a_coarse_clock_changes_no_reply(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of Windows stands still for 16 ms."""
+    clock = SimpleNamespace(monotonic=lambda: 1.0)
+    monkeypatch.setattr("smallgpt.server.replies.time", clock)
+    assert ask(http, "早上好", seed=3)["usage"]["completion_tokens"] > 1
 
 
 def test_while_the_model_is_loaded_requests_are_put_off() -> None:
