@@ -23,12 +23,14 @@ from smallgpt.server.connection import until_disconnected
 from smallgpt.server.errors import ApiError, documented
 from smallgpt.server.guard import Guard
 from smallgpt.server.protocol import (
+    LONGEST_EXPLAINED,
     MOST_EXPLAINED,
     ClassifyRequest,
     ClassifyResponse,
     ClassifyUsage,
     FeedbackRequest,
 )
+from smallgpt.server.replies import broken_off
 from smallgpt.server.service import Service, unknown_model
 
 PAGE = Path(__file__).with_name("page")
@@ -138,11 +140,18 @@ async def classify(wanted: ClassifyRequest, request: Request) -> ClassifyRespons
     if wanted.model not in (None, thread.name):
         raise unknown_model(str(wanted.model), [thread.name])
     service.check_ready()
-    if wanted.explain and len(wanted.texts) > MOST_EXPLAINED:
-        message = f"input: at most {MOST_EXPLAINED} texts are explained at a time"
-        raise ApiError(400, message, "input")
+    if wanted.explain and not (
+        len(wanted.texts) <= MOST_EXPLAINED
+        and max(map(len, wanted.texts), default=0) <= LONGEST_EXPLAINED
+    ):
+        message = f"input: at most {MOST_EXPLAINED} texts of {LONGEST_EXPLAINED} characters each "
+        raise ApiError(400, message + "are explained at a time", "input")
     work = thread.classify(wanted.texts, bool(wanted.explain))
-    verdicts = await until_disconnected(request.receive, work)
+    try:
+        async with asyncio.timeout(service.limits.seconds):
+            verdicts = await until_disconnected(request.receive, work)
+    except TimeoutError:
+        raise broken_off("time_limit") from None
     tokens = await asyncio.to_thread(thread.tokens, wanted.texts)
     return ClassifyResponse(
         id=f"classify-{secrets.token_hex(12)}",

@@ -17,7 +17,8 @@ LONGEST_TEXT = 32_768
 MOST_MESSAGES = 1_000
 MOST_TEXTS = 256
 """To classify in one request."""
-MOST_EXPLAINED = 16
+MOST_EXPLAINED, LONGEST_EXPLAINED = 16, 4_096
+"""Texts to explain in one request, and characters of each: some seconds for one."""
 IGNORED = (
     "user",
     "metadata",
