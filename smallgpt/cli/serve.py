@@ -78,6 +78,9 @@ def serve(
     if not (api_key or _is_loopback(host)):
         advice = "set SMALLGPT_API_KEY (or --api-key), or leave out --host"
         raise UserError(f"--host {host} lets others in, and there is no key", advice)
+    if classifier and _name(classifier) == _name(path):
+        advice = "rename the folder of one"
+        raise UserError(f"{path} and {classifier} would both be called {_name(path)}", advice)
     before_torch(CHAT_SPINS)
     from smallgpt.chat import chatbot
     from smallgpt.checkpoints.open import find_checkpoint
@@ -116,8 +119,11 @@ def _check(key: str | None, hosts: Sequence[str], origins: Sequence[str]) -> Non
 
 
 def _name(path: Path) -> str:
-    """The model's id: the folder's name."""
-    return path.resolve().name or "model"
+    """The model's id: the folder's name; of a checkpoint in a run, that of the run's."""
+    from smallgpt.checkpoints.run_folder import is_name
+
+    path = path.resolve()
+    return (path.parent if is_name(path.name) else path).name or "model"
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -17,7 +18,8 @@ def test_serving_a_run_from_the_first_line_to_sigterm(
     trained_run: Path, classified: Path, tmp_path: Path
 ) -> None:
     root, feedback = trained_run / "checkpoints", tmp_path / "feedback.jsonl"
-    options = ("--classifier", classified.parent, "--feedback", feedback)
+    # Of a run, or of a checkpoint in one, the id is the name of the run's folder.
+    options = ("--classifier", classified, "--feedback", feedback)
     with serve_command(root, tmp_path, *options) as (url, process):
         with client(url) as http:
             models = http.get("/v1/models").json()["data"]
@@ -55,6 +57,8 @@ def test_what_cannot_be_served(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"port {port}" in refused("--port", port)
-    assert "not a classifier" in refused("--classifier", saved)
+    assert "both be called" in refused("--classifier", saved.parent)
+    other = shutil.copytree(saved, tmp_path / "other")
+    assert "not a classifier" in refused("--classifier", other)
     assert "cannot be written" in refused("--feedback", saved)
     assert "nothing-here" in refused_command("serve", tmp_path / "nothing-here")
