@@ -32,6 +32,7 @@ from smallgpt.server.replies import FinishReason, Piece, Replies
 from smallgpt.server.reply_text import Token
 from smallgpt.server.service import Service
 from smallgpt.tokenizer.characters import as_utterance
+from smallgpt.utils.errors import UserError
 
 router = APIRouter()
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -66,13 +67,14 @@ async def completions(wanted: CompletionRequest, request: HttpRequest) -> Respon
     """Continue a text, one utterance a line, until its dialogue ends."""
     service = Service.of(request)
     name = service.chat_model(wanted.model)
-    if not all(wanted.prompts):
-        raise ApiError(400, "prompt: there is nothing to continue", "prompt")
     seed, sampling = _seed(wanted), _sampling(wanted)
-    asked = [
-        service.bot.continuation(text, torch.Generator().manual_seed(seed), sampling)
-        for text in wanted.prompts
-    ]
+    try:
+        asked = [
+            service.bot.continuation(text, torch.Generator().manual_seed(seed), sampling)
+            for text in wanted.prompts
+        ]
+    except UserError as error:  # a text of which the tokenizer leaves nothing
+        raise ApiError(400, f"prompt: {error.problem}", "prompt") from None
     replies = _submit(service, request, wanted, asked, wanted.logprobs)
     return await _answer(
         request,

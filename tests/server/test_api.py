@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +14,13 @@ import httpx
 import pytest
 import torch
 
+import smallgpt
 from smallgpt.chat.best_of import generators_from
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.config import SamplingConfig
 from smallgpt.model.generate import Request, generate
 from smallgpt.server.service import Limits
+from tests.helpers.foreign import make_foreign
 from tests.helpers.models import ScriptedBot, random_model, vocabulary
 from tests.helpers.server import PATIENCE, Served, client, eventually, serving
 
@@ -334,6 +337,15 @@ def test_errors_of_other_kinds(http: httpx.Client) -> None:
     json_type = {"Content-Type": "application/json"}
     assert refusal(http.post(CHAT, content=b"{", headers=json_type)) == (400, None, None)
     assert refusal(http.post(CHAT, content=b"[1]", headers=json_type)) == (400, None, None)
+
+
+def test_a_prompt_of_which_the_tokenizer_leaves_nothing(tmp_path: Path) -> None:
+    make_foreign(tmp_path / "words", "words")
+    bot = smallgpt.load(tmp_path / "words", device="cpu")
+    with serving(bot) as served, client(served) as http:
+        assert refusal(http.post(TEXT, json={"prompt": ["早", " "]})) == (400, "prompt", None)
+        # Said in a talk it is an utterance of no tokens.
+        ask(http, "\0")
 
 
 def test_models_are_listed_with_a_card(served: Served, http: httpx.Client) -> None:
