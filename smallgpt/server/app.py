@@ -1,6 +1,7 @@
 """The application: all paths, and what stands before them."""
 
 import asyncio
+import mimetypes
 import secrets
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -92,6 +93,8 @@ def _api(service: Service) -> FastAPI:
     app.add_api_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
     # What monitors ask.
     app.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)
+    # Windows may say that it is text/plain, which browsers do not run.
+    mimetypes.add_type("text/javascript", ".js")
     app.mount("/page", StaticFiles(directory=PAGE))
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import Iterator
 
 import httpx
@@ -88,6 +89,13 @@ def test_pages_of_others_may_not_ask_unless_named(http: httpx.Client) -> None:
     assert answer.headers["access-control-expose-headers"] == "Retry-After"
     refused = http.options(CHAT, headers=asked | {"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in refused.headers
+
+
+def test_scripts_are_scripts_whatever_the_system_says() -> None:
+    mimetypes.add_type("text/plain", ".js")
+    with serving(ScriptedBot(["你好"])) as served, client(served) as http:
+        kind = http.get("/page/main.js").headers["content-type"]
+    assert kind.startswith("text/javascript")
 
 
 def test_the_page_allows_nothing_from_elsewhere(http: httpx.Client) -> None:
