@@ -117,6 +117,10 @@ def _submit(
     alternatives: int | None,
 ) -> Replies:
     """Give the engine the requests; log-probabilities are wanted unless `alternatives` is None."""
+    most = service.engine.slots + service.engine.queue
+    if len(asked) > most:  # to try again would never help
+        message = f"prompt: at most {most}, the slots and the queue of this server"
+        raise ApiError(400, message, "prompt")
     replies = service.replies(http)
     try:
         for request, prompt in asked:

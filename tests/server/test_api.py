@@ -434,6 +434,13 @@ def test_while_the_model_is_loaded_requests_are_put_off() -> None:
         ask(http, "早")
 
 
+def test_more_prompts_than_can_ever_wait_are_refused() -> None:
+    limits = Limits(slots=2, queue=1)
+    with serving(ScriptedBot(["你好"]), limits=limits) as served, client(served) as http:
+        assert refusal(http.post(TEXT, json={"prompt": ["早\n"] * 4})) == (400, "prompt", None)
+        assert len(http.post(TEXT, json={"prompt": ["早\n"] * 3}).json()["choices"]) == 3
+
+
 def test_a_full_queue_says_when_to_come_back() -> None:
     hold, reached = threading.Semaphore(0), threading.Event()
 
