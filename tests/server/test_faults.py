@@ -444,6 +444,7 @@ def test_the_other_paths_refuse_the_same(http: httpx.Client) -> None:
         assert send(http, path, json.dumps({field: "好" * (LONGEST_TEXT + 1)})).status_code == 400
         assert send(http, path, "[" * 100_000).status_code == 400
     assert send(http, TEXT, '{"prompt": []}').status_code == 400
+    assert send(http, TEXT, json.dumps({"prompt": ["好" * 20_000] * 2})).status_code == 400
     for many in ({"input": ["早"] * 257}, {"input": ["早"] * 17, "explain": True}):
         assert send(http, CLASSIFY, json.dumps(many)).status_code == 400
     fine: dict[str, Any]
