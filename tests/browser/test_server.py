@@ -191,6 +191,8 @@ def test_a_key_that_is_not_given(opened: Opener, serve: Serve) -> None:
     dialog.get_by_label("Key").fill("sesame")
     button(page, "Save").click()
     expect(messages(page)).to_have_text(["你好", "好"])
+    page.get_by_role("link", name="Model").click()
+    expect(page.get_by_role("heading", name="tiny")).to_be_visible()
 
 
 def test_a_table_waits_for_the_server(

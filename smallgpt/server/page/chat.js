@@ -19,6 +19,7 @@ export class Chat {
     this.feedback = false;
     this.settings = settings.load();
     this.editing = null; // id of the message being edited
+    this.draft = ''; // what it is to become
     this.talk = this.#fresh();
     this.replies = new Replies(store, {
       onchange: (talk) => this.#changed(talk),
@@ -203,6 +204,7 @@ export class Chat {
 
   #edit(node) {
     this.editing = node.id;
+    this.draft = node.content;
     this.render();
     const area = document.querySelector('.editor textarea');
     area.focus();
@@ -211,7 +213,8 @@ export class Chat {
 
   #editor(node) {
     const area = el('textarea', { rows: 1, 'aria-label': t('editMessage'), 'data-key': 'editor' });
-    area.value = node.content;
+    area.value = this.draft;
+    area.addEventListener('input', () => (this.draft = area.value));
     const isUser = node.role === 'user';
     const close = () => {
       this.editing = null;
