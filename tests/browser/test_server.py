@@ -38,6 +38,7 @@ def test_a_killed_server_that_comes_back(opened: Opener, trained: Path, tmp_path
         expect(banner).to_have_text("The server does not answer. Trying again …")
         expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached.")
         expect(messages(page)).to_have_count(3)
+        expect(button(page, "Try again")).to_be_in_viewport(ratio=1)
     with serve_command(trained, tmp_path, "--port", port):
         expect(banner).to_have_text("The server is back.")
         expect(banner).to_be_hidden()

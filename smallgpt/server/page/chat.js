@@ -45,7 +45,12 @@ export class Chat {
     byId('stop').addEventListener('click', () => this.replies.stop(this.talk.id));
     byId('settings').addEventListener('click', () => this.#changeSettings());
     byId('newest').addEventListener('click', () => this.#toEnd());
-    byId('scroll').addEventListener('scroll', () => this.#showNewest());
+    this.following = true; // the view stays at the end, unless one has scrolled away from it
+    byId('scroll').addEventListener('scroll', () => {
+      this.following = this.#isAtEnd();
+      this.#showNewest();
+    });
+    new ResizeObserver(() => this.following && this.#toEnd()).observe(byId('scroll'));
     for (const text of SUGGESTIONS) {
       const button = el('button', { type: 'button', lang: 'zh-CN' }, text);
       button.addEventListener('click', () => this.#send(text));
@@ -284,18 +289,16 @@ export class Chat {
   #changed(talk) {
     this.onlist();
     if (talk !== this.talk) return;
-    const atEnd = this.#isAtEnd();
     this.render();
-    if (atEnd) this.#toEnd();
+    if (this.following) this.#toEnd();
   }
 
   #grown(talk, node) {
     if (talk !== this.talk) return;
     const text = document.querySelector(`[data-id="${node.id}"] .text`);
     if (!text) return;
-    const atEnd = this.#isAtEnd();
     text.textContent = node.content;
-    if (atEnd) this.#toEnd();
+    if (this.following) this.#toEnd();
     else this.#showNewest();
   }
 
