@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def main(run: Path, classifier: Path, output: Path) -> None:
     """Serve both models and draw the pictures into `output`."""
     with serving(run, classifier) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=os.environ.get("CHROMIUM") or "/usr/bin/chromium",
+            executable_path=shutil.which(os.environ.get("CHROMIUM", "chromium")),
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         page = browser.new_page(viewport=SIZE, locale="en-US")  # type: ignore[arg-type]

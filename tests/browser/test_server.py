@@ -38,6 +38,7 @@ def test_a_killed_server_that_comes_back(opened: Opener, trained: Path, tmp_path
         expect(banner).to_have_text("The server does not answer. Trying again …")
         expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached.")
         expect(messages(page)).to_have_count(3)
+        expect(button(page, "Try again")).to_be_in_viewport(ratio=1)
     with serve_command(trained, tmp_path, "--port", port):
         expect(banner).to_have_text("The server is back.")
         expect(banner).to_be_hidden()
@@ -191,6 +192,8 @@ def test_a_key_that_is_not_given(opened: Opener, serve: Serve) -> None:
     dialog.get_by_label("Key").fill("sesame")
     button(page, "Save").click()
     expect(messages(page)).to_have_text(["你好", "好"])
+    page.get_by_role("link", name="Model").click()
+    expect(page.get_by_role("heading", name="tiny")).to_be_visible()
 
 
 def test_a_table_waits_for_the_server(
