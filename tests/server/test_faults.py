@@ -190,11 +190,11 @@ def test_a_slow_reader_gets_all_and_others_do_not_wait_for_it(talker: ScriptedBo
 
 def test_who_reads_nothing_is_dropped(talker: ScriptedBot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "SECONDS_TO_TAKE", 0.1)
-    monkeypatch.setattr(run, "SECONDS_WITHOUT_REQUEST", 0.1)
     with serving(talker) as served:
         never = connect(served.url, SO_RCVBUF=4096)
         never.sendall(LONG)
         eventually(lambda: answered(served, 499) == 1)
+        monkeypatch.setattr(run, "SECONDS_WITHOUT_REQUEST", 0.1)
         eventually(lambda: served.metric("smallgpt_requests_running") == 0)
         eventually(lambda: not served.server.server_state.connections)
         with closing(never):
@@ -203,14 +203,15 @@ def test_who_reads_nothing_is_dropped(talker: ScriptedBot, monkeypatch: pytest.M
 
 def test_half_a_request_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "SECONDS_FOR_BODY", 0.1)
-    monkeypatch.setattr(run, "SECONDS_WITHOUT_REQUEST", 0.3)
     bot = ScriptedBot(["早上好"])
     permits = held(bot)
     with serving(bot) as served:
         working, silent = connect(served.url), connect(served.url)
         working.sendall(request(CHAT, TALK, "Connection: close"))
+        eventually(lambda: served.service.engine.running == 1)
         half_a_body = answer(served.url, head(CHAT, JSON, "Content-Length: 9", "Connection: close"))
         assert status(half_a_body) == 408
+        monkeypatch.setattr(run, "SECONDS_WITHOUT_REQUEST", 0.3)
         with closing(connect(served.url)) as dripping, pytest.raises(OSError):
             while True:
                 dripping.sendall(b"G")
@@ -657,7 +658,8 @@ def test_what_is_not_finished_in_time_is_told_so(tmp_path: Path, how: str) -> No
     with slow_server(tmp_path, grace=0.2 if how == "the grace is over" else 1000) as slow:
         slow.process.signal(signal.SIGTERM)
         if how == "a second signal":
-            time.sleep(0.1)
+            with client(slow.url) as http:
+                eventually(lambda: http.get("/health").json()["status"] == "draining")
             slow.process.signal(signal.SIGTERM)
         for said in slow.rest():
             assert b"[DONE]" not in said and events(said)[-1]["error"]["code"] == "shutdown"
