@@ -56,8 +56,8 @@ class Guard:
             await self._pass_on(scope, receive, answer)
         except ApiError as error:
             await error.response()(scope, receive, answer)
-        except (ClientGoneError, TimeoutError):
-            answer.status = 499  # nobody is there to be told
+        except (ClientGoneError, TimeoutError, asyncio.CancelledError):
+            answer.status = 499  # nobody is there to be told, or takes it before the grace is over
         finally:
             if scope["path"].startswith(_API):
                 path = getattr(scope.get("route"), "path", "other")

@@ -373,6 +373,8 @@ def test_health_and_metrics(http: httpx.Client, served: Served) -> None:
     ]
     replies = [ask(http, "早上好", max_tokens=most) for most in (2, 12)]
     said = sum(len(reply["choices"][0]["message"]["content"]) for reply in replies)
+    requests = "smallgpt_requests_total"  # counted when the client has its answer already
+    eventually(lambda: served.metric(requests, **ok) >= before[0] + 2)
     after = [
         served.metric(f"smallgpt_{name}_total", **(ok if name == "requests" else {}))
         for name in names
