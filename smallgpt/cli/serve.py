@@ -1,7 +1,9 @@
 """`smallgpt serve`: an API and a page for a trained chatbot and a trained classifier."""
 
 import ipaddress
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +59,7 @@ def serve(
         float, typer.Option(min=0.1, help="Seconds a request may take, waiting included.")
     ] = 300.0,
     grace: Annotated[
-        float, typer.Option(min=0, help="Seconds to finish replies in after SIGTERM.")
+        float, typer.Option(min=0, max=86_400, help="Seconds to finish replies in after SIGTERM.")
     ] = 30.0,
     feedback: Annotated[
         Path | None,
@@ -72,8 +74,7 @@ def serve(
 
     Ctrl-C or SIGTERM finishes the replies that have begun, and ends.
     """
-    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key):
-        raise UserError("--api-key is empty, or has characters that no header can have")
+    _check(api_key, allowed_host or (), cors_origin or ())
     if not (api_key or _is_loopback(host)):
         advice = "set SMALLGPT_API_KEY (or --api-key), or leave out --host"
         raise UserError(f"--host {host} lets others in, and there is no key", advice)
@@ -98,6 +99,20 @@ def serve(
     service = Service(_name(path), bot, limits, judge, file, api_key)
     address = Address(host, port, allowed_host or (), cors_origin or ())
     run(service, address, grace, browser=not no_browser and sys.stdout.isatty())
+
+
+def _check(key: str | None, hosts: Sequence[str], origins: Sequence[str]) -> None:
+    """Refuse what no request could ever match."""
+    if key is not None and not re.fullmatch("[!-~]([ -~]*[!-~])?", key):
+        raise UserError("--api-key is empty, or has characters that no header can have")
+    for host in hosts:
+        if not host or set(host) & set("/:*@ "):
+            advice = "give the name alone, such as chat.example.org"
+            raise UserError(f"--allowed-host {host} is no name", advice)
+    for origin in origins:
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/*@\sA-Z]+", origin):
+            advice = "write it as browsers do, such as https://chat.example.org"
+            raise UserError(f"--cors-origin {origin} is no origin", advice)
 
 
 def _name(path: Path) -> str:

@@ -23,12 +23,14 @@ from smallgpt.server.connection import until_disconnected
 from smallgpt.server.errors import ApiError, documented
 from smallgpt.server.guard import Guard
 from smallgpt.server.protocol import (
+    LONGEST_EXPLAINED,
     MOST_EXPLAINED,
     ClassifyRequest,
     ClassifyResponse,
     ClassifyUsage,
     FeedbackRequest,
 )
+from smallgpt.server.replies import broken_off
 from smallgpt.server.service import Service, unknown_model
 
 PAGE = Path(__file__).with_name("page")
@@ -51,8 +53,8 @@ def application(
     guarded: ASGIApp = Guard(_api(service), service, hosts, origins)
     if not origins:
         return guarded
-    methods, headers = ["GET", "POST"], ["Authorization", "Content-Type"]
-    return CORSMiddleware(guarded, origins, methods, headers)
+    # Any header: OpenAI's library sends several of its own. No cookie is ever needed.
+    return CORSMiddleware(guarded, origins, ["GET", "POST"], ["*"], expose_headers=["Retry-After"])
 
 
 def _api(service: Service) -> FastAPI:
@@ -138,11 +140,18 @@ async def classify(wanted: ClassifyRequest, request: Request) -> ClassifyRespons
     if wanted.model not in (None, thread.name):
         raise unknown_model(str(wanted.model), [thread.name])
     service.check_ready()
-    if wanted.explain and len(wanted.texts) > MOST_EXPLAINED:
-        message = f"input: at most {MOST_EXPLAINED} texts are explained at a time"
-        raise ApiError(400, message, "input")
+    if wanted.explain and not (
+        len(wanted.texts) <= MOST_EXPLAINED
+        and max(map(len, wanted.texts), default=0) <= LONGEST_EXPLAINED
+    ):
+        message = f"input: at most {MOST_EXPLAINED} texts of {LONGEST_EXPLAINED} characters each "
+        raise ApiError(400, message + "are explained at a time", "input")
     work = thread.classify(wanted.texts, bool(wanted.explain))
-    verdicts = await until_disconnected(request.receive, work)
+    try:
+        async with asyncio.timeout(service.limits.seconds):
+            verdicts = await until_disconnected(request.receive, work)
+    except TimeoutError:
+        raise broken_off("time_limit") from None
     tokens = await asyncio.to_thread(thread.tokens, wanted.texts)
     return ClassifyResponse(
         id=f"classify-{secrets.token_hex(12)}",
@@ -168,7 +177,7 @@ async def feedback(wanted: FeedbackRequest, request: Request) -> Response:
     try:
         await asyncio.to_thread(append, wanted.model, wanted.messages, wanted.verdict)
     except OSError as error:
-        raise ApiError(507, f"The feedback cannot be written: {error.strerror}.") from None
+        raise ApiError(507, f"The feedback cannot be written: {error.strerror or error}.") from None
     return Response(status_code=204)
 
 

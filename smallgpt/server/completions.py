@@ -123,7 +123,7 @@ def _submit(
                     f"The model reads {service.bot.model.config.block_size} tokens, the reply "
                     "among them: this is too long. Send less, or leave out truncation."
                 )
-                raise ApiError(400, message, "messages", "context_length_exceeded")
+                raise ApiError(400, message, wanted.read_from, "context_length_exceeded")
             choose = None
             if len(request.generators) > 1:
                 choose = partial(best, service.bot.model, mmi_weight=request.sampling.mmi_weight)

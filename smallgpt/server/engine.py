@@ -67,6 +67,7 @@ class Generation:
     receive: Callable[[Sequence[Drawn]], None]
     client: str = ""
     choose: Callable[[Sequence[Reply]], Sequence[int]] | None = None
+    begun: float = 0.0
     deadline: float = 0.0
     replies: list[Reply] = field(default_factory=list)
     """Empty while it waits."""
@@ -116,7 +117,7 @@ class Engine:
         self._running = dict[Request, Generation]()
         self._leaving = list[tuple[Generation, int | None]]()
         self._stopped = False
-        self._seconds = 1.0  # that a request takes, a moving average
+        self._seconds = 1.0  # that a request takes in its slots, a moving average
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -183,7 +184,7 @@ class Engine:
         try:
             self._await_weights()
             config, weight = self._model.config, self._model.wte.weight
-            # All memory at once: the system gives a page of it when it is written to.
+            # All memory at once: a cache that grows is copied.
             cache = KeyValueCache(config, weight, self.slots, config.block_size)
             self._batch = Batch(self._model, cache)
             read(self._model, cache, [0], [[0]])  # starts the threads that compute
@@ -253,6 +254,7 @@ class Engine:
             if len(generation.request.generators) > self._batch.free:
                 return  # nobody overtakes it, or it would wait for ever
             self._remove_waiting(generation)
+            generation.begun = time.monotonic()
             generation.replies = self._batch.join(generation.request)
             self._running[generation.request] = generation
 
@@ -264,14 +266,13 @@ class Engine:
             generation = self._running[reply.request]
             if generation.choose is None:
                 drawn.setdefault(generation, []).append(_drawn(generation, reply, token))
-            elif all(reply.ended for reply in generation.replies):
+            elif generation not in drawn and all(reply.ended for reply in generation.replies):
                 drawn[generation] = _chosen(generation)
         with self._changed:
             for generation in drawn:
                 if not self._batch.has(generation.request):
                     del self._running[generation.request]
-                    took = self.time_limit - (generation.deadline - time.monotonic())
-                    self._seconds += 0.1 * (took - self._seconds)
+                    self._seconds += 0.1 * (time.monotonic() - generation.begun - self._seconds)
         self._on_step(busy)
         if drawn:
             self._hand_out(list(drawn.items()))

@@ -11,6 +11,9 @@ from filelock import FileLock
 from smallgpt.server.protocol import Message
 from smallgpt.utils.errors import UserError
 
+SECONDS_TO_WAIT = 10.0
+"""For another server that appends."""
+
 
 class FeedbackFile:
     """Appends to a file, of which several servers may be at work.
@@ -30,7 +33,8 @@ class FeedbackFile:
             ) from None
 
     def _open(self) -> int:
-        return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # on Windows
+        return os.open(self.path, flags, 0o600)
 
     def append(self, model: str, messages: Sequence[Message], verdict: str) -> None:
         """Add a verdict on the last message; it is on the disk when this returns.
@@ -41,12 +45,14 @@ class FeedbackFile:
         said = [{"role": message.role, "content": message.text} for message in messages]
         record = {"time": round(time.time()), "model": model, "messages": said, "verdict": verdict}
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace")
-        with FileLock(f"{self.path}.lock", mode=0o600):
+        with FileLock(f"{self.path}.lock", timeout=SECONDS_TO_WAIT, mode=0o600):
             file = self._open()
             try:
                 size = os.fstat(file).st_size
-                if size and os.pread(file, 1, size - 1) != b"\n":  # killed while it wrote
-                    line = b"\n" + line
+                if size:
+                    os.lseek(file, size - 1, os.SEEK_SET)
+                    if os.read(file, 1) != b"\n":  # killed while it wrote
+                        line = b"\n" + line
                 try:
                     if os.write(file, line) < len(line):
                         raise OSError(28, "No space left on device")

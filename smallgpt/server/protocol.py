@@ -5,7 +5,7 @@ A field that is not here is refused: a typing error would otherwise change nothi
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,7 +17,8 @@ LONGEST_TEXT = 32_768
 MOST_MESSAGES = 1_000
 MOST_TEXTS = 256
 """To classify in one request."""
-MOST_EXPLAINED = 16
+MOST_EXPLAINED, LONGEST_EXPLAINED = 16, 4_096
+"""Texts to explain in one request, and characters of each: some seconds for one."""
 IGNORED = (
     "user",
     "metadata",
@@ -124,6 +125,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 class SamplingRequest(_Strict):
     """How the reply is drawn; null is what the model was configured with."""
 
+    read_from: ClassVar[str]
+    """The field that has what is replied to."""
     model: str | None = None
     temperature: Annotated[Finite, Field(ge=0, le=100)] | None = None
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
@@ -175,6 +178,7 @@ class SamplingRequest(_Strict):
 class ChatCompletionRequest(SamplingRequest):
     """A conversation to reply to."""
 
+    read_from = "messages"
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
     logprobs: bool | None = False
@@ -199,6 +203,7 @@ def _one_or_several(given: Any) -> Any:
 class CompletionRequest(SamplingRequest):
     """A text to continue: one utterance a line."""
 
+    read_from = "prompt"
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=64)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 

@@ -115,7 +115,7 @@ class Replies:
     def _piece(self, number: int, drawn: Drawn) -> Piece | None:
         generation, _, begin = self._generations[number]
         if drawn.number is None:
-            raise ApiError(503, _BROKEN_OFF[drawn.ended], code=drawn.ended)
+            raise broken_off(drawn.ended)
         index = begin + drawn.number
         if index not in self._open:
             return None  # drawn before the engine heard of the stop string
@@ -145,7 +145,7 @@ class Replies:
             self._metrics.time_to_first_character.observe(now - self._begun)
             return
         self._characters += characters
-        if not self._open and self._characters:
+        if not self._open and self._characters and now > self._first:  # clocks can be coarse
             self._metrics.characters_per_second.observe(self._characters / (now - self._first))
 
     def usage(self) -> Usage:
@@ -173,6 +173,11 @@ class Replies:
         """Free the slots of what has not ended."""
         for generation, *_ in self._generations:
             self._engine.cancel(generation)
+
+
+def broken_off(reason: str) -> ApiError:
+    """What was begun cannot be finished, as of `Ending`."""
+    return ApiError(503, _BROKEN_OFF[reason], code=reason)
 
 
 def unavailable(state: str) -> ApiError:

@@ -55,7 +55,8 @@ def serve(service: Service, address: Address, grace: float = 30.0, browser: bool
         if state == "ok":
             print(f"serving {service.name} on {url}", flush=True)
             if browser and _has_screen():
-                webbrowser.open(url)
+                # Some browsers let the caller wait: in a thread of its own, not the engine's.
+                threading.Thread(target=webbrowser.open, args=[url], daemon=True).start()
         else:
             server.end()
 
@@ -117,6 +118,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal lets replies end, the second does not."""
+        if not self.started:
+            raise SystemExit(0)
         engine = self._service.engine
         if self._ends_at is not None:
             engine.stop()
@@ -124,9 +127,9 @@ class Server(uvicorn.Server):
             self.end()
             return
         self._ends_at = time.monotonic() + self._grace
-        if engine.running + engine.waiting:
-            how = "again: at once" if sig == signal.SIGINT else ""
-            note(f"finishing {engine.running + engine.waiting} replies {how}".rstrip())
+        if count := engine.running + engine.waiting:
+            again = "; Ctrl-C again ends at once" if sig == signal.SIGINT else ""
+            note(f"finishing {count} {'reply' if count == 1 else 'replies'}{again}")
         engine.drain()
         timer = threading.Timer(self._grace, engine.stop)
         timer.daemon = True
@@ -158,9 +161,11 @@ class Server(uvicorn.Server):
             cycle, closing = connection.cycle, connection.transport.is_closing()
             if not closing and cycle and not cycle.response_complete:
                 continue
-            last, since = before.get(connection, (cycle, now))
-            if last is not cycle:
+            # Of an answer that is longer than the network takes at once, the rest is on its way.
+            state = cycle, connection.transport.get_write_buffer_size()
+            last, since = before.get(connection, (state, now))
+            if last != state:
                 since = now
             if now - since > SECONDS_WITHOUT_REQUEST:
                 connection.transport.abort()
-            self._idle[connection] = cycle, since
+            self._idle[connection] = state, since

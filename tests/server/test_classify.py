@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import httpx
 import pytest
@@ -13,8 +14,10 @@ from smallgpt.sentiment import predictor
 from smallgpt.sentiment.explain import explain
 from smallgpt.server.classifier import AT_ONCE, ClassifierThread
 from smallgpt.server.feedback import FeedbackFile
+from smallgpt.server.protocol import Classification
+from smallgpt.server.service import Limits
 from tests.helpers.models import ScriptedBot
-from tests.helpers.server import client, serving
+from tests.helpers.server import PATIENCE, client, serving
 
 pytestmark = pytest.mark.parametrize("classified", [True], indirect=True, scope="session")
 TEXTS = ["今天好好", "错错错", "", "你叫什么名字" * 30, "<b>好</b>"]
@@ -77,11 +80,35 @@ def test_what_cannot_be_classified(http: httpx.Client) -> None:
         ({"input": "好" * 40_000}, 400, "input"),
         ({"input": ["好"] * 257}, 400, "input"),
         ({"input": ["好"] * 17, "explain": True}, 400, "input"),
+        ({"input": ["好", "好" * 4097], "explain": True}, 400, "input"),
         ({"input": "好", "model": "tiny"}, 404, "model"),
         ({"input": "好", "threshold": 1}, 400, "threshold"),
     ):
         answer = http.post("/v1/classify", json=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), body
+
+
+def test_what_takes_too_long_is_broken_off(
+    judge: predictor.Predictor, classified: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread, judged, go_on = ClassifierThread("reviews", classified, judge, queue=8), 0, Event()
+
+    def wait(texts: list[str], begin: int) -> list[Classification]:
+        nonlocal judged
+        judged += 1
+        assert go_on.wait(PATIENCE)
+        return []
+
+    monkeypatch.setattr(thread, "_judge", wait)
+    with (
+        serving(ScriptedBot(["你好"]), limits=Limits(seconds=0.2), classifier=thread) as served,
+        client(served) as http,
+    ):
+        answer = http.post("/v1/classify", json={"input": ["好"] * (AT_ONCE + 1)})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "time_limit")
+        go_on.set()
+        # The rest of it was not begun.
+        assert thread._executor.submit(lambda: judged).result(PATIENCE) <= 1
 
 
 def test_the_classifiers_card(http: httpx.Client, judge: predictor.Predictor) -> None:

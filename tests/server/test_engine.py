@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,6 +178,38 @@ def test_beyond_the_queue_requests_are_turned_away() -> None:
         engine.submit(Asked(Request([3], SamplingConfig(), [torch.Generator()] * 2)).generation)
 
 
+@pytest.mark.parametrize("time_limit", [1e6, math.inf])
+def test_how_soon_there_is_room_in_the_queue(
+    monkeypatch: pytest.MonkeyPatch, time_limit: float
+) -> None:
+    """By the time that requests take when their turn has come, not by what they waited before."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("smallgpt.server.engine.time", clock)
+    bot = ScriptedBot(["你好"])
+
+    def a_second_an_id(left: int) -> None:
+        now[0] += bool(left)
+
+    bot.script.pause = a_second_an_id
+    asked = [asking(bot, "早") for _ in range(200)]
+    with running(bot.model, queue=199, time_limit=time_limit) as engine:
+        for one in asked:
+            engine.submit(one.generation)
+        eventually(done(asked))
+        gate = Gate(bot)
+        engine.submit(asking(bot, "早").generation)
+        gate.reached.acquire()
+        for _ in range(199):
+            engine.submit(asking(bot, "早").generation)
+        with pytest.raises(QueueFullError) as refused:
+            engine.submit(asking(bot, "早").generation)
+        engine.stop()
+        gate.open()
+    # Each takes three seconds: two characters, and the end.
+    assert 590 < refused.value.seconds < 610
+
+
 def test_who_leaves_frees_the_slot_before_the_next_step() -> None:
     bot = ScriptedBot(["你好你好", "早上"])
     gate = Gate(bot)
@@ -317,8 +351,10 @@ def test_the_best_of_several_replies_is_the_chatbots() -> None:
     sampling = SamplingConfig(temperature=1.0, max_new_tokens=8, best_of=4)
     bot = Chatbot(random_model(1, tied=False), vocabulary(), sampling, seed=7)
     expected = bot.conversation().reply("早上好")
+    ended = list[list[str]]()
 
     def choose(replies: Any) -> list[int]:
+        ended.append([reply.ended for reply in replies])
         return best(bot.model, replies, bot.sampling.mmi_weight)
 
     request, _ = bot.request(["早上好"], torch.Generator().manual_seed(7))
@@ -329,3 +365,6 @@ def test_the_best_of_several_replies_is_the_chatbots() -> None:
         eventually(lambda: engine.running == 0)
     assert vocabulary().decode(asked.ids()) == expected
     assert all(drawn.log_probability is not None for drawn in asked.drawn[:-1])
+    # It was chosen once, although the last replies ended in the same step.
+    (reasons,) = ended
+    assert reasons.count("length") > 1

@@ -83,8 +83,9 @@ def test_pages_of_others_may_not_ask_unless_named(http: httpx.Client) -> None:
     answer = http.get("/health", headers={"Origin": ORIGIN})
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
-    asked |= {"Access-Control-Request-Headers": "authorization,content-type"}
+    asked |= {"Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang"}
     assert http.options(CHAT, headers=asked).status_code == 200
+    assert answer.headers["access-control-expose-headers"] == "Retry-After"
     refused = http.options(CHAT, headers=asked | {"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in refused.headers
 

@@ -45,6 +45,12 @@ def test_what_cannot_be_served(
 
     assert "SMALLGPT_API_KEY" in refused("--host", "0.0.0.0")
     assert "--api-key is empty" in refused("--api-key", "")
+    assert "--api-key is empty" in refused("--api-key", "secret ")
+    for host in ("chat.example.org:8000", "https://chat.example.org", "*.example.org", ""):
+        assert "is no name" in refused("--allowed-host", host)
+    for origin in ("*", "https://chat.example.org/", "chat.example.org", "https://Example.org"):
+        assert "is no origin" in refused("--cors-origin", origin)
+    assert "--grace" in refused("--grace", "inf")
     assert "nobody.invalid" in refused("--host", "nobody.invalid", "--api-key", "secret")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
