@@ -79,7 +79,7 @@ test: $(VENV)/.dev ## Check format, types and import directions; run the tests
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 test-slow: $(VENV)/.dev ## Run the tests that train or measure for long
 	$(BIN)/python -m pytest -m slow

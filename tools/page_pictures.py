@@ -3,13 +3,14 @@
     python -m tools.page_pictures checkpoints/demo checkpoints/sentimental_demo docs/pictures
 
 page_chat.png        a talk with the model
-page_sentiment.png   two reviews, judged
+page_sentiment.png   two reviews, judged; labels such as 正面 come from `label_map` in its training
 """
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,15 +26,15 @@ REVIEWS = (
     "房间很干净，前台服务也热情，离地铁站走路五分钟，下次还会住。",
     "隔音太差，半夜一直听到隔壁说话，空调也坏了，不会再来了。",
 )
-SIZE = {"width": 1000, "height": 640}
-COLOURS = 96
+SIZE = {"width": 1000, "height": 740}
+COLOURS = 256
 
 
 def main(run: Path, classifier: Path, output: Path) -> None:
     """Serve both models and draw the pictures into `output`."""
     with serving(run, classifier) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=os.environ.get("CHROMIUM") or "/usr/bin/chromium",
+            executable_path=shutil.which(os.environ.get("CHROMIUM", "chromium")),
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         page = browser.new_page(viewport=SIZE, locale="en-US")  # type: ignore[arg-type]
@@ -79,9 +80,10 @@ def judge(page: Page) -> None:
 
 
 def save(page: Page, path: Path) -> None:
-    """A picture with few colours, which takes a quarter of the bytes."""
+    """A picture with a palette, which takes half the bytes."""
     picture = Image.open(io.BytesIO(page.screenshot()))
-    picture.convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    palette = picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
+    palette.save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ async def feedback(wanted: FeedbackRequest, request: Request) -> Response:
     try:
         await asyncio.to_thread(append, wanted.model, wanted.messages, wanted.verdict)
     except OSError as error:
-        raise ApiError(507, f"The feedback cannot be written: {error.strerror}.") from None
+        raise ApiError(507, f"The feedback cannot be written: {error.strerror or error}.") from None
     return Response(status_code=204)
 
 

@@ -11,6 +11,9 @@ from filelock import FileLock
 from smallgpt.server.protocol import Message
 from smallgpt.utils.errors import UserError
 
+SECONDS_TO_WAIT = 10.0
+"""For another server that appends."""
+
 
 class FeedbackFile:
     """Appends to a file, of which several servers may be at work.
@@ -42,7 +45,7 @@ class FeedbackFile:
         said = [{"role": message.role, "content": message.text} for message in messages]
         record = {"time": round(time.time()), "model": model, "messages": said, "verdict": verdict}
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace")
-        with FileLock(f"{self.path}.lock", mode=0o600):
+        with FileLock(f"{self.path}.lock", timeout=SECONDS_TO_WAIT, mode=0o600):
             file = self._open()
             try:
                 size = os.fstat(file).st_size

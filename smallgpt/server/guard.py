@@ -56,8 +56,8 @@ class Guard:
             await self._pass_on(scope, receive, answer)
         except ApiError as error:
             await error.response()(scope, receive, answer)
-        except (ClientGoneError, TimeoutError):
-            answer.status = 499  # nobody is there to be told
+        except (ClientGoneError, asyncio.CancelledError):
+            answer.status = 499  # nobody is there to be told, or takes it before the grace is over
         finally:
             if scope["path"].startswith(_API):
                 path = getattr(scope.get("route"), "path", "other")
@@ -155,5 +155,8 @@ class _Answer:
             if self._of_page:
                 headers.update(_PAGE_HEADERS)
                 headers.setdefault("Cache-Control", "no-cache")
-        async with asyncio.timeout(SECONDS_TO_TAKE):
-            await self._send(message)
+        try:
+            async with asyncio.timeout(SECONDS_TO_TAKE):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientGoneError from None

@@ -13,7 +13,7 @@ from smallgpt.config import SamplingConfig
 from smallgpt.server.errors import wrong_field
 
 LONGEST_TEXT = 32_768
-"""Characters of a message, a prompt or a text to classify."""
+"""Characters of a message, of the prompts of a request, or of a text to classify."""
 MOST_MESSAGES = 1_000
 MOST_TEXTS = 256
 """To classify in one request."""
@@ -100,7 +100,7 @@ class Message(_Strict):
     @model_validator(mode="after")
     def _not_too_long(self) -> "Message":
         if len(self.text) > LONGEST_TEXT:
-            raise ValueError(f"the parts have more than {LONGEST_TEXT} characters together")
+            raise wrong_field("content", f"more than {LONGEST_TEXT} characters in its parts")
         return self
 
     @property
@@ -206,6 +206,12 @@ class CompletionRequest(SamplingRequest):
     read_from = "prompt"
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=64)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @model_validator(mode="after")
+    def _not_too_long(self) -> "CompletionRequest":
+        if sum(map(len, self.prompts)) > LONGEST_TEXT:  # others wait while they are encoded
+            raise wrong_field("prompt", f"more than {LONGEST_TEXT} characters in all")
+        return self
 
     @property
     def prompts(self) -> list[str]:

@@ -1,5 +1,6 @@
 """From a service to a process that answers on a port, until it is told to end."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -139,6 +140,13 @@ class Server(uvicorn.Server):
         left = self._grace if self._ends_at is None else self._ends_at - time.monotonic()
         self.config.timeout_graceful_shutdown = max(1, round(left))
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the connections; those of clients that took nothing in time, too."""
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)  # in which they are
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""

@@ -35,8 +35,6 @@ WAIT = 30_000
 """Milliseconds until what must come is missed."""
 TYPED = "一二三四再见来在"
 """What the tests say, besides the characters of other tests and of the replies."""
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-"""Names of the command, unless CHROMIUM names it."""
 # Root has no sandbox; without the rest, Chromium calls its maker's hosts.
 OPTIONS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -57,10 +55,7 @@ expect.set_options(timeout=WAIT)
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium, without a window."""
-    wanted = os.environ.get("CHROMIUM")
-    found = (
-        shutil.which(wanted) if wanted else next(filter(None, map(shutil.which, BROWSERS)), None)
-    )
+    found = shutil.which(os.environ.get("CHROMIUM", "chromium"))
     assert found, "Chromium is needed: apt-get install chromium, or name one with CHROMIUM=…"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=list(OPTIONS))

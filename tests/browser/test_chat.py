@@ -115,6 +115,17 @@ def test_a_reply_can_be_corrected(serve: Serve, opened: Opener) -> None:
     assert bot.heard() == ["你好\n", "你好\n你好呀\n再见\n"]
 
 
+def test_an_edit_survives_what_happens_beside_it(serve: Serve, opened: Opener) -> None:
+    page = opened(serve(Talker(["一", "二"])).url)
+    talk(page, "你好")
+    tool(page, 0, "Edit the message").click()
+    editor = page.get_by_role("textbox", name="Edit the message")
+    editor.fill("晚安")
+    say(page, "在吗")
+    expect(messages(page)).to_have_text(["一", "在吗", "二"])
+    expect(editor).to_have_value("晚安")
+
+
 def test_an_edit_is_given_up(serve: Serve, opened: Opener) -> None:
     page = opened(serve(Talker(["一"])).url)
     talk(page, "你好")

@@ -174,6 +174,18 @@ def test_a_file_that_cannot_be_imported(
     expect(titles(page)).to_have_count(0)
 
 
+def test_a_thousand_conversations(serve: Serve, opened: Opener) -> None:
+    page = opened(serve().url)
+    dialogues = "\n\n".join(f"你好{n}\n好" for n in range(1000))
+    file = {"name": "a.txt", "mimeType": "text/plain", "buffer": dialogues.encode()}
+    page.locator("#import-file").set_input_files(file)  # type: ignore[arg-type]
+    expect(page.get_by_text("1000 conversations imported.")).to_be_visible()
+    expect(titles(page)).to_have_count(1000)
+    page.reload()
+    expect(titles(page).nth(0)).to_have_text("你好0")
+    expect(titles(page).nth(999)).to_have_text("你好999")
+
+
 def test_nothing_to_export(serve: Serve, opened: Opener) -> None:
     page = opened(serve().url)
     button(page, "Export").click()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -38,6 +39,7 @@ def test_a_killed_server_that_comes_back(opened: Opener, trained: Path, tmp_path
         expect(banner).to_have_text("The server does not answer. Trying again …")
         expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached.")
         expect(messages(page)).to_have_count(3)
+        expect(button(page, "Try again")).to_be_in_viewport(ratio=1)
     with serve_command(trained, tmp_path, "--port", port):
         expect(banner).to_have_text("The server is back.")
         expect(banner).to_be_hidden()
@@ -116,7 +118,8 @@ def test_a_reply_that_the_server_breaks_off(opened: Opener, serve: Serve) -> Non
     bot.go_on()
     expect(page.locator(".note")).to_contain_text("Interrupted.")
     expect(page.get_by_role("alert")).not_to_be_empty()
-    expect(messages(page)).to_have_text(["你好", "一二"])
+    # The character that was being drawn may still arrive.
+    expect(messages(page).last).to_have_text(re.compile("^一二三?$"))
 
 
 def test_a_server_that_shuts_down_finishes_the_reply(opened: Opener, serve: Serve) -> None:
@@ -191,6 +194,8 @@ def test_a_key_that_is_not_given(opened: Opener, serve: Serve) -> None:
     dialog.get_by_label("Key").fill("sesame")
     button(page, "Save").click()
     expect(messages(page)).to_have_text(["你好", "好"])
+    page.get_by_role("link", name="Model").click()
+    expect(page.get_by_role("heading", name="tiny")).to_be_visible()
 
 
 def test_a_table_waits_for_the_server(

@@ -19,6 +19,7 @@ export class Chat {
     this.feedback = false;
     this.settings = settings.load();
     this.editing = null; // id of the message being edited
+    this.draft = ''; // what it is to become
     this.talk = this.#fresh();
     this.replies = new Replies(store, {
       onchange: (talk) => this.#changed(talk),
@@ -44,7 +45,12 @@ export class Chat {
     byId('stop').addEventListener('click', () => this.replies.stop(this.talk.id));
     byId('settings').addEventListener('click', () => this.#changeSettings());
     byId('newest').addEventListener('click', () => this.#toEnd());
-    byId('scroll').addEventListener('scroll', () => this.#showNewest());
+    this.following = true; // the view stays at the end, unless one has scrolled away from it
+    byId('scroll').addEventListener('scroll', () => {
+      this.following = this.#isAtEnd();
+      this.#showNewest();
+    });
+    new ResizeObserver(() => this.following && this.#toEnd()).observe(byId('scroll'));
     for (const text of SUGGESTIONS) {
       const button = el('button', { type: 'button', lang: 'zh-CN' }, text);
       button.addEventListener('click', () => this.#send(text));
@@ -203,6 +209,7 @@ export class Chat {
 
   #edit(node) {
     this.editing = node.id;
+    this.draft = node.content;
     this.render();
     const area = document.querySelector('.editor textarea');
     area.focus();
@@ -211,7 +218,8 @@ export class Chat {
 
   #editor(node) {
     const area = el('textarea', { rows: 1, 'aria-label': t('editMessage'), 'data-key': 'editor' });
-    area.value = node.content;
+    area.value = this.draft;
+    area.addEventListener('input', () => (this.draft = area.value));
     const isUser = node.role === 'user';
     const close = () => {
       this.editing = null;
@@ -281,18 +289,16 @@ export class Chat {
   #changed(talk) {
     this.onlist();
     if (talk !== this.talk) return;
-    const atEnd = this.#isAtEnd();
     this.render();
-    if (atEnd) this.#toEnd();
+    if (this.following) this.#toEnd();
   }
 
   #grown(talk, node) {
     if (talk !== this.talk) return;
     const text = document.querySelector(`[data-id="${node.id}"] .text`);
     if (!text) return;
-    const atEnd = this.#isAtEnd();
     text.textContent = node.content;
-    if (atEnd) this.#toEnd();
+    if (this.following) this.#toEnd();
     else this.#showNewest();
   }
 

@@ -78,12 +78,11 @@ export function download(name, content, type) {
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
-let noticeTimer;
-
 // Say something for a while, at the edge of the page.
 export function notice(text) {
   const place = byId('notices');
-  place.replaceChildren(el('p', {}, text));
-  clearTimeout(noticeTimer);
-  noticeTimer = setTimeout(() => place.replaceChildren(), 8000);
+  if ([...place.children].some((said) => said.textContent === text)) return;
+  const saying = el('p', {}, text);
+  place.append(saying);
+  setTimeout(() => saying.remove(), 8000);
 }

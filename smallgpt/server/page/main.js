@@ -36,7 +36,12 @@ const scoring = new Scoring();
 const cards = new Cards();
 const health = new Health(answered);
 
-api.hooks.askForKey = askForKey;
+let refused = false; // the models could not be had: the key was not given
+api.hooks.askForKey = async (wrong) => {
+  const key = await askForKey(wrong);
+  if (key !== null && refused) setTimeout(() => answered(health.answer));
+  return key;
+};
 api.hooks.unreachable = () => health.check();
 
 // The server has come or gone.
@@ -45,8 +50,10 @@ async function answered({ status, feedback }) {
   try {
     const ids = (await api.models()).map(({ id }) => id);
     cards.models = await Promise.all(ids.map(api.model));
+    refused = false;
   } catch (error) {
     if (!(error instanceof api.Failure)) throw error;
+    refused = error.status === 401;
     notice(error.message);
     return;
   }

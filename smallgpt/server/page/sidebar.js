@@ -123,20 +123,21 @@ export class Sidebar {
     const files = [...input.files];
     input.value = '';
     let count = 0;
+    let last = null;
     for (const file of files) {
       const records = await this.#read(file);
-      if (!records) return;
-      for (const { title, messages } of records.reverse()) {
+      if (!records) continue;
+      for (const [place, { title, messages }] of records.toReversed().entries()) {
         const begins = messages[0].role === 'system';
         const system = begins ? messages[0].content : '';
         const rest = begins ? messages.slice(1) : messages;
-        const talk = conversation({ title, system, messages: rest });
-        this.store.save(talk);
-        this.chat.open(talk);
+        last = conversation({ title, system, messages: rest });
+        last.updated += place; // the list is in the order of the file
+        this.store.save(last);
       }
       count += records.length;
     }
-    this.render();
+    if (last) this.chat.open(last);
     if (count) notice(t('imported', count));
   }
 

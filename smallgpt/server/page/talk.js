@@ -10,7 +10,7 @@
 export const VERSION = 1;
 const TITLE_LENGTH = 40;
 
-export function newId() {
+function newId() {
   const bytes = crypto.getRandomValues(new Uint8Array(9));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
 }

@@ -3,7 +3,7 @@
 import { local } from './storage.js';
 
 const KEY = 'smallgpt.language';
-export const LANGUAGES = ['en', 'zh-CN'];
+const LANGUAGES = ['en', 'zh-CN'];
 
 const s = (n) => (String(n) === '1' ? '' : 's');
 
