@@ -1,6 +1,7 @@
 """`smallgpt serve`: an API and a page for a trained chatbot and a trained classifier."""
 
 import ipaddress
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,18 +22,20 @@ def serve(
         ),
     ],
     classifier: Annotated[
-        Path | None, typer.Option(help="A classifier to serve beside it.", metavar="PATH")
+        Path | None, typer.Option(help="A classifier to serve as well.", metavar="PATH")
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
+    ] = 8000,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page.")] = False,
     api_key: Annotated[
         str | None,
         typer.Option(
             envvar="SMALLGPT_API_KEY",
             show_envvar=False,
-            help="What clients must send as bearer token. Others on this machine see what you "
-            "type here; the environment variable SMALLGPT_API_KEY they do not.",
+            help="What clients must send as bearer token. Others on this machine can see what you "
+            "type here, but not the environment variable SMALLGPT_API_KEY, which does the same.",
         ),
     ] = None,
     allowed_host: Annotated[
@@ -45,11 +48,11 @@ def serve(
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where pages of others may use the API, such as https://chat.example.org; may be "
+            help="A site whose pages may use the API, such as https://chat.example.org; may be "
             "given several times."
         ),
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, max=256, help="Replies drawn at once.")] = 8,
+    slots: Annotated[int, typer.Option(min=1, max=256, help="Replies generated at once.")] = 8,
     queue: Annotated[
         int, typer.Option(min=0, help="Requests that may wait; beyond them the answer is 429.")
     ] = 64,
@@ -57,7 +60,7 @@ def serve(
         float, typer.Option(min=0.1, help="Seconds a request may take, waiting included.")
     ] = 300.0,
     grace: Annotated[
-        float, typer.Option(min=0, help="Seconds to finish replies in after SIGTERM.")
+        float, typer.Option(min=0, help="Seconds to finish replies in after SIGTERM or Ctrl-C.")
     ] = 30.0,
     feedback: Annotated[
         Path | None,
@@ -73,10 +76,19 @@ def serve(
     Ctrl-C or SIGTERM finishes the replies that have begun, and ends.
     """
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key):
-        raise UserError("--api-key is empty, or has characters that no header can have")
+        advice = "take letters and digits, such as those that `openssl rand -hex 24` prints"
+        raise UserError("--api-key is empty, or has characters that no header can have", advice)
     if not (api_key or _is_loopback(host)):
         advice = "set SMALLGPT_API_KEY (or --api-key), or leave out --host"
         raise UserError(f"--host {host} lets others in, and there is no key", advice)
+    for name in allowed_host or ():
+        if "/" in name or ":" in name:
+            advice = "give the name alone, such as my-machine.local"
+            raise UserError(f"--allowed-host {name} is not a name", advice)
+    for origin in cors_origin or ():
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s*]+", origin):
+            advice = "give scheme, name and port alone, such as https://chat.example.org"
+            raise UserError(f"--cors-origin {origin} is not the origin of a page", advice)
     before_torch(CHAT_SPINS)
     from smallgpt.chat import chatbot
     from smallgpt.checkpoints.open import find_checkpoint

@@ -78,7 +78,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
         raise UserError(
             f"{host}, port {port}: {reason}", "choose another with --host and --port"
         ) from None
@@ -123,9 +123,9 @@ class Server(uvicorn.Server):
             self.end()
             return
         self._ends_at = time.monotonic() + self._grace
-        if engine.running + engine.waiting:
-            how = "again: at once" if sig == signal.SIGINT else ""
-            note(f"finishing {engine.running + engine.waiting} replies {how}".rstrip())
+        if count := engine.running + engine.waiting:
+            replies = "1 reply" if count == 1 else f"{count} replies"
+            note(f"finishing {replies}" + "; Ctrl-C again ends at once" * (sig == signal.SIGINT))
         engine.drain()
         timer = threading.Timer(self._grace, engine.stop)
         timer.daemon = True

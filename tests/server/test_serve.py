@@ -45,6 +45,10 @@ def test_what_cannot_be_served(
 
     assert "SMALLGPT_API_KEY" in refused("--host", "0.0.0.0")
     assert "--api-key is empty" in refused("--api-key", "")
+    assert "--allowed-host" in refused("--allowed-host", "http://mine.local")
+    assert "--allowed-host" in refused("--allowed-host", "mine.local:8000")
+    for origin in ("chat.example.org", "https://chat.example.org/", "*"):
+        assert f"--cors-origin {origin}" in refused("--cors-origin", origin)
     assert "nobody.invalid" in refused("--host", "nobody.invalid", "--api-key", "secret")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
