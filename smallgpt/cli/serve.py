@@ -23,18 +23,20 @@ def serve(
         ),
     ],
     classifier: Annotated[
-        Path | None, typer.Option(help="A classifier to serve beside it.", metavar="PATH")
+        Path | None, typer.Option(help="A classifier to serve as well.", metavar="PATH")
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
+    ] = 8000,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page.")] = False,
     api_key: Annotated[
         str | None,
         typer.Option(
             envvar="SMALLGPT_API_KEY",
             show_envvar=False,
-            help="What clients must send as bearer token. Others on this machine see what you "
-            "type here; the environment variable SMALLGPT_API_KEY they do not.",
+            help="What clients must send as bearer token. Others on this machine can see what you "
+            "type here, but not the environment variable SMALLGPT_API_KEY, which does the same.",
         ),
     ] = None,
     allowed_host: Annotated[
@@ -47,11 +49,11 @@ def serve(
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where pages of others may use the API, such as https://chat.example.org; may be "
+            help="A site whose pages may use the API, such as https://chat.example.org; may be "
             "given several times."
         ),
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, max=256, help="Replies drawn at once.")] = 8,
+    slots: Annotated[int, typer.Option(min=1, max=256, help="Replies generated at once.")] = 8,
     queue: Annotated[
         int, typer.Option(min=0, help="Requests that may wait; beyond them the answer is 429.")
     ] = 64,
@@ -59,7 +61,8 @@ def serve(
         float, typer.Option(min=0.1, help="Seconds a request may take, waiting included.")
     ] = 300.0,
     grace: Annotated[
-        float, typer.Option(min=0, max=86_400, help="Seconds to finish replies in after SIGTERM.")
+        float,
+        typer.Option(min=0, max=86_400, help="Seconds to finish replies in, once told to end."),
     ] = 30.0,
     feedback: Annotated[
         Path | None,
@@ -107,7 +110,8 @@ def serve(
 def _check(key: str | None, hosts: Sequence[str], origins: Sequence[str]) -> None:
     """Refuse what no request could ever match."""
     if key is not None and not re.fullmatch("[!-~]([ -~]*[!-~])?", key):
-        raise UserError("--api-key is empty, or has characters that no header can have")
+        advice = "take letters and digits, such as those that `openssl rand -hex 24` prints"
+        raise UserError("--api-key is empty, or has characters that no header can have", advice)
     for host in hosts:
         if not host or set(host) & set("/:*@ "):
             advice = "give the name alone, such as chat.example.org"

@@ -32,8 +32,8 @@ const WORDS = {
   busy: ['The server is busy. Try again in a moment.', '服务器正忙，请稍后再试。'],
   keyTitle: ['This server asks for a key', '此服务器需要密钥'],
   keyMore: [
-    'Whoever runs the server has it. It is kept until you close this tab.',
-    '请向服务器的管理者索取。密钥只保存到您关闭此标签页为止。',
+    'Ask whoever runs the server for it. It is kept until you close this tab.',
+    '请向服务器的管理员索取。关闭此标签页后，密钥不会保留。',
   ],
   keyWrong: ['The server did not accept this key.', '服务器没有接受这个密钥。'],
   key: ['Key', '密钥'],
@@ -71,7 +71,7 @@ const WORDS = {
   ],
   importUndecodable: [
     (name) => `${name}: neither UTF-8 nor GB18030.`,
-    (name) => `${name}：既不是 UTF-8，也不是 GB18030 编码。`,
+    (name) => `${name} 不是 UTF-8 或 GB18030 编码的文本文件。`,
   ],
   full: [
     'This browser has no room left: the latest messages are only in this tab. Export conversations, then delete some.',
@@ -89,7 +89,7 @@ const WORDS = {
   // Messages
   messages: ['Messages', '消息'],
   message: ['Message', '输入消息'],
-  hint: ['Enter sends, Shift + Enter begins a new line', 'Enter 发送，Shift + Enter 换行'],
+  hint: ['Enter sends, Shift + Enter starts a new line', 'Enter 发送，Shift + Enter 换行'],
   welcome: ['What shall we talk about?', '聊点什么吧'],
   welcomeMore: [
     'The model is small: it talks, but it knows little and makes things up. Conversations stay in this browser.',
@@ -128,13 +128,13 @@ const WORDS = {
   ],
   forgotten: [
     'The model’s memory is full: it no longer reads what is above.',
-    '模型的记忆已满：以上内容不再被读取。',
+    '模型的上下文已满，不再读取以上内容。',
   ],
   forgottenCharacters: [
     (n) => `The model did not read the first ${n} character${s(n)} of this message: it is too long.`,
-    (n) => `这条消息太长，模型没有读取开头的 ${n} 个字。`,
+    (n) => `你的消息太长，模型没有读取开头的 ${n} 个字。`,
   ],
-  noReply: ['The model said nothing.', '模型没有说话。'],
+  noReply: ['The model said nothing.', '模型没有回复。'],
   // Settings
   settings: ['Settings', '设置'],
   settingsMore: ['An empty field takes the model’s own setting.', '留空则使用模型自己的设置。'],
@@ -142,22 +142,22 @@ const WORDS = {
   systemMessage: ['System message', '系统消息'],
   systemMessageMore: [
     'Said before this conversation, and before new ones.',
-    '在此对话和新对话开始之前说的话。',
+    '放在此对话和新对话最前面的话。',
   ],
   temperature: ['Temperature', '温度'],
   temperatureMore: ['0 always takes the likeliest character; higher is more varied.', '0 总是取最可能的字；越高越多样。'],
   top_p: ['top_p', 'top_p'],
-  top_pMore: ['Draw from the likeliest that reach this probability together; 1 is off.', '只从累计概率达到此值的候选中抽取；1 为关闭。'],
+  top_pMore: ['Draw from the likeliest that reach this probability together; 1 is off.', '只从累计概率达到此值的最可能的候选中抽取；1 表示不限。'],
   top_k: ['top_k', 'top_k'],
-  top_kMore: ['Draw from so many of the likeliest only; 0 is off.', '只从这么多个最可能的候选中抽取；0 为关闭。'],
+  top_kMore: ['Draw only from this many of the likeliest; 0 is off.', '只从最可能的前 k 个候选中抽取；0 表示不限。'],
   repetition_penalty: ['Repetition penalty', '重复惩罚'],
   repetition_penaltyMore: ['Above 1, what was said becomes less likely.', '大于 1 时，说过的字更不容易再出现。'],
   max_tokens: ['Longest reply', '最长回复'],
-  max_tokensMore: ['In characters, or pieces of up to 4.', '以字计；若模型以词片为单位，则以词片计。'],
+  max_tokensMore: ['In characters, or in pieces of up to 4 characters.', '以字计；若模型以词片为单位，则以词片计。'],
   seed: ['Seed', '随机种子'],
   seedMore: ['The same seed gives the same reply; empty: another each time.', '相同的种子得到相同的回复；留空则每次不同。'],
-  best_of: ['Best of', '择优'],
-  best_ofMore: ['Draw so many replies and keep the one that fits best.', '抽取这么多个回复，保留最合适的一个。'],
+  best_of: ['Best of', '候选回复数'],
+  best_ofMore: ['Draw this many replies and keep the one that fits best.', '生成这么多个回复，保留最合适的一个。'],
   // Sentiment
   texts: ['Text to judge', '要判断的文本'],
   byLine: ['One text a line', '一行一条文本'],
@@ -167,7 +167,7 @@ const WORDS = {
   judging: [(done, all) => `${done} of ${all} …`, (done, all) => `${done} / ${all} ……`],
   judged: [(n) => `${n} text${s(n)} judged.`, (n) => `已判断 ${n} 条文本。`],
   legendMark: ['字', '字'],
-  legendFor: ['speaks for the verdict (line below)', '支持此判断（实线）'],
+  legendFor: ['speaks for the verdict (solid line)', '支持此判断（实线）'],
   legendAgainst: ['speaks against it (dotted line)', '反对此判断（点线）'],
   speaksFor: ['For it', '支持'],
   speaksAgainst: ['Against it', '反对'],
@@ -211,7 +211,7 @@ const WORDS = {
   stepValue: [(n) => `${n} step${s(n)}`, (n) => `${n} 步`],
   labels: ['Labels', '标签'],
   sampling: ['Sampling', '采样'],
-  curve: ['Loss in training', '训练中的损失'],
+  curve: ['Loss in training', '损失曲线'],
   curveMore: [
     (step, training, validation) =>
       `After ${step} steps${training ? ` the training loss is ${training}` : ''}` +
@@ -222,7 +222,7 @@ const WORDS = {
   noCurve: ['There is no record of the training.', '没有训练记录。'],
   training: ['Training', '训练'],
   validation: ['Validation', '验证'],
-  steps: ['Step', '步'],
+  steps: ['Step', '步数'],
   loss: ['Loss', '损失'],
   curveTable: ['The curve as a table', '以表格显示'],
 };
