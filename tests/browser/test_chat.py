@@ -71,9 +71,9 @@ def test_replies_have_versions(serve: Serve, opened: Opener) -> None:
     expect(messages(page)).to_have_text(["你好", "二"])
     expect(page.locator(".versions")).to_contain_text("Version 2 of 2")
     expect(button(page, "Send")).to_be_visible()
-    tool(page, 1, "Version before").click()
+    tool(page, 1, "Previous version").click()
     expect(messages(page)).to_have_text(["你好", "一"])
-    expect(tool(page, 1, "Version before")).to_be_focused()
+    expect(tool(page, 1, "Previous version")).to_be_focused()
     talk(page, "再来")
     assert bot.heard()[-1] == "你好\n一\n再来\n"
     expect(messages(page)).to_have_text(["你好", "一", "再来", "三"])
@@ -81,7 +81,7 @@ def test_replies_have_versions(serve: Serve, opened: Opener) -> None:
     expect(messages(page)).to_have_text(["你好", "二"])
     page.reload()
     expect(messages(page)).to_have_text(["你好", "二"])
-    tool(page, 1, "Version before").click()
+    tool(page, 1, "Previous version").click()
     expect(messages(page)).to_have_text(["你好", "一", "再来", "三"])
 
 
@@ -97,7 +97,7 @@ def test_an_edited_line_begins_a_branch(serve: Serve, opened: Opener) -> None:
     expect(messages(page)).to_have_text(["晚安", "三"])
     assert bot.heard()[-1] == "晚安\n"
     expect(button(page, "Send")).to_be_visible()
-    tool(page, 0, "Version before").click()
+    tool(page, 0, "Previous version").click()
     expect(messages(page)).to_have_text(["你好", "一", "早上好", "二"])
     tool(page, 0, "Next version").click()
     expect(messages(page)).to_have_text(["晚安", "三"])
@@ -317,7 +317,7 @@ def test_a_message_that_is_too_long_says_so(serve: Serve, opened: Opener) -> Non
     page = opened(serve(bot).url)
     talk(page, "好" * 40)
     cut = 40 - len(bot.heard()[0].strip())
-    said = f"The model did not read the first {cut} characters of this message"
+    said = f"The model did not read the first {cut} characters of your message"
     expect(page.locator(".note")).to_contain_text(said)
 
 

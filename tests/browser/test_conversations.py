@@ -160,7 +160,7 @@ def test_export_and_import(serve: Serve, opened: Opener, tmp_path: Path) -> None
     ("content", "said"),
     [
         (b'{"a": 1}', "a.json: neither messages in OpenAI"),
-        (b"\x80\xff\xff\x00", "a.json: neither UTF-8 nor GB18030"),
+        (b"\x80\xff\xff\x00", "a.json is not a text file"),
         (b"", "a.json: there is no conversation in it"),
     ],
 )

@@ -8,7 +8,9 @@ export function decode(bytes) {
   const encodings = utf16 ? [utf16] : ['utf-8', 'gb18030'];
   for (const encoding of encodings) {
     try {
-      return new TextDecoder(encoding, { fatal: true }).decode(bytes);
+      const text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
+      if (text.includes('\0')) throw new TypeError('not text'); // GB18030 reads much that is none
+      return text;
     } catch (error) {
       if (encoding === encodings.at(-1)) throw error;
     }

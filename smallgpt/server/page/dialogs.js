@@ -56,7 +56,8 @@ export function askText(title, label, value) {
 
 // The server's key, or null.
 export function askForKey(wrong) {
-  const input = el('input', { type: 'password', required: true, autocomplete: 'off' });
+  const pattern = String.raw`\s*[!-~]([ -~]*[!-~])?\s*`; // what a header can carry
+  const input = el('input', { type: 'password', required: true, pattern, autocomplete: 'off' });
   const content = [
     el('p', {}, t('keyMore')),
     wrong && el('p', { class: 'error' }, t('keyWrong')),

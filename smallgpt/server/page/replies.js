@@ -4,6 +4,7 @@ import * as api from './api.js';
 import { add, change, path, remove } from './talk.js';
 
 const SAVE_EVERY = 1000; // milliseconds
+const SHORT = 100;
 // What is sent at most; the server takes more, and a small model reads far less.
 const MOST_MESSAGES = 500;
 const MOST_CHARACTERS = 200_000;
@@ -86,8 +87,9 @@ export class Replies {
         if (!node) return;
         const length = Array.from(node.content).length;
         first ??= { now, length };
-        // From the first piece on, if there are more: before it, others may have been served.
-        const [since, grown] = length > first.length ? [first.now, first.length] : [start, 0];
+        // From the first piece on: before it, others may have been served. But pieces may come
+        // together, and then there is nothing to measure between them.
+        const [since, grown] = now - first.now > SHORT ? [first.now, first.length] : [start, 0];
         node.rate = ((length - grown) * 1000) / Math.max(now - since, 1);
         if (now - saved > SAVE_EVERY) {
           saved = now;

@@ -81,7 +81,7 @@ export class Sidebar {
 
   async #delete() {
     const { talk } = this.chat;
-    const title = `${t('delete')}: ${titleOf(talk)}`;
+    const title = t('deleteNamed', titleOf(talk));
     if (!(await confirm(title, t('deleteConversationMore'), t('delete')))) return;
     this.chat.replies.stop(talk.id);
     this.store.remove(talk.id);

@@ -70,7 +70,7 @@ const WORDS = {
     (name) => `${name}：既不是 OpenAI 格式的消息，也不是一行一句的文本。`,
   ],
   importUndecodable: [
-    (name) => `${name}: neither UTF-8 nor GB18030.`,
+    (name) => `${name} is not a text file in UTF-8 or GB18030.`,
     (name) => `${name} 不是 UTF-8 或 GB18030 编码的文本文件。`,
   ],
   full: [
@@ -81,6 +81,7 @@ const WORDS = {
   renameTitle: ['Rename the conversation', '重命名对话'],
   title: ['Title', '标题'],
   delete: ['Delete', '删除'],
+  deleteNamed: [(title) => `Delete: ${title}`, (title) => `删除：${title}`],
   deleteConversation: ['Delete this conversation', '删除此对话'],
   deleteConversationMore: [
     'It is kept nowhere else. This cannot be undone.',
@@ -116,7 +117,7 @@ const WORDS = {
   good: ['Good reply', '回复得好'],
   bad: ['Bad reply', '回复得不好'],
   thanks: ['Saved on the server. Thank you.', '已保存到服务器，谢谢。'],
-  before: ['Version before', '上一个版本'],
+  before: ['Previous version', '上一个版本'],
   after: ['Next version', '下一个版本'],
   versions: [(i, n) => `Version ${i} of ${n}`, (i, n) => `第 ${i} 个版本，共 ${n} 个`],
   stopped: ['Stopped.', '已停止。'],
@@ -131,7 +132,7 @@ const WORDS = {
     '模型的上下文已满，不再读取以上内容。',
   ],
   forgottenCharacters: [
-    (n) => `The model did not read the first ${n} character${s(n)} of this message: it is too long.`,
+    (n) => `The model did not read the first ${n} character${s(n)} of your message: it is too long.`,
     (n) => `你的消息太长，模型没有读取开头的 ${n} 个字。`,
   ],
   noReply: ['The model said nothing.', '模型没有回复。'],
