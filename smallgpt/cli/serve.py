@@ -86,6 +86,7 @@ def serve(
         raise UserError(f"{path} and {classifier} would both be called {_name(path)}", advice)
     before_torch(CHAT_SPINS)
     from smallgpt.chat import chatbot
+    from smallgpt.checkpoints.checkpoint import is_classifier
     from smallgpt.checkpoints.open import find_checkpoint
     from smallgpt.sentiment import predictor
     from smallgpt.server.classifier import ClassifierThread
@@ -97,10 +98,14 @@ def serve(
     file = FeedbackFile(feedback) if feedback else None
     judge = None
     if classifier:
-        name, found = _name(classifier), find_checkpoint(classifier)
-        judge = ClassifierThread(name, found, predictor.load(found, device), queue)
+        folder = find_checkpoint(classifier)
+        judge = ClassifierThread(_name(classifier), folder, predictor.load(folder, device), queue)
+    found = find_checkpoint(path)
+    if is_classifier(found):
+        advice = f"name a model to chat with, and add --classifier {path}"
+        raise UserError(f"{path} is a classifier", advice)
     # The weights are read while the server already says that it is loading.
-    bot = chatbot.load(path, device=device, dtype=dtype, wait=False)
+    bot = chatbot.load(found, device=device, dtype=dtype, wait=False)
     limits = Limits(slots, queue, time_limit)
     service = Service(_name(path), bot, limits, judge, file, api_key)
     address = Address(host, port, allowed_host or (), cors_origin or ())

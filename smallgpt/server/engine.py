@@ -224,8 +224,7 @@ class Engine:
             if generation.request in self._running:
                 one = None if number is None else generation.replies[number]
                 self._batch.leave(generation.request, one)
-                if number is None or not self._batch.has(generation.request):
-                    del self._running[generation.request]
+                self._forget_ended(generation)
             elif generation in self._waiting.get(generation.client, ()):
                 self._remove_waiting(generation)
         self._leaving.clear()
@@ -270,12 +269,15 @@ class Engine:
                 drawn[generation] = _chosen(generation)
         with self._changed:
             for generation in drawn:
-                if not self._batch.has(generation.request):
-                    del self._running[generation.request]
-                    self._seconds += 0.1 * (time.monotonic() - generation.begun - self._seconds)
+                self._forget_ended(generation)
         self._on_step(busy)
         if drawn:
             self._hand_out(list(drawn.items()))
+
+    def _forget_ended(self, generation: Generation) -> None:
+        if not self._batch.has(generation.request):
+            del self._running[generation.request]
+            self._seconds += 0.1 * (time.monotonic() - generation.begun - self._seconds)
 
 
 def _drawn(generation: Generation, reply: Reply, token: int | None) -> Drawn:

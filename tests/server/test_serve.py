@@ -62,3 +62,5 @@ def test_what_cannot_be_served(
     assert "not a classifier" in refused("--classifier", other)
     assert "cannot be written" in refused("--feedback", saved)
     assert "nothing-here" in refused_command("serve", tmp_path / "nothing-here")
+    classifier = Path(__file__).parents[1] / "fixtures" / "2026-11" / "classifier" / "cpt2"
+    assert "--classifier" in refused_command("serve", classifier)
