@@ -79,7 +79,7 @@ def _api(service: Service) -> FastAPI:
         classify,
         methods=["POST"],
         response_model_exclude_none=True,
-        responses=documented(400, 401, 403, 404, 408, 413, 429, 500, 503),
+        responses=documented(400, 401, 403, 404, 408, 413, 429, 500, 503, 504),
     )
     app.add_api_route(
         "/v1/feedback",

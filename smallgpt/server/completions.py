@@ -40,7 +40,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "The replies; with `stream`, as server-sent events.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
-    **documented(400, 401, 403, 404, 408, 413, 429, 500, 503),
+    **documented(400, 401, 403, 404, 408, 413, 429, 500, 503, 504),
 }
 
 

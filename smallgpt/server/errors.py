@@ -18,6 +18,7 @@ _TYPES = {
     429: "rate_limit_error",
     500: "server_error",
     503: "service_unavailable_error",
+    504: "timeout_error",
     507: "server_error",
 }
 _CODES = {401: "invalid_api_key", 429: "queue_full"}
@@ -32,7 +33,8 @@ _MEANINGS = {
     413: "The body is too large.",
     429: "The queue is full; `Retry-After` says when to come back.",
     500: "The server failed.",
-    503: "The server is loading or shutting down, or the request took too long.",
+    503: "The server is loading or shutting down.",
+    504: "The request took longer than the server allows.",
     507: "The disk is full.",
 }
 

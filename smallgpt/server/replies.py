@@ -177,7 +177,8 @@ class Replies:
 
 def broken_off(reason: str) -> ApiError:
     """What was begun cannot be finished, as of `Ending`."""
-    return ApiError(503, _BROKEN_OFF[reason], code=reason)
+    # Not 503, for which a proxy would ask another replica, and take as long again.
+    return ApiError(504 if reason == "time_limit" else 503, _BROKEN_OFF[reason], code=reason)
 
 
 def unavailable(state: str) -> ApiError:

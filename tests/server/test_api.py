@@ -462,3 +462,15 @@ def test_a_full_queue_says_when_to_come_back() -> None:
         assert refusal(answer) == (429, None, "queue_full")
         assert int(answer.headers["retry-after"]) >= 1
         assert answers[0]["choices"][0]["message"]["content"] == "你好"
+
+
+def test_a_request_that_takes_too_long_is_told_so() -> None:
+    limits = Limits(seconds=-1)  # over when it begins
+    with serving(ScriptedBot(["你好"]), limits=limits) as served, client(served) as http:
+        body = {"messages": said("早")}
+        assert refusal(http.post(CHAT, json=body)) == (504, None, "time_limit")
+        with http.stream("POST", CHAT, json=body | {"stream": True}) as answer:
+            assert answer.status_code == 200
+            *_, last = [line for line in answer.iter_lines() if line]
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert (error["code"], error["type"]) == ("time_limit", "timeout_error")

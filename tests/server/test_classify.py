@@ -105,7 +105,7 @@ def test_what_takes_too_long_is_broken_off(
         client(served) as http,
     ):
         answer = http.post("/v1/classify", json={"input": ["好"] * (AT_ONCE + 1)})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "time_limit")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "time_limit")
         go_on.set()
         # The rest of it was not begun.
         assert thread._executor.submit(lambda: judged).result(PATIENCE) <= 1
