@@ -94,6 +94,24 @@ def test_many_lines_are_judged_in_several_requests(
     expect(page.locator("#verdicts .text").nth(39)).to_have_text(f"39 {TEXTS[0]}")
 
 
+def test_long_texts_are_judged_without_marks(
+    serve: Serve, opened: Opener, classifier: ClassifierThread
+) -> None:
+    page = sentiment(opened(serve(classifier=classifier).url))
+    page.get_by_label("One text a line").check()
+    texts = [TEXTS[0], "好" * 4097, "错" * 5000, TEXTS[1]]
+    judge(page, "\n".join(texts))
+    expect(page.locator("#verdicts .text")).to_have_text(texts)
+    marks = page.locator("#verdicts > li").evaluate_all(
+        "(all) => all.map((item) => item.querySelectorAll('.strongest').length)"
+    )
+    assert marks == [1, 0, 0, 1]
+    expect(page.get_by_text("judged without marks")).to_be_visible()
+    page.get_by_role("textbox", name="Text to judge").fill("好" * 32_769)
+    button(page, "Judge").click()
+    expect(page.get_by_text("A text has more than 32,768 characters")).to_be_visible()
+
+
 def test_no_text(serve: Serve, opened: Opener, classifier: ClassifierThread) -> None:
     page = sentiment(opened(serve(classifier=classifier).url))
     button(page, "Judge").click()

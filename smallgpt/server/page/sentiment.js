@@ -5,6 +5,9 @@ import { byId, el, languageOf } from './dom.js';
 import { percent, t } from './words.js';
 
 const AT_ONCE = 16; // texts in a request that asks for weights
+const LONG_AT_ONCE = 4;
+const LONGEST_EXPLAINED = 4096; // characters that the server weighs
+const LONGEST_TEXT = 32_768; // and that it takes
 const STRONGEST = 5; // characters named for and against a verdict
 const STEPS = 4; // strengths of a mark
 
@@ -33,8 +36,10 @@ export class Sentiment {
     const texts = (byId('by-line').checked ? typed.split('\n') : [typed])
       .map((text) => text.trim())
       .filter(Boolean);
-    this.#trouble(texts.length ? '' : t('noText'));
-    if (!texts.length) return;
+    const tooLong = texts.some((text) => text.length > LONGEST_TEXT);
+    const problem = texts.length ? tooLong && 'textTooLong' : 'noText';
+    this.#trouble(problem ? t(problem) : '');
+    if (problem) return;
     this.controller = new AbortController();
     this.verdicts = [];
     this.render();
@@ -51,10 +56,15 @@ export class Sentiment {
   }
 
   async #all(texts, explain) {
-    for (let at = 0; at < texts.length; at += AT_ONCE) {
-      const input = texts.slice(at, at + AT_ONCE);
+    const isLong = (text) => text.length > LONGEST_EXPLAINED;
+    if (explain && texts.some(isLong)) this.#trouble(t('notExplained'));
+    for (let at = 0; at < texts.length; at = this.verdicts.length) {
+      const long = isLong(texts[at]);
+      const next = texts.slice(at, at + (long ? LONG_AT_ONCE : AT_ONCE));
+      const other = next.findIndex((text) => isLong(text) !== long);
+      const input = other < 0 ? next : next.slice(0, other);
       byId('texts-said').textContent = t('judging', at, texts.length);
-      const body = { model: this.model.id, input, explain };
+      const body = { model: this.model.id, input, explain: explain && !long };
       const { data, labels } = await api.classify(body, this.controller.signal);
       this.verdicts.push(...data.map((one, i) => ({ ...one, text: input[i], labels })));
       this.render();

@@ -177,6 +177,11 @@ const WORDS = {
   drop: ['Drop a CSV file here, or', '将 CSV 文件拖到这里，或'],
   chooseFile: ['Choose a file', '选择文件'],
   rows: [(n) => `${n} row${s(n)}`, (n) => `${n} 行`],
+  textTooLong: ['A text has more than 32,768 characters: shorten it.', '有一条文本超过 32,768 个字符，请缩短。'],
+  notExplained: [
+    'Texts of more than 4,096 characters are judged without marks.',
+    '超过 4,096 个字符的文本只给出判断，不标出关键字。',
+  ],
   column: ['Column with the texts', '文本所在的列'],
   headerRow: ['The first row names the columns', '第一行是列名'],
   columnNumber: [(n) => `Column ${n}`, (n) => `第 ${n} 列`],
