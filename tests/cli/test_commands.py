@@ -245,7 +245,10 @@ def test_chat_with_nothing_trained_yet(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.yaml"])
-def test_damaged_files(trained_copy: Path, name: str) -> None:
+def test_damaged_files(
+    trained_copy: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where training would write
     content = (trained_copy / name).read_bytes()
     (trained_copy / name).write_bytes(content[:-3] + b"#\n\n")
     for command in ("chat", "inspect"):  # chat has shown its prompt when it looks at the weights
