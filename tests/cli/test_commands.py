@@ -267,8 +267,13 @@ def test_damaged_files(
 
 @pytest.mark.parametrize("how", ["torch.save", "pickle"])
 def test_strangers_code_does_not_run(
-    trained_run: Path, trained_copy: Path, tmp_path: Path, how: str
+    trained_run: Path,
+    trained_copy: Path,
+    tmp_path: Path,
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where training would write
     marker, file = tmp_path / "it ran", tmp_path / "evil.pth"
     if how == "pickle":
         file.write_bytes(pickle.dumps({"model": Evil(marker)}))

@@ -432,7 +432,8 @@ def test_an_export_is_not_learnt_silently(tmp_path: Path, name: str) -> None:
 
 def test_training_on_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = saved(tmp_path, FILES["chinese.csv"], "text.csv")
-    message = refused_command("train", write_run(tmp_path) / "run.yaml", f"data_path={path}")
+    config = write_run(tmp_path, checkpoint_root=str(tmp_path / "run")) / "run.yaml"
+    message = refused_command("train", config, f"data_path={path}")
     assert "holds the messages of a chat, not dialogues" in message
     warn_of_exports([saved(tmp_path, WECHAT), saved(tmp_path, TEXTS["no times"], "y.txt")])
     said = capsys.readouterr().err
