@@ -8,13 +8,14 @@ loss.svg    training and validation loss by step, from metrics.jsonl
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from html import escape
 from pathlib import Path
 
 import matplotlib
+
+from smallgpt.training.metrics import records
 
 PROMPTS = (
     "早上好呀",
@@ -78,7 +79,7 @@ def draw_loss(metrics: Path, picture: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "smallgpt"  # the same picture for the same run
     from matplotlib import pyplot
 
-    entries = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+    entries = list(records(metrics))
     steps = [e for e in entries if "loss" in e]
     checks = [e for e in entries if "validation_loss" in e]
     figure, axes = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from smallgpt.sentiment.explain import explain
 from smallgpt.sentiment.predictor import Predictor
-from smallgpt.server.errors import ApiError
+from smallgpt.server.errors import queue_full
 from smallgpt.server.protocol import Classification, Weight
 
 AT_ONCE = 16
@@ -34,7 +34,7 @@ class ClassifierThread:
             ApiError: the queue is full.
         """
         if self._waiting > self.queue:
-            raise ApiError(429, "The queue is full; try again later.", headers={"Retry-After": "1"})
+            raise queue_full(1)
         self._waiting += 1
         step, loop = 1 if explained else AT_ONCE, asyncio.get_running_loop()
         judge = self._explain if explained else self._judge

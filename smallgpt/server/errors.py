@@ -71,6 +71,12 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
+def queue_full(seconds: int) -> ApiError:
+    """As many requests wait as may; there may be room in so many seconds."""
+    later = {"Retry-After": str(seconds)}
+    return ApiError(429, "The queue is full; try again later.", headers=later)
+
+
 class ErrorBody(BaseModel):
     """What is wrong."""
 

@@ -1,7 +1,5 @@
 """What the API and the page tell about the models."""
 
-import json
-from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +10,8 @@ from pydantic import BaseModel
 from smallgpt.checkpoints.checkpoint import read_manifest
 from smallgpt.config import SamplingConfig
 from smallgpt.server.service import Service
-from smallgpt.training.metrics import METRICS_FILE
+from smallgpt.tokenizer.characters import Tokenizer
+from smallgpt.training.metrics import METRICS_FILE, records
 from smallgpt.utils.errors import UserError
 
 MOST_POINTS = 300
@@ -71,20 +70,17 @@ def chat_card(service: Service) -> ModelCard:
     """The card of the chat model."""
     bot, source = service.bot, service.bot.source
     assert source is not None
-    return ModelCard(
-        id=service.name,
-        created=service.created,
-        kind="chat",
+    sampling = {key.name: getattr(bot.sampling, key.name) for key in fields(SamplingConfig)}
+    return _card(
+        served(service)[0],
+        source.path,
+        bot.tokenizer,
         parameters=source.parameters,
         precision=source.precision,
         device=source.device,
         context_length=bot.model.config.block_size,
-        vocabulary=len(bot.tokenizer),
-        tokenizer=_kind(bot.tokenizer.lengths().max()),
-        step=_step(source.path),
-        sampling={key.name: getattr(bot.sampling, key.name) for key in fields(SamplingConfig)},
+        sampling=sampling,
         labels=None,
-        curve=curve(source.path.parent / METRICS_FILE),
     )
 
 
@@ -93,25 +89,29 @@ def classifier_card(service: Service) -> ModelCard:
     thread = service.classifier
     assert thread is not None
     predictor = thread.predictor
-    return ModelCard(
-        id=thread.name,
-        created=service.created,
-        kind="classifier",
+    return _card(
+        served(service)[1],
+        thread.path,
+        predictor.tokenizer,
         parameters=sum(weight.numel() for weight in predictor.model.parameters()),
         precision=str(predictor.runtime.dtype).removeprefix("torch."),
         device=str(predictor.runtime.device),
         context_length=predictor.config.block_size,
-        vocabulary=len(predictor.tokenizer),
-        tokenizer=_kind(predictor.tokenizer.lengths().max()),
-        step=_step(thread.path),
         sampling=None,
         labels=predictor.names,
-        curve=curve(thread.path.parent / METRICS_FILE),
     )
 
 
-def _kind(longest: int) -> Literal["characters", "subwords"]:
-    return "subwords" if longest > 1 else "characters"
+def _card(model: Model, checkpoint: Path, tokenizer: Tokenizer, **more: Any) -> ModelCard:
+    """A card: what the checkpoint and the tokenizer say, and more."""
+    return ModelCard(
+        **model.model_dump(),
+        vocabulary=len(tokenizer),
+        tokenizer="subwords" if tokenizer.lengths().max() > 1 else "characters",
+        step=_step(checkpoint),
+        curve=curve(checkpoint.parent / METRICS_FILE),
+        **more,
+    )
 
 
 def _step(path: Path) -> int | None:
@@ -126,27 +126,13 @@ def _step(path: Path) -> int | None:
 def curve(path: Path) -> Curve:
     """The losses in a metrics.jsonl, thinned out; none where there is no such file."""
     training, validation = list[tuple[int, float]](), list[tuple[int, float]]()
-    for record in _records(path):
+    for record in records(path):
         step = record.get("step")
         for key, points in (("loss", training), ("validation_loss", validation)):
             loss = record.get(key)
             if isinstance(step, int) and isinstance(loss, float):
                 points.append((step, loss))
     return Curve(training=_thinned(training), validation=_thinned(validation))
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue  # the last one, where the run was killed
-                if isinstance(record, dict):
-                    yield record
-    except OSError:
-        return
 
 
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

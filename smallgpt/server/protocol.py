@@ -61,6 +61,10 @@ def _without(fields: tuple[str, ...], given: Any, ignored: tuple[str, ...] = ())
     return {key: value for key, value in given.items() if key not in (*fields, *ignored)}
 
 
+def _one_or_several(given: str | list[str]) -> list[str]:
+    return [given] if isinstance(given, str) else given
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -98,7 +102,7 @@ class Message(_Strict):
         return _without(_OF_MESSAGES, given, _IGNORED_OF_MESSAGES)
 
     @model_validator(mode="after")
-    def _not_too_long(self) -> "Message":
+    def _not_too_long(self) -> Self:
         if len(self.text) > LONGEST_TEXT:
             raise wrong_field("content", f"more than {LONGEST_TEXT} characters in its parts")
         return self
@@ -167,7 +171,7 @@ class SamplingRequest(_Strict):
     @property
     def stops(self) -> list[str]:
         """The strings before which the reply ends."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return _one_or_several(self.stop or [])
 
     @property
     def with_usage(self) -> bool:
@@ -196,10 +200,6 @@ class ChatCompletionRequest(SamplingRequest):
         return self.max_completion_tokens or self.max_tokens
 
 
-def _one_or_several(given: Any) -> Any:
-    return [given] if isinstance(given, str) else given
-
-
 class CompletionRequest(SamplingRequest):
     """A text to continue: one utterance a line."""
 
@@ -208,7 +208,7 @@ class CompletionRequest(SamplingRequest):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     @model_validator(mode="after")
-    def _not_too_long(self) -> "CompletionRequest":
+    def _not_too_long(self) -> Self:
         if sum(map(len, self.prompts)) > LONGEST_TEXT:  # others wait while they are encoded
             raise wrong_field("prompt", f"more than {LONGEST_TEXT} characters in all")
         return self

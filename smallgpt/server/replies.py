@@ -18,7 +18,7 @@ from smallgpt.server.engine import (
     QueueFullError,
     UnavailableError,
 )
-from smallgpt.server.errors import ApiError
+from smallgpt.server.errors import ApiError, queue_full
 from smallgpt.server.metrics import Metrics
 from smallgpt.server.protocol import LeftOut, PromptTokensDetails, Usage
 from smallgpt.server.reply_text import ReplyText, Token
@@ -73,9 +73,7 @@ class Replies:
         try:
             self._engine.submit(generation)
         except QueueFullError as error:
-            later = {"Retry-After": str(error.seconds)}
-            message = "The queue is full; try again later."
-            raise ApiError(429, message, headers=later) from None
+            raise queue_full(error.seconds) from None
         except UnavailableError as error:
             raise unavailable(error.state) from None
         self._generations.append((generation, prompt, begin))

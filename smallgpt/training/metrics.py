@@ -155,6 +155,20 @@ class Metrics:
             self._bar.write(message, file=sys.stderr)
 
 
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl, but for one that is no record, as where a run was killed while
+    it wrote; none where there is no such file."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with suppress(ValueError, RecursionError):
+                    record = json.loads(line)
+                    if isinstance(record, dict):
+                        yield record
+    except OSError:
+        return
+
+
 def _keep_until(path: Path, completed: int, save_freq: int) -> float:
     """Drop lines behind step `completed` and a half-written last one; return the seconds.
 
