@@ -1,7 +1,8 @@
 """The one way to open a model: whatever a user names as one becomes a `Checkpoint`.
 
 A name is the directory of a checkpoint, the folder of a run, a GPT-2 directory of another program,
-a legacy `.pth` file, or `latest`, `auto` or `best` in the folder of a run that is known already.
+a legacy `.pth` file, `box`, or `latest`, `auto` or `best` in the folder of a run that is known
+already.
 """
 
 import difflib
@@ -17,6 +18,9 @@ from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.paths import ALIKE, named_path, not_found
 
 SPECIAL_NAMES = ("latest", "auto", "best")
+BOX = "box"
+"""The model that comes with Small GPT, where nothing in the current folder has this name."""
+_PACKAGE = Path(__file__).parents[1]
 
 
 def open_checkpoint(
@@ -40,7 +44,7 @@ def open_checkpoint(
         UserError: there is none, it is damaged, or it is of the other kind.
     """
     try:
-        path = named_path(named)
+        path = _path(named)
         if classifier and legacy_pth.is_legacy(path) and path.exists():
             raise checkpoint.other_kind(path, None)
         there = path.exists() or (path.with_suffix("") / MANIFEST_FILE).is_file()
@@ -90,7 +94,7 @@ def find_checkpoint(
                 "     or give resume_from a directory",
             )
         return best(found) if str(named) == "best" else found[-1]
-    path = named_path(named)
+    path = _path(named)
     meant = difflib.get_close_matches(str(named).lower(), SPECIAL_NAMES, 1, ALIKE)
     if meant and root is not None and not path.exists():
         raise UserError(f"checkpoint {named} not found", f"did you mean {meant[0]}?")
@@ -104,6 +108,19 @@ def find_checkpoint(
         note(f"{path} is the folder of a run: taking {chosen.name}, {reason}")
         return chosen
     return path
+
+
+def _path(named: str | Path) -> Path:
+    """What a name stands for that is no name of a checkpoint in a known run."""
+    path = named_path(named)
+    if str(path) != BOX or path.exists():
+        return path
+    installed, in_clone = _PACKAGE / "box", _PACKAGE.parent / "models" / "box"
+    box = installed if installed.is_dir() else in_clone
+    if not box.is_dir():
+        advice = "in a clone: git checkout -- models/box; otherwise install Small GPT again"
+        raise UserError(f"the model that comes with Small GPT is missing: {box}", advice)
+    return box.relative_to(Path.cwd()) if box.is_relative_to(Path.cwd()) else box
 
 
 def open_for_training(

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
@@ -29,20 +29,25 @@ def _example(name: str) -> str:
 @user_errors()
 def _config_first(context: typer.Context, config: Path) -> Path:
     """Refuse a `key=value` where the config should stand."""
-    key, equals, _ = str(config).partition("=")
-    if equals and key in SentimentConfig.__dataclass_fields__ and not exists(config):
+    if is_override(config):
         example = f"{_example(context.command_path)} {shlex.quote(str(config))}"
         raise UserError("a config comes first", f"write: {example}")
     return config
 
 
+def is_override(argument: Path) -> bool:
+    """Whether it is a `key=value` that stands where the config belongs."""
+    key, equals, _ = str(argument).partition("=")
+    return bool(equals) and key in SentimentConfig.__dataclass_fields__ and not exists(argument)
+
+
+_CONFIG_HELP = f"YAML file of the run, or the name of one of these: {', '.join(config_names())}."
 ConfigFile = Annotated[
     Path,
-    typer.Argument(
-        help=f"YAML file of the run, or the name of one of these: {', '.join(config_names())}.",
-        metavar="CONFIG",
-        callback=_config_first,
-    ),
+    typer.Argument(help=_CONFIG_HELP, metavar="CONFIG", callback=_config_first),
+]
+OptionalConfigFile = Annotated[
+    Path | None, typer.Argument(help=_CONFIG_HELP, metavar="CONFIG", show_default=False)
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -50,7 +55,10 @@ Overrides = Annotated[
 ]
 CheckpointPath = Annotated[
     Path,
-    typer.Argument(help="A checkpoint directory, or the folder of a run.", metavar="CHECKPOINT"),
+    typer.Argument(
+        help="A checkpoint directory, the folder of a run, or box, which comes with Small GPT.",
+        metavar="CHECKPOINT",
+    ),
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Replace files that are there already, not the inputs.")
@@ -128,7 +136,8 @@ def typed(name: str, config: Path, overrides: list[str]) -> str:
 
 def run_script(command: Callable[..., Any]) -> None:
     """Run one function as a whole command line program (train.py, chat.py, a benchmark)."""
-    if "config" in signature(command).parameters and not sys.argv[1:]:
+    config = signature(command).parameters.get("config")
+    if config and config.default is Parameter.empty and not sys.argv[1:]:
         with user_errors():
             example = _example(Path(sys.argv[0]).name)
             raise UserError("no config is given", f"write: {example} (--help says more)")

@@ -50,6 +50,13 @@ def convert(
     keep_duplicates: Annotated[
         bool, typer.Option("--keep-duplicates", help="Keep what occurs twice.")
     ] = False,
+    without: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Leave out dialogues that this file has too, also where only punctuation "
+            "differs: what a model will be judged on. May be repeated."
+        ),
+    ] = None,
     picture: Picture = None,
     me: Annotated[
         list[str] | None,
@@ -75,10 +82,12 @@ def convert(
     """
     from smallgpt.data.chats.dialogues import Chats, gap_in_seconds
     from smallgpt.data.chats.exports import refuse_exports
+    from smallgpt.data.dialogue_formats import read_dialogues
     from smallgpt.data.prepare import Survey, write
     from smallgpt.data.redact import Redactor
 
-    _check_files(files, [output, *([picture] if picture else [])], force)
+    without = without or []
+    _check_files([*files, *without], [output, *([picture] if picture else [])], force)
     if me and (kind or columns):
         raise UserError("--me does not go with --format or --columns", "leave these out")
     if gap and not me:
@@ -87,6 +96,8 @@ def convert(
     if not (chats or kind or columns):
         refuse_exports(files)
     survey = Survey()
+    for file in without:
+        survey.leave_out(read_dialogues(file))
     dialogues = _dialogues(files, kind, columns, survey, skip_bad, chats)
     redactor = Redactor(redact, chats.names if chats else set())
     dialogues = redactor.apply(survey.collect(dialogues, keep_duplicates))
@@ -135,13 +146,23 @@ def split(
     ],
     validation: Annotated[float, typer.Option(min=0, max=1, help="Share of dialogues.")] = 0.05,
     test: Annotated[float, typer.Option(min=0, max=1, help="Share of dialogues.")] = 0.05,
-    seed: Annotated[int, typer.Option(min=0, help="Which dialogue is in which part.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Which dialogue is in which part; 0 if not given.")
+    ] = None,
+    in_order: Annotated[
+        bool,
+        typer.Option(
+            "--in-order",
+            help="Keep the order: train has the first dialogues, test the last. For texts where "
+            "neighbours are alike, and for chats, to test on later ones.",
+        ),
+    ] = False,
     kind: Format = None,
     columns: Columns = None,
     skip_bad: SkipBad = False,
     force: Force = False,
 ) -> None:
-    """Split dialogues into training, validation and test texts; duplicates stay in one part.
+    """Split dialogues into training, validation and test texts, without duplicates.
 
     Example: smallgpt data split data/train.txt --output-dir data/parts
     """
@@ -150,6 +171,8 @@ def split(
 
     if validation + test >= 1:
         raise UserError(f"--validation {validation} and --test {test} leave nothing to train on")
+    if in_order and seed is not None:
+        raise UserError("--seed does not go with --in-order", "give one of them")
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
     parts = {output_dir / f"{name}.txt": share for name, share in shares.items() if share}
     _check_files(files, list(parts), force)
@@ -157,7 +180,7 @@ def split(
         warn_of_exports(files)
     survey = Survey()
     dialogues = _dialogues(files, kind, columns, survey, skip_bad)
-    written = write(survey.collect(dialogues), parts, seed)
+    written = write(survey.collect(dialogues), parts, None if in_order else seed or 0)
     files_written = [f"written: {path}, {counted(n, 'dialogue')}" for path, n in written.items()]
     typer.echo("\n".join([*survey.lines(), *files_written]))
 

@@ -14,10 +14,12 @@ from smallgpt.cli.arguments import (
     ConfigFile,
     Device,
     Force,
+    OptionalConfigFile,
     Overrides,
     before_torch,
     check_output,
     command,
+    is_override,
     run_program,
     typed,
 )
@@ -90,17 +92,21 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @command(app)
-def chat(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Chat with a trained model.
+def chat(config: OptionalConfigFile = None, overrides: Overrides = None) -> None:
+    """Chat with a trained model, or with the one that comes with Small GPT.
 
     CONFIG is a YAML file or a model: a checkpoint directory, the folder of a run, a GPT-2
-    directory or a .pth file. From a YAML file the model is `resume_from`, by default the best
-    checkpoint in `checkpoint_root`.
+    directory, a .pth file, or box, which is the model that comes with Small GPT and the one you get
+    without CONFIG. From a YAML file the model is `resume_from`, by default the best checkpoint in
+    `checkpoint_root`.
 
     Example: python chat.py config/demo.yaml temperature=0.8
     """
+    overrides = overrides or []
+    if config and is_override(config):
+        config, overrides = None, [str(config), *overrides]
     before_torch(CHAT_SPINS)
-    settings, stored = _chat_settings(config, overrides or [])
+    settings, stored = _chat_settings(config or Path("box"), overrides)
     from smallgpt.chat import chatbot, terminal
 
     # The weights are made ready while the first line is typed.
@@ -176,6 +182,7 @@ def evaluate(
     from smallgpt.evaluation import report, small_talk
 
     path = find_checkpoint(path)
+    talked = small_talk.fitting_replies(path, dialogues, seed, device, dtype) if smalltalk else None
     if data:
         said = report.on_text(
             [path, *([find_checkpoint(compare)] if compare else [])],
@@ -187,10 +194,11 @@ def evaluate(
             output=json,
             device=device,
             dtype=dtype,
+            small_talk=talked,
         )
         typer.echo(said)
-    if smalltalk:
-        typer.echo(small_talk.fitting_replies(path, dialogues, seed, device, dtype))
+    if talked:
+        typer.echo(talked)
 
 
 @command(app)
@@ -229,7 +237,18 @@ def push_ready(
     licence: Annotated[
         str, typer.Option("--license", help="For the card: an identifier such as mit.")
     ] = "other",
+    about: Annotated[
+        Path | None,
+        typer.Option(help="For the card: a text in Markdown about what the model is for."),
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="For the card: what `smallgpt evaluate --json` wrote.")
+    ] = None,
     gguf: Annotated[bool, typer.Option("--gguf", help="Add a file for llama.cpp.")] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Precision of the weights; 16 bits take half the room."),
+    ] = "float32",
 ) -> None:
     """Make a directory to upload: without training state, with a model card.
 
@@ -237,7 +256,15 @@ def push_ready(
     """
     from smallgpt.hub import publish
 
-    publish.make_ready(path, output, licence, for_llama_cpp=gguf)
+    publish.make_ready(
+        path,
+        output,
+        licence,
+        for_llama_cpp=gguf,
+        dtype=dtype,
+        about=about,
+        evaluation=evaluation,
+    )
     typer.echo(f"written: {output}; read its {publish.CARD_FILE} before you upload it")
 
 

@@ -18,10 +18,12 @@ def serve(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A checkpoint directory, or the folder of a run; its name is the model's id.",
+            help="A checkpoint directory, or the folder of a run; its name is the model's id. "
+            "Without it, box, the model that comes with Small GPT.",
             metavar="PATH",
+            show_default=False,
         ),
-    ],
+    ] = Path("box"),
     classifier: Annotated[
         Path | None, typer.Option(help="A classifier to serve as well.", metavar="PATH")
     ] = None,

@@ -38,17 +38,26 @@ class Survey:
         self.dialogues = self.turns = self.characters = 0
         self.exact = self.near = 0
         """Duplicates left out."""
+        self.unwanted = 0
+        """Left out because another file has them."""
         self.rejected: Counter[str] = Counter()
         self.lengths: Counter[int] = Counter()
         """Dialogues by their characters, rounded up to a power of two."""
         self._kept: dict[bytes, bytes] = {}  # by what near duplicates share, what exact ones do
+        self._elsewhere: set[bytes] = set()  # what near duplicates of other files share
+
+    def leave_out(self, dialogues: Iterable[list[str]]) -> None:
+        """Leave these out of what is collected from now on, and their near duplicates."""
+        self._elsewhere.update(_digest(essence(dialogue)) for dialogue in dialogues)
 
     def collect(
         self, dialogues: Iterable[list[str]], keep_duplicates: bool = False
     ) -> Iterator[list[str]]:
         """The same dialogues, counted, without duplicates unless these are to be kept."""
         for dialogue in dialogues:
-            if keep_duplicates or not self._is_duplicate(dialogue):
+            if self._elsewhere and _digest(essence(dialogue)) in self._elsewhere:
+                self.unwanted += 1
+            elif keep_duplicates or not self._is_duplicate(dialogue):
                 characters = sum(map(len, dialogue))
                 self.dialogues += 1
                 self.turns += len(dialogue)
@@ -79,6 +88,7 @@ class Survey:
             f"turns: {self.turns:,} ({self.turns / each:.1f} a dialogue)",
             f"characters: {self.characters:,} ({self.characters / each:.1f} a dialogue)",
             f"duplicates: {self.exact:,} exact, {self.near:,} near",
+            *([f"left out with --without: {self.unwanted:,}"] if self._elsewhere else []),
             f"unreadable records: {self.rejected.total():,}",
             *(f"  {count:,}: {reason}" for reason, count in self.rejected.most_common()),
             "dialogues by length (up to … characters):",
@@ -126,13 +136,16 @@ def _digest(text: str, seed: int = 0) -> bytes:
 
 
 def write(
-    dialogues: Iterable[list[str]], shares: dict[Path, float], seed: int = 0
+    dialogues: Iterable[list[str]], shares: dict[Path, float], seed: int | None = 0
 ) -> dict[Path, int]:
     """Write dialogues as texts for train.py; near duplicates come into the same one.
 
     `shares` has the share of each file, of 1 together; none stays empty. With the same seed nearly
-    all dialogues keep their file when others are added. Returns the number of dialogues in each.
-    Where there are fewer than files, or a file cannot be written, none is, and a UserError says so.
+    all dialogues keep their file when others are added. Without a seed (None) they stay in order:
+    the first file has the first of them, and near duplicates are not looked for.
+
+    Returns the number of dialogues in each. Where there are fewer than files, or a file cannot be
+    written, none is, and a UserError says so.
     """
     written = dict.fromkeys(shares, 0)
     try:
@@ -163,13 +176,16 @@ def write(
 
 
 def _in_parts(
-    texts: Iterable[str], shares: dict[Path, float], seed: int, spool: IO[bytes]
+    texts: Iterable[str], shares: dict[Path, float], seed: int | None, spool: IO[bytes]
 ) -> Iterator[tuple[Path, str]]:
     """Each text with its file; meanwhile they are on disk, for the parts depend on all of them."""
     digests, lengths = array("Q"), array("L")
-    for text in texts:
-        digest = _digest(essence(text.split("\n")), seed)
-        digests.append(int.from_bytes(digest, "little"))
+    for number, text in enumerate(texts):
+        if seed is None:  # _parts gives the first part the lowest numbers
+            digests.append(number)
+        else:
+            digest = _digest(essence(text.split("\n")), seed)
+            digests.append(int.from_bytes(digest, "little"))
         lengths.append(spool.write(text.encode()))
     spool.seek(0)
     paths = list(shares)

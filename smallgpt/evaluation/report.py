@@ -16,6 +16,7 @@ from smallgpt.evaluation.measures import (
     pairs_for,
     read_prompts,
 )
+from smallgpt.evaluation.small_talk import FittingReplies
 from smallgpt.training.choice import CANDIDATES
 from smallgpt.training.replies import figures_of
 from smallgpt.utils import atomic
@@ -68,6 +69,7 @@ def on_text(
     output: Path | None = None,
     device: str = "auto",
     dtype: str | None = None,
+    small_talk: FittingReplies | None = None,
 ) -> str:
     """Measure one model on a text, or two side by side; all of it as text for the terminal.
 
@@ -78,6 +80,7 @@ def on_text(
         prompts: a file of prompts, instead of ours.
         output: where all figures go as JSON.
         device, dtype: see `measures.measure`.
+        small_talk: what else was measured of the first model, for `output`.
 
     Raises:
         UserError: a model or a text cannot be used, or the file not be written.
@@ -116,6 +119,7 @@ def on_text(
             "seed": seed,
             "dtype": dtype,
             "true_replies": {**human, "samples": true_replies},
+            **({"small_talk": small_talk.as_dict()} if small_talk else {}),
             **({"compared_with": models_figures[1]} if len(models) > 1 else {}),
             **comparison,
         }

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import torch
 from huggingface_hub import ModelCardData, save_torch_state_dict
 
 from smallgpt.checkpoints import checkpoint, gguf, huggingface
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE
-from smallgpt.config import SentimentConfig
+from smallgpt.config import Dtype, SentimentConfig
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError
 
@@ -58,6 +61,9 @@ def make_ready(
     licence: str,
     most_bytes: str = MOST_BYTES,
     for_llama_cpp: bool = False,
+    dtype: Dtype = "float32",
+    about: Path | None = None,
+    evaluation: Path | None = None,
 ) -> None:
     """Write a directory to upload: all but the training state, in Hugging Face's layout.
 
@@ -66,18 +72,25 @@ def make_ready(
         licence: for the card, such as "mit"; an identifier of the hub, or "other".
         most_bytes: of a file of weights, such as "2GB".
         for_llama_cpp: add a GGUF file, by the name of `target`.
+        dtype: of the weights: float32, bfloat16 or float16.
+        about: a text for the card.
+        evaluation: what `smallgpt evaluate --json` wrote about this checkpoint, for the card.
 
     Raises:
         UserError: there is no usable checkpoint, `target` is there already or cannot be written;
-            or no GGUF file can be made (see `gguf.write`).
+            no GGUF file can be made (see `gguf.write`); `about` cannot be read, or `evaluation` is
+            not of this checkpoint.
     """
     if target.exists():
         raise UserError(f"--output {target} is there already", "name another, or delete it")
     stored = open_checkpoint(path, classifier=None)
     if not stored.has_checksums:
         raise UserError(f"{path} is another program's model", "it is as ready as it can be")
+    told = _read_text(about) if about else ""
+    evaluated = _read_evaluation(evaluation, stored.path) if evaluation else {}
     left_out = (checkpoint.STATE_FILE, MANIFEST_FILE, huggingface.WEIGHTS_FILE)
-    tensors = huggingface.read_files(stored.path)
+    precision = getattr(torch, dtype)
+    tensors = {n: t.to(precision) for n, t in huggingface.read_files(stored.path).items()}
     with checkpoint.write_errors(str(target)), atomic.directory(target) as work:
         for file in stored.path.iterdir():
             if file.is_file() and file.name not in left_out:
@@ -85,19 +98,46 @@ def make_ready(
         # Anew: those of older checkpoints tell transformers less.
         stored.tokenizer.save(work, **checkpoint.tokenizer_settings(stored.config))
         save_torch_state_dict(tensors, work, max_shard_size=most_bytes, metadata={"format": "pt"})
+        described = huggingface.read_json(work / huggingface.CONFIG_FILE) | {"dtype": dtype}
+        text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+        (work / huggingface.CONFIG_FILE).write_text(text, "utf-8")
         for file in work.iterdir():
             file.chmod(0o644)
-        gguf_file = target.name + gguf.SUFFIX if for_llama_cpp else ""
-        (work / CARD_FILE).write_text(card(stored, licence, gguf_file), "utf-8")
         checkpoint.write_manifest(work, stored.manifest)
-        if gguf_file:  # behind the manifest: the checkpoint is whole without it
+        # Not in the manifest: the card may be edited, and without GGUF the checkpoint is whole.
+        gguf_file = target.name + gguf.SUFFIX if for_llama_cpp else ""
+        if gguf_file:
             gguf.write(stored, work / gguf_file)
+        text = card(stored, licence, gguf_file, told, evaluated)
+        (work / CARD_FILE).write_text(text, "utf-8")
 
 
-def card(stored: Checkpoint, licence: str, gguf_file: str = "") -> str:
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}", "give a text in UTF-8") from None
+
+
+def _read_evaluation(file: Path, path: Path) -> dict[str, Any]:
+    evaluated = huggingface.read_json(file)
+    of = evaluated.get("checkpoint")
+    if not isinstance(of, str) or Path(of).resolve() != path.resolve():
+        advice = f"measure this one: python -m smallgpt evaluate {path} --data TEXT --json {file}"
+        raise UserError(f"{file} is not an evaluation of {path}, but of {of}", f"{advice} --force")
+    return evaluated
+
+
+def card(
+    stored: Checkpoint,
+    licence: str,
+    gguf_file: str = "",
+    about: str = "",
+    evaluated: Mapping[str, Any] | None = None,
+) -> str:
     """The model card: what it is, learnt from what and how, how good it is, how to use it.
 
-    Every figure is read from the checkpoint.
+    Every figure is read from the checkpoint and from what `smallgpt evaluate` wrote.
     """
     config = stored.config
     own, remark = huggingface.is_own(config), ""
@@ -128,7 +168,9 @@ def card(stored: Checkpoint, licence: str, gguf_file: str = "") -> str:
     trained_here = "original" not in stored.manifest
     name = Path(config.checkpoint_root).name if trained_here else stored.path.resolve().name
     parameters = sum(t.numel() for t in stored.weights.values())
-    facts = "\n".join(f"| {fact} | {value} |" for fact, value in _facts(stored).items())
+    table = _facts(stored) | _evaluation_facts(evaluated or {})
+    facts = "\n".join(f"| {fact} | {value} |" for fact, value in table.items())
+    about = f"\n{about.strip()}\n" if about else ""
     return f"""\
 ---
 {data.to_yaml()}
@@ -139,7 +181,7 @@ def card(stored: Checkpoint, licence: str, gguf_file: str = "") -> str:
 {kind}: a GPT-2 with {config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, \
 a context of {config.block_size} ids and a vocabulary of {config.vocab_size:,}; \
 {parameters / 1e6:.2f} M parameters. Made with Small GPT{", which alone runs it" if own else ""}.
-
+{about}
 ## Training and evaluation
 
 | | |
@@ -152,6 +194,24 @@ a context of {config.block_size} ids and a vocabulary of {config.vocab_size:,}; 
 {example}
 ```
 {remark}"""
+
+
+def _evaluation_facts(evaluated: Mapping[str, Any]) -> dict[str, str]:
+    """What `smallgpt evaluate` measured; empty where there was no evaluation."""
+    text = ", ".join(Path(file).name for file in evaluated.get("data", ()))
+    facts = {}
+    if "bits_per_character" in evaluated:
+        facts[f"bits a character on {text}"] = f"{evaluated['bits_per_character']:.3f}"
+    if "r10_at_1" in evaluated:
+        low, high = (f"{100 * end:.1f}" for end in evaluated["r10_at_1_95"])
+        picked = f"{100 * evaluated['r10_at_1']:.1f} % (95 %: {low} to {high}; chance: 10 %)"
+        facts[f"the right reply of ten (R10@1) on {text}"] = picked
+    if "loops_share" in evaluated:
+        facts["replies that loop"] = f"{100 * evaluated['loops_share']:.1f} %"
+    if small_talk := evaluated.get("small_talk"):
+        share, count = small_talk["share"], small_talk["replies"]
+        facts["replies that fit in held-out small talk"] = f"{100 * share:.1f} % of {count:,}"
+    return facts
 
 
 def _facts(stored: Checkpoint) -> dict[str, str]:

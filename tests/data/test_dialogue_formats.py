@@ -546,6 +546,32 @@ def test_parts_come_as_near_to_their_shares_as_duplicates_allow(
     assert sum(len(set(part)) for part in found) == len(groups)
 
 
+def test_a_split_in_order(tmp_path: Path) -> None:
+    dialogues = [[f"早{n * 7 % 100}", "好"] for n in range(100)]
+    path, parts = tmp_path / "x.txt", tmp_path / "parts"
+    write(dialogues, {path: 1.0})
+    command = ("data", "split", path, "--output-dir", parts, "--in-order", "--test", "0.1")
+    assert smallgpt(*command).exit_code == 0
+    found = [
+        list(read_dialogues(parts / f"{name}.txt")) for name in ("train", "validation", "test")
+    ]
+    assert found == [dialogues[:85], dialogues[85:90], dialogues[90:]]
+    assert "--seed does not go with --in-order" in refused_command(*command, "--seed", "0")
+
+
+def test_what_another_file_has_is_left_out(tmp_path: Path) -> None:
+    path, judged, out = tmp_path / "x.txt", tmp_path / "judged.jsonl", tmp_path / "out.txt"
+    write([*SIMPLE, ["吃了吗", "吃了！"], ["吃了吗", "没有"]], {path: 1.0})
+    judged.write_text(as_lines([openai(SIMPLE[1]), openai(["吃了吗？", "吃了"])]), "utf-8")
+    command = ("data", "convert", path, "--without", judged, "--output", out)
+    done = smallgpt(*command)
+    assert done.exit_code == 0 and "left out with --without: 2\n" in done.stdout
+    check(out, [SIMPLE[0], *SIMPLE[2:], ["吃了吗", "没有"]])
+    assert "is an input" in refused_command(*command[:-1], judged, "--force")
+    missing = refused_command(*command[:4], tmp_path / "missing", "--output", tmp_path / "y.txt")
+    assert f"{tmp_path / 'missing'} not found" in missing
+
+
 def test_too_few_dialogues_for_the_parts(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("早\n好\n\n早！\n好\n\n晚安\n好\n", "utf-8")

@@ -17,7 +17,7 @@ from smallgpt.evaluation.small_talk import fitting_replies
 
 
 def test_smalltalk_counts_every_reply(trained: Path) -> None:
-    lines = fitting_replies(trained, 3, 0, "cpu").splitlines()
+    lines = str(fitting_replies(trained, 3, 0, "cpu")).splitlines()
     rows = [re.fullmatch(r" *(\d+) of +(\d+) +(\d+\.\d) %  (.+)", line) for line in lines]
     counts = [(int(row[1]), int(row[2]), row[4]) for row in rows if row]
     assert len(counts) == len(lines)
@@ -48,4 +48,4 @@ def test_a_bot_that_knows_the_answers_gets_full_marks(
             yield 1
 
     monkeypatch.setattr(small_talk, "converse", converse)
-    assert fitting_replies(trained, 4, 7, "cpu").endswith("100.0 %  fitting in all")
+    assert str(fitting_replies(trained, 4, 7, "cpu")).endswith("100.0 %  fitting in all")

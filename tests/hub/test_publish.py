@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import torch
 
 import smallgpt
 from smallgpt.checkpoints import checkpoint, legacy_pth
+from smallgpt.data.prepare import write
 from smallgpt.hub.publish import make_ready
 from tests.helpers.commands import refusal, refused_command
 from tests.helpers.commands import smallgpt as smallgpt_command
-from tests.helpers.models import save_with_pairs
+from tests.helpers.models import DIALOGUES, save_with_pairs
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM
 
 
 def code_of(card: ModelCard, path: Path) -> dict[str, Any]:
@@ -112,6 +115,49 @@ def test_a_file_for_llama_cpp(trained: Path, tmp_path: Path) -> None:
     refused = ("push-ready", pairs, "--output", tmp_path / "ready", "--gguf")
     assert "llama.cpp has no such network" in refused_command(*refused)
     assert not (tmp_path / "ready").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_in_16_bits(trained: Path, tmp_path: Path, dtype: str) -> None:
+    target = tmp_path / "ready"
+    done = smallgpt_command("push-ready", trained, "--output", target, "--dtype", dtype)
+    assert done.exit_code == 0, done.output
+    before, after = checkpoint.load(trained), checkpoint.load(target)
+    for name, weight in before.weights.items():
+        assert torch.equal(weight.to(getattr(torch, dtype)).float(), after.weights[name]), name
+    files = {path: (path / "model.safetensors").stat().st_size for path in (trained, target)}
+    assert files[target] < 0.6 * files[trained]
+    theirs = AutoModelForCausalLM.from_pretrained(target)
+    assert str(theirs.dtype) == f"torch.{dtype}"
+    embedding = theirs.get_input_embeddings().state_dict()["weight"]
+    assert torch.equal(embedding.float(), after.weights["wte.weight"])
+
+
+def test_the_card_takes_a_text_and_an_evaluation(trained: Path, tmp_path: Path) -> None:
+    text, about, figures = (tmp_path / name for name in ("x.txt", "about.md", "figures.json"))
+    known = sorted(set(DIALOGUES) - {"\n"})
+    write(([one, one + other] for one, other in pairwise(known[:20])), {text: 1.0})
+    about.write_text("## Not for\n\nadvice\n", "utf-8")
+    measure = ("evaluate", trained, "--data", text, "--json", figures, "--replies", "5")
+    assert smallgpt_command(*measure, "--smalltalk", "--dialogues", "2").exit_code == 0
+    measured = json.loads(figures.read_text("utf-8"))
+    make_ready(trained, tmp_path / "ready", "mit", about=about, evaluation=figures)
+    card = (tmp_path / "ready" / "README.md").read_text("utf-8")
+    assert "\n## Not for\n\nadvice\n\n## Training" in card
+    assert f"| bits a character on x.txt | {measured['bits_per_character']:.3f} |" in card
+    assert f"(R10@1) on x.txt | {100 * measured['r10_at_1']:.1f} % (95 %:" in card
+    small_talk = measured["small_talk"]
+    share = f"{100 * small_talk['fitting'] / small_talk['replies']:.1f} % of"
+    assert f"| replies that fit in held-out small talk | {share} {small_talk['replies']} |" in card
+    # A card may be edited afterwards.
+    (tmp_path / "ready" / "README.md").write_text("mine", "utf-8")
+    assert smallgpt.load(tmp_path / "ready").reply("早上好")
+    other = ("push-ready", tmp_path / "ready", "--output", tmp_path / "y", "--evaluation", figures)
+    assert "is not an evaluation of" in refused_command(*other)
+    for option, file in (("--about", tmp_path / "x"), ("--evaluation", about)):
+        said = refused_command("push-ready", trained, "--output", tmp_path / "y", option, file)
+        assert f"{file} cannot be read" in said
+    assert not (tmp_path / "y").exists()
 
 
 def test_what_is_there_stays(trained: Path, tmp_path: Path) -> None:
