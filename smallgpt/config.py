@@ -16,6 +16,8 @@ from smallgpt.utils.errors import UserError
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 Pooling = Literal["last", "last_mean"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
+SMALL_TALK = "smalltalk"
+"""As `mix_path`: the built-in small talk, which is written into the folder of the run."""
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 TRAIN, CHAT, CLASSIFY = "train.py", "chat.py", "sentimentalTrain.py"
@@ -132,6 +134,12 @@ class Config(ModelConfig, SamplingConfig):
     base_model: str | None = _data(None, path=True)
     """A model to start from instead of fresh weights: a checkpoint directory, the folder of a run,
     or a GPT-2 in Hugging Face's format. Characters it does not know are added to its vocabulary."""
+    mix_path: str | list[str] | None = _data(None, used_by=(TRAIN_FROM_BASE,), path=True)
+    """Dialogues to learn from beside those of `data_path`, so that what the base model knew of them
+    is not forgotten: smalltalk, which is the built-in small talk, or files. They are not validated
+    on."""
+    mix_share: float = _data(0.2, used_by=(TRAIN_FROM_BASE,), gt=0, lt=1)
+    """Share of the rows of a step that come from `mix_path`; at least one row."""
     loss_on: Literal["all", "replies"] = _dialogues("all")
     """all utterances, or replies: every second one."""
 
@@ -226,8 +234,17 @@ class Config(ModelConfig, SamplingConfig):
 
     def data_paths(self) -> list[Path]:
         """The files of `data_path`, in order."""
-        paths = [self.data_path] if isinstance(self.data_path, str) else self.data_path
-        return [Path(path) for path in paths]
+        return _paths(self.data_path)
+
+    def mix_paths(self) -> list[Path]:
+        """The files of `mix_path`, in order."""
+        if self.mix_path == SMALL_TALK:
+            return [Path(self.checkpoint_root, "smalltalk.txt")]
+        return _paths(self.mix_path or [])
+
+    def mixed_rows(self) -> int:
+        """Rows of a step that come from `mix_path`."""
+        return max(1, round(self.mix_share * self.train_batch)) if self.mix_path else 0
 
     def tensorboard_folder(self) -> Path | None:
         """Where TensorBoard finds this run."""
@@ -238,7 +255,7 @@ class Config(ModelConfig, SamplingConfig):
 
     def last_step(self, steps_per_epoch: float) -> int:
         """The step at which training ends at the latest, see `max_minutes` and `patience`;
-        `steps_per_epoch` is rows / `train_batch`."""
+        `steps_per_epoch` is rows of the text / those of a step."""
         of_epochs = self.max_epoch and max(
             self.min_steps or 1, round(self.max_epoch * steps_per_epoch)
         )
@@ -248,6 +265,8 @@ class Config(ModelConfig, SamplingConfig):
         """What no limit of one key says: (is it so?, the key to blame, why it cannot work)."""
         yield not self.checkpoint_root, "checkpoint_root", "must name a folder"
         yield not (self.data_path and all(self.data_path)), "data_path", "must name a file"
+        alone = f"leaves no row for data_path: train_batch is {self.train_batch}"
+        yield self.mixed_rows() >= self.train_batch, "mix_share", alone
         heads = f"is not divisible by n_head ({self.n_head}): every head needs the same width"
         yield self.n_embd % self.n_head > 0, "n_embd", heads
         yield self.min_lr > self.lr, "min_lr", f"must not exceed lr ({self.lr})"
@@ -256,6 +275,10 @@ class Config(ModelConfig, SamplingConfig):
         yield in_steps and self.warmup_steps > self.decay_steps, "warmup_steps", steps
         share = f"must not exceed decay ({self.decay})"
         yield (self.warmup or 0) > (self.decay or 1), "warmup", share
+
+
+def _paths(named: str | list[str]) -> list[Path]:
+    return [Path(path) for path in ([named] if isinstance(named, str) else named)]
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ class Batch(NamedTuple):
     positions: Tensor
     documents: Tensor
 
+    def joined(self, other: Batch) -> Batch:
+        """The rows of this batch, and behind them those of the other."""
+        return Batch(*(torch.cat(both) for both in zip(self, other, strict=True)))
+
     def parts(self, count: int) -> list[Batch]:
         """`count` batches of equal size, for gradient accumulation."""
         return [Batch(*part) for part in zip(*(t.chunk(count) for t in self), strict=True)]
@@ -303,6 +307,6 @@ class RowOrder(NamedTuple):
         return np.concatenate(parts)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # the text's, and that of what is mixed in
 def _permutation(rows: int, seed: int, epoch: int) -> IntArray:
     return np.random.default_rng((seed, 2, epoch)).permutation(rows)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from smallgpt import runtime
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import checkpoint
-from smallgpt.config import Config, check_shares
+from smallgpt.config import SMALL_TALK, Config, check_shares
 from smallgpt.data.chats.exports import warn_of_exports
 from smallgpt.data.corpus import (
     Corpus,
@@ -30,6 +30,8 @@ from smallgpt.data.corpus import (
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import Batch, PackedRows, RowOrder
 from smallgpt.data.pairs import Pair, sample_pairs
+from smallgpt.data.prepare import write
+from smallgpt.demo import smalltalk
 from smallgpt.distributed import launch
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.gpt import GPT
@@ -56,6 +58,8 @@ from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
 SAMPLE_REPLIES = 3
+SMALL_TALK_DIALOGUES = 20_000
+"""To mix in: those of 1,000 steps of three rows."""
 PAIRS, PAIRS_REPLIED_TO = 50, 20
 """Of a validation: together they take a 12M model a few seconds on one core."""
 
@@ -89,6 +93,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         warn_of_exports(config.data_paths())
     corpus = world.first_process_first(lambda: open_corpus(config.data_paths(), text_chunks))
     world.agree("the text", corpus.fingerprint, "give every machine the same data_path files")
+    mixed = _open_mixed(config, world) if config.base_model and config.mix_path else None
     base = resume.open_base(config, world, False) if config.base_model and not resumed else None
     tokenizer = corpus.tokenizer
     if resumed:
@@ -98,6 +103,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         config = resume.with_shape_of(resumed.stored.config, config, size, typed)
     elif base:
         tokenizer = base.tokenizer.extended(corpus.tokenizer)
+        tokenizer = tokenizer.extended(mixed.tokenizer) if mixed else tokenizer
         own = typed & {"tokenizer"}  # the other keys of the shape are not used, and that is said
         config = resume.with_shape_of(base.config, config, len(tokenizer), own)
     else:
@@ -107,6 +113,9 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         lambda: pack_corpus(config, corpus, tokenizer)
     )
     _check_targets(config, train_rows, validation_rows)
+    mixed_rows = None
+    if mixed:
+        mixed_rows = world.first_process_first(lambda: _pack_all(config, mixed, tokenizer))
 
     # 3. Model: the checkpoint's, the base's, or fresh.
     runtime.seed_everything(config.seed)
@@ -115,7 +124,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     texts = train_rows.texts_a_row(config.context_dropout)
     needed = memory.check(config, here, model, rows_apart(config, world.size, texts))
     model.to(here.device).train()
-    task = DialogueTask(config, here, model, tokenizer, train_rows, validation_rows, world)
+    rows = train_rows, validation_rows
+    task = DialogueTask(config, here, model, tokenizer, *rows, world, mixed_rows)
     trainer = Trainer(config, here, task, world)
     if pieces_of(tokenizer):
         share_updates(trainer.optimizers[-1], model.wte.weight, pieces_of(tokenizer))
@@ -176,6 +186,28 @@ def pack_corpus(
     return train, held_back
 
 
+def _open_mixed(config: Config, world: World) -> Corpus:
+    """The dialogues of `mix_path`; built-in ones are written first, once a run."""
+
+    def opened() -> Corpus:
+        paths = config.mix_paths()
+        if config.mix_path == SMALL_TALK and not paths[0].exists():
+            texts = smalltalk.generate(SMALL_TALK_DIALOGUES, config.seed)
+            write((text.split("\n") for text in texts), {paths[0]: 1.0})
+        return open_corpus(paths, text_chunks)
+
+    corpus = world.first_process_first(opened)
+    world.agree("the text of mix_path", corpus.fingerprint, "give every machine the same files")
+    return corpus
+
+
+def _pack_all(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> PackedRows:
+    """Rows of all dialogues of `mix_path`, in the ids of `tokenizer`."""
+    encoded, id_map = match_tokenizer(corpus, tokenizer)
+    every, size, replies_only = np.arange(len(corpus)), config.block_size, config.loss_on != "all"
+    return PackedRows(encoded, every, size, config.seed, id_map, replies_only)
+
+
 def _check_targets(config: Config, rows: PackedRows, validation_rows: PackedRows) -> None:
     """Stop before the first step where there is nothing to learn or to validate on."""
     sample = validation_sample(config, validation_rows)
@@ -225,6 +257,7 @@ class DialogueTask(Task):
         model: moved to the device; trained in place.
         rows: to learn from.
         validation_rows: to validate on.
+        mixed_rows: to learn from as well, `config.mixed_rows()` of them a step.
     """
 
     model: GPT
@@ -238,29 +271,38 @@ class DialogueTask(Task):
         rows: PackedRows,
         validation_rows: PackedRows,
         world: World = ALONE,
+        mixed_rows: PackedRows | None = None,
     ) -> None:
         self.config, self.runtime, self.world = config, here, world
         self.model, self.tokenizer = model, tokenizer
         self.rows, self.validation_rows = rows, validation_rows
         self.keeps_every_best = config.patience > 0
         self.order = RowOrder(len(rows), config.seed)
-        self.steps_per_epoch = len(rows) / config.train_batch
+        self.mixed_rows = mixed_rows
+        self.rows_a_step = config.train_batch - (config.mixed_rows() if mixed_rows else 0)
+        """Of the text; the others of `train_batch` are mixed in."""
+        self.steps_per_epoch = len(rows) / self.rows_a_step
         self._text = [rows.corpus.fingerprint, config.train_percent, config.block_size, config.seed]
         """What the sequence of rows depends on."""
         self._first_row = 0
-        """Where in it step 0 began, had all steps been of the batch size of now."""
+        """Where in it step 0 began, had all steps taken as many rows as now."""
 
     def rows_used(self, step: int) -> int:
         """Rows of the order that were consumed before a step."""
-        return self._first_row + step * self.config.train_batch
+        return self._first_row + step * self.rows_a_step
 
     def parts(self, step: int, count: int) -> tuple[Sequence[tuple[Batch, int]], int]:
         """The rows of a step in `count` parts, each with the number of characters that the targets
         of the step stand for."""
         config = self.config
-        rows = self.order.take(self.rows_used(step), config.train_batch)
+        rows = self.order.take(self.rows_used(step), self.rows_a_step)
         seed = config.seed, 4, step
         batch = self.rows.batch(rows, config.unk_rate, config.context_dropout, seed)
+        if mixed := self.mixed_rows:
+            count, seed = config.train_batch - len(rows), (config.seed, 5, step)
+            others = RowOrder(len(mixed), config.seed).take(step * count, count)
+            more = mixed.batch(others, config.unk_rate, config.context_dropout, seed)
+            batch = batch.joined(more)
         characters = max(1, self.rows.characters(batch))
         return [(part, characters) for part in batch.parts(count)], characters
 
@@ -336,7 +378,7 @@ class DialogueTask(Task):
         """Go on behind step `completed`; another text begins from its start."""
         same_text: bool = state["text"] == self._text
         used = int(state["rows_used"]) if same_text else 0
-        self._first_row = used - completed * self.config.train_batch
+        self._first_row = used - completed * self.rows_a_step
         return same_text
 
 
@@ -374,6 +416,10 @@ def _describe_run(
         f"rows: {len(rows):,} of {config.block_size} for training, "
         f"{100 * rows.efficiency():.1f} % of their positions used"
     )
+    if mixed := task.mixed_rows:
+        count = config.train_batch - task.rows_a_step
+        dialogues = counted(len(mixed.dialogues), "dialogue")
+        note(f"mixed in: {count} of the {config.train_batch} rows of a step, of {dialogues}")
     if rows.continued:
         long = counted(rows.continued, "dialogue")
         note(f"      {long} too long for one row, continued in the next")

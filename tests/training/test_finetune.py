@@ -18,6 +18,7 @@ from smallgpt.config import Config
 from smallgpt.config_file import config_from_dict
 from smallgpt.data.corpus import Corpus
 from smallgpt.data.packing import PackedRows
+from smallgpt.demo import smalltalk
 from smallgpt.evaluation.report import on_text
 from smallgpt.model.loss import IGNORED
 from smallgpt.tokenizer.characters import SEP, UNK
@@ -143,3 +144,60 @@ def test_where_a_part_has_no_reply_no_step_is_taken(
 def test_training_on_replies_learns_replies(trained: Path, tmp_path: Path) -> None:
     path = finetune(tmp_path, trained, loss_on="replies", max_steps=60, decay_steps=60, lr=3e-3)
     assert smallgpt.load(path).reply("你在吗") in ("魍，在", "魑魅魍魉！", "很好")
+
+
+def test_what_is_mixed_in_is_learnt_too(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its characters too, while the text alone is validated on."""
+    (tmp_path / "old.txt").write_text("暗号\n灯塔\n\n" * 30, "utf-8")
+    long = {"max_steps": 60, "decay_steps": 60, "lr": 3e-3, "train_batch": 4}
+    mixed = finetune(tmp_path, trained, mix_path=str(tmp_path / "old.txt"), mix_share=0.3, **long)
+    said = capfd.readouterr().err
+    assert "mixed in: 1 of the 4 rows of a step, of 30 dialogues" in said
+    assert "bits a character (7 characters)" in said  # of the text's part for validation
+    assert smallgpt.load(mixed).reply("暗号") == "灯塔"
+    alone = finetune(tmp_path, trained, checkpoint_root=str(tmp_path / "alone"), **long)
+    assert not {"暗", "塔"} & set(checkpoint.load(alone).tokenizer.characters)
+
+
+def test_each_step_has_the_rows_that_are_due(trained: Path, tmp_path: Path) -> None:
+    """Of the text in the order of its passes, and the share of what is mixed in."""
+    old = tmp_path / "old.txt"
+    old.write_text("".join(f"好{'今' * n}\n早{'上' * n}\n\n" for n in range(30)), "utf-8")
+    seen: list[torch.Tensor] = []
+    real = pretrain.DialogueTask.parts
+
+    def parts(self: pretrain.DialogueTask, step: int, count: int) -> Any:
+        made = real(self, step, count)
+        seen.append(torch.cat([part.ids for part, _ in made[0]]))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain.DialogueTask, "parts", parts)
+        finetune(tmp_path, trained, mix_path=[str(old)], mix_share=0.5, train_batch=4, max_steps=3)
+    stored = checkpoint.load(tmp_path / "finetuned" / "cpt3")
+    (sign,) = stored.tokenizer.encode("魍")
+    for ids in seen:
+        assert ids.shape[0] == 4
+        assert all((ids == sign).any(1)[:2]) and not any((ids == sign).any(1)[2:])
+    assert not torch.equal(seen[0][2:], seen[1][2:])
+
+
+def test_built_in_small_talk_can_be_mixed_in(trained: Path, tmp_path: Path) -> None:
+    mixing: dict[str, Any] = {"mix_path": "smalltalk"}
+    whole = finetune(tmp_path, trained, **mixing)
+    written = (tmp_path / "finetuned" / "smalltalk.txt").read_text("utf-8")
+    first = next(smalltalk.generate(1, Config.seed))
+    assert written.startswith(first + "\n\n")
+    mixing["checkpoint_root"] = str(tmp_path / "two")
+    finetune(tmp_path, trained, max_steps=2, **mixing)
+    assert same_weights(whole, finetune(tmp_path, trained, resume_from="latest", **mixing))
+
+
+def test_mixing_that_cannot_be(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"mix_share is 0\.9; it leaves no row for data_path"):
+        finetune(tmp_path, trained, mix_path="smalltalk", mix_share=0.9)
+    with pytest.raises(UserError, match=r"missing\.txt not found"):
+        finetune(tmp_path, trained, mix_path=str(tmp_path / "missing.txt"))
+    assert not list((tmp_path / "finetuned").glob("cpt*"))
