@@ -12,7 +12,7 @@ C_FILES := smallgpt/model/forward.c
 CHROMIUM ?= chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-peers test-browser test-distributed drill format docs pictures page-pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full clean
+.PHONY: help demo serve test test-slow test-peers test-browser test-distributed drill format docs pictures page-pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full box clean
 
 # `##@ …` begins a group; `target: … ## …` is a line of it.
 ##@ First steps
@@ -24,8 +24,8 @@ help: ## List the targets
 demo: $(DEMO_ROOT)/.trained ## Train a small model on built-in small talk (minutes), then chat with it
 	@$(BIN)/python chat.py config/demo.yaml
 
-serve: $(DEMO_ROOT)/.trained ## Serve that model: a page to chat on, and an API like OpenAI's
-	@$(BIN)/python -m smallgpt serve $(DEMO_ROOT)
+serve: $(VENV)/.run ## Serve the model in the box: a page to chat on, and an API like OpenAI's
+	@$(BIN)/python -m smallgpt serve
 
 ##@ Train and measure
 
@@ -70,6 +70,26 @@ sentiment-full: $(VENV)/.run ## Train a classifier from scratch: language model,
 	@echo "training the final model on nearly all reviews:" >&2
 	@$(BIN)/python sentimentalTrain.py config/sentiment_full.yaml sentimental_data_path=$(HOTELS) \
 		train_percent=0.97 checkpoint_root=$(FULL_ROOT)/final resume_from=auto $(FULL_KEYS)
+
+# SmileChat (CC0), and the dialogues of KdConv and CrossWOZ (Apache-2.0), as texts. Nothing that UNSEEN has is learnt.
+SMILECHAT ?= data/smilechat.txt.xz
+OPEN_DIALOGUES ?= data/open_dialogues.txt.xz
+UNSEEN ?= data/chitchat.txt.xz
+BOX_ROOT := checkpoints/box
+box: $(VENV)/.run ## Train the model in models/box anew (two hours; needs its texts, see docs/training.md)
+	@test -d $(BOX_ROOT)/smilechat || $(BIN)/python -m smallgpt data split $(SMILECHAT) --in-order \
+		--validation 0 --test 0.02 --output-dir $(BOX_ROOT)/smilechat
+	@test -e $(BOX_ROOT)/dialogues.txt || $(BIN)/python -m smallgpt data convert $(OPEN_DIALOGUES) \
+		$(BOX_ROOT)/smilechat/train.txt --without $(UNSEEN) --output $(BOX_ROOT)/dialogues.txt
+	@test -e $(BOX_ROOT)/smalltalk.txt || $(BIN)/python -m smallgpt data smalltalk --dialogues 100000 \
+		--output $(BOX_ROOT)/smalltalk.txt
+	@$(BIN)/python train.py config/train_box.yaml resume_from=auto $(BOX_KEYS)
+	@$(BIN)/python -m smallgpt evaluate $(BOX_ROOT) --data $(BOX_ROOT)/smilechat/test.txt --smalltalk \
+		--json $(BOX_ROOT)/evaluation.json --force
+	@rm -rf $(BOX_ROOT)/ready
+	@$(BIN)/python -m smallgpt push-ready $(BOX_ROOT) --output $(BOX_ROOT)/ready --dtype bfloat16 \
+		--license apache-2.0 --about models/about_box.md --evaluation $(BOX_ROOT)/evaluation.json
+	@echo "if it is better than models/box, replace that by $(BOX_ROOT)/ready" >&2
 
 ##@ Tests
 

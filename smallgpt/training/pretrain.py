@@ -58,8 +58,8 @@ from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
 SAMPLE_REPLIES = 3
-SMALL_TALK_DIALOGUES = 20_000
-"""To mix in: those of 1,000 steps of three rows."""
+SMALL_TALK_DIALOGUES = 10_000
+"""To mix in: those of a thousand steps of two rows."""
 PAIRS, PAIRS_REPLIED_TO = 50, 20
 """Of a validation: together they take a 12M model a few seconds on one core."""
 

@@ -68,6 +68,9 @@ def test_package_installs(clone: Path, tmp_path: Path) -> None:
     done = shell(f"{smallgpt} data smalltalk --dialogues 2", tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split("\n\n")) == 2
+    # The model is in the package.
+    chat = shell(f"printf '早上好\\nexit\\n' | {smallgpt} chat", tmp_path)
+    assert chat.returncode == 0 and len(chat.stdout.splitlines()) == 1, chat.stderr
     # The configs are in the package, and the advice names commands that are there.
     assert "-m smallgpt data smalltalk --output" in shell(f"{smallgpt} train demo", tmp_path).stderr
     assert "-m smallgpt train demo" in shell(f"{smallgpt} chat demo", tmp_path).stderr

@@ -102,10 +102,11 @@ def serving_all(folder: Path) -> Iterator[Served]:
 
 @contextmanager
 def serve_command(
-    checkpoint: Path, folder: Path, *options: str | Path, **variables: str
+    checkpoint: Path | None, folder: Path, *options: str | Path, **variables: str
 ) -> Iterator[tuple[str, Popen[str]]]:
     """`smallgpt serve` in a process of its own: its address, once it answers, and the process."""
-    command: list[str | Path] = [sys.executable, "-m", "smallgpt", "serve", checkpoint]
+    named = [checkpoint] if checkpoint else []
+    command: list[str | Path] = [sys.executable, "-m", "smallgpt", "serve", *named]
     port = () if "--port" in options else ("--port", "0")
     with started([*command, "--no-browser", *port, *options], folder, **variables) as process:
         assert process.stdout is not None

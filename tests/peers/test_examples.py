@@ -47,7 +47,7 @@ def server(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """With the names that the pages use."""
     best = recipe.run(classifier_config(tmp_path_factory.mktemp("reviews"), trained, max_steps=2))
     classifier = ClassifierThread("sentimental_demo", best, predictor.load(best, "cpu"), 8)
-    with serving(smallgpt.load(trained), "demo", classifier=classifier) as served:
+    with serving(smallgpt.load(trained), "box", classifier=classifier) as served:
         yield served
 
 
@@ -109,7 +109,7 @@ def test_llm(server: Served, block: str, replies: tuple[str, str], tmp_path: Pat
     file.write_text(setup.replace("http://127.0.0.1:8000", server.url), "utf-8")
     said = run(server, block, LLM_USER_PATH=str(tmp_path))
     assert said.splitlines() == list(replies)
-    whole = f"llm -m demo --no-stream {FIRST}"
+    whole = f"llm -m box --no-stream {FIRST}"
     assert run(server, whole, LLM_USER_PATH=str(tmp_path)).strip() == replies[0]
 
 
