@@ -12,7 +12,7 @@ C_FILES := smallgpt/model/forward.c
 CHROMIUM ?= chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-slow test-peers test-browser test-distributed drill format docs pictures page-pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full box clean
+.PHONY: help demo serve own-bot test test-slow test-peers test-browser test-distributed drill format docs pictures page-pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full box clean
 
 # `##@ …` begins a group; `target: … ## …` is a line of it.
 ##@ First steps
@@ -26,6 +26,10 @@ demo: $(DEMO_ROOT)/.trained ## Train a small model on built-in small talk (minut
 
 serve: $(VENV)/.run ## Serve the model in the box: a page to chat on, and an API like OpenAI's
 	@$(BIN)/python -m smallgpt serve
+
+OWN_BOT_KEYS ?=
+own-bot: $(VENV)/.gguf ## Make a bot of an invented chat export, by all steps of docs/your-own-bot.md (minutes)
+	@$(BIN)/python -m tools.own_bot $(OWN_BOT_KEYS)
 
 ##@ Train and measure
 
@@ -155,6 +159,11 @@ $(VENV)/.run: requirements.txt
 	@echo "installing requirements.txt into $(VENV), once: $(DOWNLOAD)" >&2
 	@$(if $(TORCH),$(PIP) --no-deps --index-url $(TORCH_BUILDS)/$(TORCH) $$(grep '^torch==' requirements.txt) >&2)
 	@$(PIP) -r requirements.txt >&2
+	@touch $@
+
+$(VENV)/.gguf: $(VENV)/.run
+	@echo "installing gguf into $(VENV), once: less than 1 MB to download" >&2
+	@$(PIP) $$(grep '^gguf==' requirements-dev.txt) >&2
 	@touch $@
 
 # $(call apt,packages,size): install them from Debian, as root.

@@ -20,7 +20,7 @@ PYTHON = """#!/bin/sh
 case "$1 $2" in
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip") echo "$*" >> pip.log ;;
-    "-m benchmarks"*) echo "$0 $*" ;;
+    "-m benchmarks"* | "-m tools"*) echo "$0 $*" ;;
     "-c import sys, torch"*) exit "${NO_CARD:-0}" ;;
 esac
 """
@@ -31,7 +31,7 @@ def make(folder: Path, *arguments: str, **variables: str) -> subprocess.Complete
     python = folder / "python"
     python.write_text(PYTHON)
     python.chmod(0o755)
-    for name in ("Makefile", "requirements.txt"):
+    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
         shutil.copy(REPOSITORY / name, folder)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "TORCH"))}
     return subprocess.run(
@@ -77,3 +77,10 @@ def test_gpu_check_without_a_card_takes_the_environment(tmp_path: Path) -> None:
     done = make(tmp_path, "gpu-check", NO_CARD="1")
     assert done.stdout == ".venv/bin/python -m benchmarks.gpu_check\n"
     assert (tmp_path / "pip.log").exists()
+
+
+def test_own_bot_needs_gguf_but_nothing_else_of_developers(tmp_path: Path) -> None:
+    done = make(tmp_path, "own-bot", "OWN_BOT_KEYS=max_steps=2 lr=0.1")
+    assert done.stdout == ".venv/bin/python -m tools.own_bot max_steps=2 lr=0.1\n"
+    told = (tmp_path / "pip.log").read_text().splitlines()
+    assert [line.split(" -q ")[1].split()[-1][:6] for line in told] == ["requir", "gguf=="]

@@ -32,7 +32,9 @@ PAGES = (
     "distributed",
     "performance",
 )
-USERS_TEXTS = (README, *(REPOSITORY / "docs" / f"{name}.md" for name in PAGES))
+OWN_BOT = REPOSITORY / "docs" / "your-own-bot.md"
+"""A way of many steps, which tests/cli/test_own_bot.py takes."""
+USERS_TEXTS = (README, *(REPOSITORY / "docs" / f"{name}.md" for name in PAGES), OWN_BOT)
 COMMAND = re.compile(r"^    ((?:python|torchrun|make|pip|git|printf) .*)$", re.MULTILINE)
 IN_TEXT = re.compile(r"`((?:make|pip) [^`]+)`")
 TINY = shlex.split(
@@ -117,19 +119,20 @@ def commands(*texts: Path) -> list[str]:
 
 
 ALL = commands(*USERS_TEXTS)
-RUN_HERE = [command for command in ALL if command not in (*ELSEWHERE, *OF_PIP)]
+RUN_HERE = [c for c in ALL if c not in (*ELSEWHERE, *OF_PIP, *commands(OWN_BOT))]
 
 
 def test_the_readmes_agree_with_each_other_and_with_the_files() -> None:
     assert commands(README) == commands(CHINESE)
     texts = [file.read_text("utf-8") for file in (README, CHINESE)]
     assert max(len(text.splitlines()) for text in texts) <= 190
-    links = [re.findall(r"\]\(((?:docs/)?\w+\.md)\)", text) for text in texts]
-    assert [x for x in links[0] if "README" not in x] == [x for x in links[1] if "README" not in x]
+    page = re.compile(r"\]\(((?:docs/)?[\w-]+)(?:\.zh-CN)?\.md\)")
+    links = [[f"{x}.md" for x in page.findall(text) if x != "README"] for text in texts]
+    assert links[0] == links[1]
     assert {f"docs/{name}.md" for name in PAGES} <= set(links[0])
-    for page in (*USERS_TEXTS, CHINESE):
-        for link in re.findall(r"\]\(([\w./]+)\)", page.read_text("utf-8")):
-            assert (page.parent / link).exists(), (page, link)
+    for text in (*USERS_TEXTS, CHINESE, OWN_BOT.with_suffix(".zh-CN.md")):
+        for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text.read_text("utf-8")):
+            assert (text.parent / link).exists(), (text, link)
     configs = {f"config/{path.name}" for path in (REPOSITORY / "config").glob("*.yaml")}
     named = "".join(page.read_text("utf-8") for page in USERS_TEXTS)
     assert set(re.findall(r"config/\w+\.yaml", named)) == configs

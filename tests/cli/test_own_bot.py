@@ -1,0 +1,105 @@
+"""docs/your-own-bot.md: its whole way, as `make own-bot` takes it, with a tiny model."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import smallgpt
+from tests.helpers.commands import python_here, refusal
+from tests.helpers.commands import smallgpt as command
+from tests.helpers.processes import REPOSITORY
+from tests.helpers.server import serving
+from tools import own_bot
+
+PAGES = (REPOSITORY / own_bot.PAGE, REPOSITORY / own_bot.PAGE.with_suffix(".zh-CN.md"))
+EXAMPLE = REPOSITORY / "docs" / "your-own-bot" / "wechat.txt"
+TINY = ("max_steps=2", "eval_freq=1", "train_batch=2", "tensorboard_path=", "device=cpu")
+NAMES = ["data convert", "data split", "train.py", "chat.py", "evaluate", "convert", "serve"]
+
+
+def indented(page: Path) -> list[str]:
+    """All that a page shows to be typed."""
+    return re.findall(r"^    .*$", page.read_text("utf-8"), re.MULTILINE)
+
+
+def test_both_pages_have_the_same_commands_and_show_what_the_first_one_says(
+    tmp_path: Path,
+) -> None:
+    assert indented(PAGES[0]) == indented(PAGES[1])
+    shown = [re.findall(r"```\n(.*?)```", page.read_text("utf-8"), re.DOTALL) for page in PAGES]
+    assert shown[0] == shown[1]
+    ((block,),) = (shown[0],)
+    said = command(
+        *("data", "convert", EXAMPLE, "--me", "小禾", "--redact"),
+        "--output",
+        tmp_path / "chats.txt",
+    )
+    assert set(block.splitlines()) <= set(said.output.splitlines())
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the page needs, in which the test runs."""
+    for name in ("train.py", "chat.py"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    shutil.copytree(REPOSITORY / "config", tmp_path / "config")
+    shutil.copytree(EXAMPLE.parent, tmp_path / "docs" / "your-own-bot")
+    shutil.copy(PAGES[0], tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_whole_way_and_once_more(
+    place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def run(words: Sequence[str], typed: str) -> None:
+        words = [str(trained) if word == "box" else word for word in words[1:]]
+        tiny = ["--pairs", "2", "--replies", "2"] if "evaluate" in words else []
+        done = python_here(place, *words, *tiny, typed=typed)
+        assert done.exit_code == 0, done.output
+        if "chat.py" in words:
+            assert len(done.stdout.splitlines()) == own_bot.TYPED.count("\n") - 1
+        ran.append(words[0])
+
+    @contextmanager
+    def serve(words: Sequence[str]) -> Iterator[str]:
+        with serving(smallgpt.load(words[-1]), "own-bot") as served:
+            yield served.url
+        assert served.metric("smallgpt_requests_total", path="/v1/chat/completions", status="200")
+
+    for _ in range(2):
+        seconds = own_bot.main([f"base_model={trained}", *TINY], run, serve)
+        assert list(seconds) == NAMES
+        reply, *table = capsys.readouterr().out.strip().splitlines()
+        assert reply and [line.split(" s  ")[1] for line in table if line] == NAMES
+    assert ran.count("train.py") == 2
+    parts = [
+        (place / "data" / "own-bot" / f"{p}.txt").read_text("utf-8") for p in ("train", "test")
+    ]
+    assert "\n\n".join(p.strip() for p in parts) == (
+        (place / "data" / "own-bot" / "chats.txt").read_text("utf-8").strip()
+    )
+    assert (place / "checkpoints" / "own-bot" / "own-bot.gguf").stat().st_size > 0
+
+
+def test_a_folder_of_the_user_is_left_alone(place: Path) -> None:
+    mine = place / "checkpoints" / "own-bot" / "cpt1"
+    mine.mkdir(parents=True)
+    assert "checkpoints/own-bot was not made by make own-bot" in refusal(own_bot.begin_anew)
+    assert mine.exists() and not (place / "data").exists()
+
+
+def test_a_command_that_fails_ends_the_way_with_its_exit_code(place: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        own_bot.in_a_process(["python", "-c", "raise SystemExit(3)"], "")
+    assert end.value.code == 3
+    with pytest.raises(smallgpt.UserError), own_bot.in_the_background(["python", "-c", "pass"]):
+        pass
