@@ -9,6 +9,7 @@ end stands how long each step took.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -28,30 +30,41 @@ FOLDERS = (Path("data/own-bot"), Path("checkpoints/own-bot"))
 """What the page's commands write is in them."""
 MARK = ".by-make-own-bot"
 """In a folder that may be deleted, to begin anew."""
-TYPED = "在干嘛呢\n你家的猫叫什么名字\n你最喜欢什么花\nexit\n"
-"""What is said in chat.py."""
+SAID = ("在干嘛呢", "你家的猫叫什么名字", "你最喜欢什么花")
+"""To the bot, in chat.py."""
 PATIENCE = 120.0  # seconds for a reply of the server
 
 Run = Callable[[Sequence[str], str], None]
 Serve = Callable[[Sequence[str]], AbstractContextManager[str]]
 
 
-def steps(page: Path) -> list[tuple[list[str], list[str]]]:
-    """The commands of a page as words; with `serve` the words of the curl that follows it."""
+class Step(NamedTuple):
+    """A command of the page; and behind `serve` the curl command that asks the server."""
+
+    command: str
+    question: str = ""
+
+    def name(self) -> str:
+        """Short, for the table: data convert, train.py …"""
+        words = self.command.removeprefix("python ").removeprefix("-m smallgpt ").split()
+        return " ".join(words[: 2 if words[0] == "data" else 1])
+
+
+def steps(page: Path) -> list[Step]:
+    """The commands that a page indents, in its order."""
     text = re.sub(r"\\\n\s*", "", page.read_text("utf-8"))
-    found: list[tuple[list[str], list[str]]] = []
-    for words in map(shlex.split, re.findall(r"^    ((?:python|curl) .+)$", text, re.MULTILINE)):
-        if words[0] == "curl":
-            found[-1][1].extend(words)
+    found: list[Step] = []
+    for command in re.findall(r"^    ((?:python|curl) .+)$", text, re.MULTILINE):
+        if command.startswith("curl "):
+            found[-1] = found[-1]._replace(question=command)
         else:
-            found.append((words, []))
+            found.append(Step(command))
     return found
 
 
 def in_a_process(words: Sequence[str], typed: str) -> None:
     """Run a command to its end; if it fails, so does this program, with its exit code."""
-    command = [sys.executable, *words[1:]]
-    done = subprocess.run(command, input=typed, encoding="utf-8", check=False)
+    done = subprocess.run([sys.executable, *words[1:]], input=typed, encoding="utf-8", check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
 
@@ -60,7 +73,11 @@ def in_a_process(words: Sequence[str], typed: str) -> None:
 def in_the_background(words: Sequence[str]) -> Iterator[str]:
     """Serve on a free port until the end of the block; the address."""
     command = [sys.executable, *words[1:], "--no-browser", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
+    # Without a key of the user's: the page's question has none.
+    variables = {k: v for k, v in os.environ.items() if k != "SMALLGPT_API_KEY"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, encoding="utf-8", env=variables
+    ) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""
             if not line:
@@ -70,8 +87,9 @@ def in_the_background(words: Sequence[str]) -> Iterator[str]:
             process.terminate()
 
 
-def ask(url: str, curl: Sequence[str]) -> str:
+def ask(url: str, question: str) -> str:
     """What the server at `url` replies to the request of a curl command."""
+    curl = shlex.split(question)
     path = urlsplit(next(word for word in curl if word.startswith("http:"))).path
     body = curl[curl.index("-d") + 1].encode()
     request = Request(url + path, body, {"Content-Type": "application/json"})
@@ -102,19 +120,22 @@ def main(
     begin_anew()
     seconds: dict[str, float] = {}
     way = steps(PAGE)
-    for number, (words, curl) in enumerate(way, 1):
-        note(f"\nstep {number} of {len(way)}: {shlex.join(words)}")
+    for number, step in enumerate(way, 1):
+        command = step.command
+        if step.name() == "train.py" and keys:
+            command = f"{command} {shlex.join(keys)}"
+        note(f"\nstep {number} of {len(way)}: {command}")
         start = time.monotonic()
-        if curl:
-            with serve(words) as url:
-                note(f"asked there: {shlex.join(curl)}")
-                print(ask(url, curl), flush=True)
+        if step.question:
+            with serve(shlex.split(command)) as url:
+                note(f"asked there: {step.question}")
+                print(ask(url, step.question), flush=True)
+        elif step.name() == "chat.py":
+            note(f"said there: {' / '.join(SAID)}")
+            run(shlex.split(command), "\n".join([*SAID, "exit\n"]))
         else:
-            typed = TYPED if "chat.py" in words else ""
-            run([*words, *(keys if "train.py" in words else [])], typed)
-        name = re.sub(r"python |-m smallgpt ", "", shlex.join(words))
-        name = " ".join(name.split()[: 2 if name.startswith("data") else 1])
-        seconds[name] = time.monotonic() - start
+            run(shlex.split(command), "")
+        seconds[step.name()] = time.monotonic() - start
     print("\n".join(["", *(f"{took:8.1f} s  {name}" for name, took in seconds.items())]))
     note(f"\nthe bot is in {FOLDERS[1]}: chat with it, or serve it, by the commands above")
     return seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import smallgpt
-from tests.helpers.commands import python_here, refusal
-from tests.helpers.commands import smallgpt as command
+from smallgpt import UserError, load
+from tests.helpers.commands import python_here, refusal, smallgpt
 from tests.helpers.processes import REPOSITORY
 from tests.helpers.server import serving
 from tools import own_bot
@@ -29,18 +29,17 @@ def indented(page: Path) -> list[str]:
 
 
 def test_both_pages_have_the_same_commands_and_show_what_the_first_one_says(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(REPOSITORY)
     assert indented(PAGES[0]) == indented(PAGES[1])
     shown = [re.findall(r"```\n(.*?)```", page.read_text("utf-8"), re.DOTALL) for page in PAGES]
     assert shown[0] == shown[1]
-    ((block,),) = (shown[0],)
-    said = command(
-        *("data", "convert", EXAMPLE, "--me", "小禾", "--redact"),
-        "--output",
-        tmp_path / "chats.txt",
-    )
-    assert set(block.splitlines()) <= set(said.output.splitlines())
+    (block,) = shown[0]
+    first, *_ = own_bot.steps(PAGES[0])
+    words = shlex.split(first.command)[3:-1]
+    said = smallgpt(*words, tmp_path / "chats.txt").output
+    assert set(block.splitlines()) <= set(said.splitlines())
 
 
 @pytest.fixture
@@ -66,12 +65,12 @@ def test_the_whole_way_and_once_more(
         done = python_here(place, *words, *tiny, typed=typed)
         assert done.exit_code == 0, done.output
         if "chat.py" in words:
-            assert len(done.stdout.splitlines()) == own_bot.TYPED.count("\n") - 1
+            assert len(done.stdout.splitlines()) == len(own_bot.SAID)
         ran.append(words[0])
 
     @contextmanager
     def serve(words: Sequence[str]) -> Iterator[str]:
-        with serving(smallgpt.load(words[-1]), "own-bot") as served:
+        with serving(load(words[-1]), "own-bot") as served:
             yield served.url
         assert served.metric("smallgpt_requests_total", path="/v1/chat/completions", status="200")
 
@@ -101,5 +100,5 @@ def test_a_command_that_fails_ends_the_way_with_its_exit_code(place: Path) -> No
     with pytest.raises(SystemExit) as end:
         own_bot.in_a_process(["python", "-c", "raise SystemExit(3)"], "")
     assert end.value.code == 3
-    with pytest.raises(smallgpt.UserError), own_bot.in_the_background(["python", "-c", "pass"]):
+    with pytest.raises(UserError), own_bot.in_the_background(["python", "-c", "pass"]):
         pass

@@ -130,9 +130,9 @@ def test_the_readmes_agree_with_each_other_and_with_the_files() -> None:
     links = [[f"{x}.md" for x in page.findall(text) if x != "README"] for text in texts]
     assert links[0] == links[1]
     assert {f"docs/{name}.md" for name in PAGES} <= set(links[0])
-    for text in (*USERS_TEXTS, CHINESE, OWN_BOT.with_suffix(".zh-CN.md")):
-        for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text.read_text("utf-8")):
-            assert (text.parent / link).exists(), (text, link)
+    for source in (*USERS_TEXTS, CHINESE, OWN_BOT.with_suffix(".zh-CN.md")):
+        for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", source.read_text("utf-8")):
+            assert (source.parent / link).exists(), (source, link)
     configs = {f"config/{path.name}" for path in (REPOSITORY / "config").glob("*.yaml")}
     named = "".join(page.read_text("utf-8") for page in USERS_TEXTS)
     assert set(re.findall(r"config/\w+\.yaml", named)) == configs
