@@ -19,7 +19,14 @@ from tools import own_bot
 
 PAGES = (REPOSITORY / own_bot.PAGE, REPOSITORY / own_bot.PAGE.with_suffix(".zh-CN.md"))
 EXAMPLE = REPOSITORY / "docs" / "your-own-bot" / "wechat.txt"
-TINY = ("max_steps=2", "eval_freq=1", "train_batch=2", "tensorboard_path=", "device=cpu")
+TINY = (
+    "max_steps=2",
+    "mix_path=",
+    "eval_freq=1",
+    "train_batch=2",
+    "tensorboard_path=",
+    "device=cpu",
+)
 NAMES = ["data convert", "data split", "train.py", "chat.py", "evaluate", "convert", "serve"]
 
 
