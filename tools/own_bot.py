@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -35,7 +35,6 @@ SAID = ("在干嘛呢", "你家的猫叫什么名字", "你最喜欢什么花")
 PATIENCE = 120.0  # seconds for a reply of the server
 
 Run = Callable[[Sequence[str], str], None]
-Serve = Callable[[Sequence[str]], AbstractContextManager[str]]
 
 
 class Step(NamedTuple):
@@ -113,9 +112,7 @@ def begin_anew() -> None:
         (folder / MARK).touch()
 
 
-def main(
-    keys: Sequence[str], run: Run = in_a_process, serve: Serve = in_the_background
-) -> dict[str, float]:
+def main(keys: Sequence[str], run: Run = in_a_process) -> dict[str, float]:
     """Take all steps; the seconds of each, by the name of its command."""
     begin_anew()
     seconds: dict[str, float] = {}
@@ -127,7 +124,7 @@ def main(
         note(f"\nstep {number} of {len(way)}: {command}")
         start = time.monotonic()
         if step.question:
-            with serve(shlex.split(command)) as url:
+            with in_the_background(shlex.split(command)) as url:
                 note(f"asked there: {step.question}")
                 print(ask(url, step.question), flush=True)
         elif step.name() == "chat.py":

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from smallgpt import UserError, load
+from smallgpt import UserError
 from tests.helpers.commands import python_here, refusal, smallgpt
 from tests.helpers.processes import REPOSITORY
-from tests.helpers.server import serving
 from tools import own_bot
 
 PAGES = (REPOSITORY / own_bot.PAGE, REPOSITORY / own_bot.PAGE.with_suffix(".zh-CN.md"))
@@ -42,7 +40,7 @@ def test_both_pages_have_the_same_commands_and_show_what_the_first_one_says(
     assert indented(PAGES[0]) == indented(PAGES[1])
     shown = [re.findall(r"```\n(.*?)```", page.read_text("utf-8"), re.DOTALL) for page in PAGES]
     assert shown[0] == shown[1]
-    (block,) = shown[0]
+    block = shown[0][0]
     first, *_ = own_bot.steps(PAGES[0])
     words = shlex.split(first.command)[3:-1]
     said = smallgpt(*words, tmp_path / "chats.txt").output
@@ -61,39 +59,36 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_whole_way_and_once_more(
-    place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+def test_the_whole_way_and_from_the_beginning_again(
+    place: Path,
+    trained: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ran: list[str] = []
-
     def run(words: Sequence[str], typed: str) -> None:
-        words = [str(trained) if word == "box" else word for word in words[1:]]
-        tiny = ["--pairs", "2", "--replies", "2"] if "evaluate" in words else []
-        done = python_here(place, *words, *tiny, typed=typed)
+        arguments = [str(trained) if word == "box" else word for word in words[1:]]
+        if "evaluate" in arguments:
+            arguments += ["--pairs", "2", "--replies", "2"]
+        done = python_here(place, *arguments, typed=typed)
         assert done.exit_code == 0, done.output
-        if "chat.py" in words:
+        if "chat.py" in arguments:
             assert len(done.stdout.splitlines()) == len(own_bot.SAID)
-        ran.append(words[0])
 
-    @contextmanager
-    def serve(words: Sequence[str]) -> Iterator[str]:
-        with serving(load(words[-1]), "own-bot") as served:
-            yield served.url
-        assert served.metric("smallgpt_requests_total", path="/v1/chat/completions", status="200")
-
-    for _ in range(2):
-        seconds = own_bot.main([f"base_model={trained}", *TINY], run, serve)
-        assert list(seconds) == NAMES
-        reply, *table = capsys.readouterr().out.strip().splitlines()
-        assert reply and [line.split(" s  ")[1] for line in table if line] == NAMES
-    assert ran.count("train.py") == 2
-    parts = [
-        (place / "data" / "own-bot" / f"{p}.txt").read_text("utf-8") for p in ("train", "test")
-    ]
-    assert "\n\n".join(p.strip() for p in parts) == (
-        (place / "data" / "own-bot" / "chats.txt").read_text("utf-8").strip()
-    )
-    assert (place / "checkpoints" / "own-bot" / "own-bot.gguf").stat().st_size > 0
+    # The server is a process of its own.
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("SMALLGPT_API_KEY", "secret")
+    seconds = own_bot.main([f"base_model={trained}", *TINY], run)
+    reply, *table = capsys.readouterr().out.strip().splitlines()
+    assert reply
+    assert list(seconds) == NAMES == [line.split(" s  ")[1] for line in table if line]
+    texts, bot = own_bot.FOLDERS
+    chats, *parts = ((texts / f"{p}.txt").read_text("utf-8") for p in ("chats", "train", "test"))
+    assert "\n\n".join(part.strip() for part in parts) == chats.strip()
+    assert (bot / "own-bot.gguf").stat().st_size > 0
+    own_bot.begin_anew()
+    assert [path.name for folder in own_bot.FOLDERS for path in folder.iterdir()] == [
+        own_bot.MARK
+    ] * 2
 
 
 def test_a_folder_of_the_user_is_left_alone(place: Path) -> None:
