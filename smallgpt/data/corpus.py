@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +175,19 @@ def match_tokenizer(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Corpus, npt.N
     return dataclasses.replace(
         corpus, ids=ids, ends=ends, tokenizer=tokenizer, rare_from=rare_from
     ), None
+
+
+def without_characters(corpus: Corpus, unwanted: Collection[str]) -> Corpus:
+    """The same dialogues with `<unk>` in place of some characters.
+
+    Args:
+        corpus: in the characters of its text.
+    """
+    table = np.arange(len(corpus.tokenizer), dtype=corpus.ids.dtype)
+    table[corpus.tokenizer.encode("".join(unwanted))] = UNK
+    digest = hashlib.sha256("".join(sorted(unwanted)).encode()).hexdigest()[:16]
+    folder = corpus.folder.with_name(f"{corpus.folder.name}-without-{digest}")
+    return dataclasses.replace(corpus, folder=folder, ids=table[corpus.ids])
 
 
 def _rare_from(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> int:
@@ -374,8 +387,16 @@ def _encode_anew(corpus: Corpus, tokenizer: SubwordTokenizer, work: Path) -> Non
         for end in corpus.ends[last].tolist():
             own = corpus.ids[begin:end]
             dialogues = np.split(own, np.flatnonzero(own == PAD) + 1)[:-1]
-            texts = [corpus.tokenizer.decode(dialogue.tolist()) for dialogue in dialogues]
-            encoded = [np.array([*ids, PAD], dtype) for ids in tokenizer.encode_all(texts)]
+            # An `<unk>` stays one: whatever it is written as, some vocabulary has that.
+            parts = [np.split(ids, np.flatnonzero(ids == UNK)) for ids in dialogues]
+            known = (ids[ids != UNK].tolist() for each in parts for ids in each)
+            anew = iter(tokenizer.encode_all([corpus.tokenizer.decode(ids) for ids in known]))
+            encoded = [
+                np.array(
+                    [*next(anew), *(i for _ in each[1:] for i in (UNK, *next(anew))), PAD], dtype
+                )
+                for each in parts
+            ]
             np.concatenate(encoded).tofile(file)
             ends.append(np.cumsum([len(ids) for ids in encoded], dtype=np.int64) + written)
             written = int(ends[-1][-1])

@@ -15,14 +15,16 @@ from smallgpt import runtime
 from smallgpt.chat import chatbot
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.config import Config
-from smallgpt.data.corpus import Corpus, match_tokenizer
+from smallgpt.data.corpus import Corpus, match_tokenizer, without_characters
 from smallgpt.data.packing import PackedRows
 from smallgpt.data.pairs import Pair, sample_pairs
 from smallgpt.data.text import read_lines
+from smallgpt.tokenizer.characters import UNK
 from smallgpt.training.choice import Choices, can_score, choose
 from smallgpt.training.replies import figures_of, generate_replies
 from smallgpt.training.validation import validate
-from smallgpt.utils.errors import UserError
+from smallgpt.utils.errors import UserError, note
+from smallgpt.utils.words import counted
 
 Bools = npt.NDArray[np.bool_]
 
@@ -46,6 +48,21 @@ def pairs_for(models: Sequence[Checkpoint], corpus: Corpus, most: int, seed: int
         return all(each(reply) for each in can)
 
     return sample_pairs(corpus, np.arange(len(corpus)), most, seed, fits)
+
+
+def comparable(models: Sequence[Checkpoint], corpus: Corpus) -> Corpus:
+    """The text for the losses of all the models: a character that one of them does not know counts
+    for none, so that all are measured on the same characters."""
+    unknown = [
+        {c for c in corpus.tokenizer.characters if UNK in stored.tokenizer.encode(c)}
+        for stored in models
+    ]
+    only_some = set[str]().union(*unknown).difference(set[str].intersection(*unknown))
+    if not only_some:
+        return corpus
+    characters = counted(len(only_some), "character")
+    note(f"{characters} of the text, which not both models know, count in neither loss")
+    return without_characters(corpus, only_some)
 
 
 def measure(

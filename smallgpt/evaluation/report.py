@@ -12,6 +12,7 @@ from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.evaluation.measures import (
     Measured,
     chance_of_difference,
+    comparable,
     measure,
     pairs_for,
     read_prompts,
@@ -95,10 +96,11 @@ def on_text(
         _note_if_trained_on(stored, files)
     sampled = pairs_for(models, corpus, max(pairs, replies), seed)
     to_choose, to_reply = sampled[:pairs], sampled[:replies]
+    for_loss = comparable(models, corpus)
     measured = []
     for name, stored in zip("AB", models, strict=False):
         note(f"{name}: {stored.path}")
-        measured.append(measure(stored, corpus, to_choose, to_reply, talks, seed, device, dtype))
+        measured.append(measure(stored, for_loss, to_choose, to_reply, talks, seed, device, dtype))
     true_replies = [pair.reply for pair in to_reply]
     human = figures_of(to_reply, true_replies)
     comparison = _comparison(measured)

@@ -17,10 +17,9 @@ from smallgpt.checkpoints import open as opening
 from smallgpt.data.prepare import write
 from smallgpt.demo import smalltalk
 from smallgpt.evaluation.small_talk import fitting_replies
-from tests.conftest import Run
 from tests.helpers.commands import python_here, refused_command
 from tests.helpers.commands import smallgpt as smallgpt_command
-from tests.helpers.processes import REPOSITORY
+from tests.helpers.processes import REPOSITORY, Run
 from tests.helpers.reviews import write_reviews
 from tests.helpers.server import client, serve_command
 
@@ -51,7 +50,7 @@ def test_its_card_says_what_it_is_not_and_how_good_it_is() -> None:
 
 
 def test_it_knows_small_talk() -> None:
-    good, total = fitting_replies("box", 40, 5, "cpu", "auto").total
+    good, total = fitting_replies(BOX, 40, 5, "cpu", "auto").total
     assert good >= 0.85 * total
 
 
@@ -76,6 +75,7 @@ def test_it_is_served(tmp_path: Path) -> None:
             body = {"model": "box", "messages": [{"role": "user", "content": "早上好"}]}
             answer = http.post("/v1/chat/completions", json=body).json()
             assert answer["choices"][0]["message"]["content"]
+            assert http.get("/v1/models/box").json()["parameters"] > 10_000_000
         process.terminate()
         process.communicate()
 
@@ -102,10 +102,11 @@ def test_both_trainings_begin_with_it(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_is_called_so_here_comes_first(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert smallgpt.load("box").config.n_embd == checkpoint.load(BOX).config.n_embd
+    assert opening.find_checkpoint("box").resolve() == BOX
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained, "box")
-    assert smallgpt.load("box").config.n_embd == checkpoint.load(trained).config.n_embd
+    assert opening.find_checkpoint("box") == Path("box")
+    assert smallgpt.load("box").reply("早上好") == smallgpt.load(trained).reply("早上好")
 
 
 def test_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

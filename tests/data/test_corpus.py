@@ -4,6 +4,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -29,6 +30,7 @@ from smallgpt.data.corpus import (
     match_tokenizer,
     open_corpus,
     split,
+    without_characters,
 )
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.tokenizer.bpe import learn
@@ -412,6 +414,21 @@ def test_the_ids_of_subwords_are_those_of_each_dialogue(
     expected = [[*tokenizer.encode(dialogue), PAD] for dialogue in texts_of(corpus)]
     assert [encoded.dialogue(number) for number in range(len(encoded))] == expected
     assert encoded.ids.dtype == np.uint16
+
+
+def test_unwanted_characters_are_unknown_in_any_vocabulary(tmp_path: Path) -> None:
+    """Also in one that has a piece for what stands in for unknown ones on the screen."""
+    said = ["早上好呀\n早上好吗", "好好早上好\n好", "吗\n早\ufffd"]
+    corpus = open_corpus([write(tmp_path / "text.txt", "\n\n".join(said))])
+    less = without_characters(corpus, {"好", "吗"})
+    assert texts_of(less) == [re.sub("[好吗]", "\ufffd", text) for text in said]
+    tokenizer = subwords(["早上好呀", "早上好", "早上\ufffd"] * 3, ["吗"], 20)
+    encoded, _ = match_tokenizer(less, tokenizer)
+    for number, text in enumerate(said):
+        parts = re.split("[好吗]", text)
+        expected = [id_ for part in parts for id_ in (UNK, *tokenizer.encode(part))][1:]
+        assert encoded.dialogue(number) == [*expected, PAD]
+    assert texts_of(match_tokenizer(corpus, tokenizer)[0]) == said
 
 
 def test_subwords_and_their_ids_come_from_the_cache(

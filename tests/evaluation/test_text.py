@@ -14,11 +14,14 @@ import torch
 
 from smallgpt.checkpoints import checkpoint
 from smallgpt.config import Config
+from smallgpt.config_file import config_from_dict
 from smallgpt.evaluation.measures import chance_of_difference, intervals, read_prompts
 from smallgpt.evaluation.report import on_text
+from smallgpt.training import pretrain
 from smallgpt.training.choice import Choices
 from smallgpt.utils.errors import UserError
 from tests.helpers.models import DIALOGUES, random_model, vocabulary
+from tests.helpers.processes import SMALL
 
 
 def evaluated(paths: list[Path], *files: Path, **options: Any) -> tuple[list[str], dict[str, Any]]:
@@ -87,6 +90,26 @@ def test_in_the_precision_of_chat(pairs_text: Path, tied: bool) -> None:
         assert found["validation_loss"] == pytest.approx(expected, rel=tolerance), dtype
         shares.append(found["r10_at_1"])
     assert shares == pytest.approx([shares[0]] * 3, abs=0.17)
+
+
+def test_two_losses_are_over_the_same_characters(trained: Path, tmp_path: Path) -> None:
+    """Though one model knows more of them: a fine-tuned one knows those of its text too."""
+    file, mine = tmp_path / "text.txt", tmp_path / "mine.txt"
+    file.write_text("晚安\n晚安，猫\n\n你好\n鱼你好\n鱼\n", encoding="utf-8")
+    mine.write_text("鱼\n鱼\n\n好\n你好鱼\n", encoding="utf-8")
+    keys = {"data_path": str(mine), "base_model": str(trained), "checkpoint_root": str(tmp_path)}
+    quick = SMALL | {"max_steps": 1, "train_batch": 2, "train_percent": 0.5}
+    tuned = pretrain.run(config_from_dict(quick | keys, "test", Config))
+    assert {"鱼"} == set(checkpoint.load(tuned).tokenizer.characters) - set(
+        checkpoint.load(trained).tokenizer.characters
+    )
+    for first, second in ((tuned, trained), (trained, tuned)):
+        _, found = evaluated([first, second], file)
+        expected, targets = plain_loss(trained, file.read_text("utf-8").strip().split("\n\n"))
+        base = found if first == trained else found["compared_with"]
+        assert base["validation_loss"] == pytest.approx(expected, rel=0.02)
+        assert found["characters"] == found["compared_with"]["characters"] == targets
+    assert evaluated([tuned], file)[1]["characters"] == targets + 2
 
 
 def test_several_texts_are_one(trained: Path, tmp_path: Path) -> None:
