@@ -189,6 +189,9 @@ def split(
 def smalltalk(
     dialogues: Annotated[int, typer.Option(min=1, help="How many, all distinct.")] = 60_000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 1,
+    name: Annotated[
+        str | None, typer.Option(help="What the bot is called; 小积 if not given.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="The text to write, instead of standard output.")
     ] = None,
@@ -201,9 +204,12 @@ def smalltalk(
     from tqdm import tqdm
 
     from smallgpt.data.prepare import write
-    from smallgpt.demo.smalltalk import generate
+    from smallgpt.demo.smalltalk import NAME, generate
 
-    texts = tqdm(generate(dialogues, seed), total=dialogues, unit="dialogue", delay=1, leave=False)
+    if name is not None and len(name.split()) != 1:
+        raise UserError(f"--name {name!r} is not a name", "give one word")
+    drawn = generate(dialogues, seed, (name or NAME).strip())
+    texts = tqdm(drawn, total=dialogues, unit="dialogue", delay=1, leave=False)
     try:
         if output:
             check_output([], [output], force)

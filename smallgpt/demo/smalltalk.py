@@ -37,6 +37,9 @@ QUESTION_ENDS = ("？", "？", "？", "", "", "", "?")
 STATEMENT_ENDS = ("", "", "", "", "。", "。", "！", "！", "~")
 END_MARKS = "？?。！~"  # do not tell two combinations apart
 
+NAME = "小积"
+"""The bot's."""
+_ABOUT_NAME = re.compile("积木|积少成多")
 _ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"\{(\w+)(?::(\w+))?\}")
 _T = TypeVar("_T")
@@ -158,13 +161,19 @@ def lines_of(phrasing: str, slots: Mapping[str, Sequence[str]]) -> tuple[Line, .
     return tuple(lines)
 
 
-def generate(dialogues: int, seed: int) -> Iterator[str]:
+def generate(dialogues: int, seed: int, name: str = NAME) -> Iterator[str]:
     """Yield `dialogues` distinct training dialogues, lines joined by newlines.
 
     The lines alternate user, bot, …; the same seed gives the same text on every machine.
+
+    Args:
+        name: of the bot. Where it is another one, what is said about the characters of ours is left
+            out.
     """
-    for turns in itertools.islice(_distinct(seed, want_held_out=False), dialogues):
-        yield _text(turns)
+    texts: Iterator[str] = map(_text, _distinct(seed, want_held_out=False))
+    if name != NAME:
+        texts = (text.replace(NAME, name) for text in texts if not _ABOUT_NAME.search(text))
+    yield from itertools.islice(texts, dialogues)
 
 
 def held_out(dialogues: int, seed: int) -> list[tuple[Turn, ...]]:

@@ -25,7 +25,16 @@ TINY = (
     "tensorboard_path=",
     "device=cpu",
 )
-NAMES = ["data convert", "data split", "train.py", "chat.py", "evaluate", "convert", "serve"]
+NAMES = [
+    "data convert",
+    "data split",
+    "data smalltalk",
+    "train.py",
+    "chat.py",
+    "evaluate",
+    "convert",
+    "serve",
+]
 
 
 def indented(page: Path) -> list[str]:
@@ -82,6 +91,7 @@ def test_the_whole_way_and_from_the_beginning_again(
     assert reply
     assert list(seconds) == NAMES == [line.split(" s  ")[1] for line in table if line]
     texts, bot = own_bot.FOLDERS
+    assert "我叫小禾" in (texts / "smalltalk.txt").read_text("utf-8")
     chats, *parts = ((texts / f"{p}.txt").read_text("utf-8") for p in ("chats", "train", "test"))
     assert "\n\n".join(part.strip() for part in parts) == chats.strip()
     assert (bot / "own-bot.gguf").stat().st_size > 0

@@ -12,6 +12,7 @@ import pytest
 from smallgpt.demo import smalltalk
 from smallgpt.demo.judge import Judge, judged
 from smallgpt.demo.smalltalk import END_MARKS, Line, Node, Turn
+from tests.helpers.commands import refused_command, smallgpt
 
 TRAINING = 15_000
 Dialogue = tuple[Turn, ...]
@@ -87,6 +88,21 @@ def test_the_text_is_that_of_the_seed_well_formed_and_small_enough_to_learn(
     characters = Counter(itertools.chain.from_iterable(map("".join, training)))
     assert len(characters) <= 1300
     assert 40 <= sum(characters.values()) / TRAINING <= 70
+
+
+def test_the_bot_may_have_another_name() -> None:
+    ours = "\n\n".join(smalltalk.generate(3000, seed=1))
+    texts = list(smalltalk.generate(3000, seed=1, name="小禾"))
+    theirs = "\n\n".join(texts)
+    assert len(texts) == 3000 and "我叫小禾" in theirs and "小积" not in theirs
+    assert "积木的积" in ours and not re.search("[积禾](木|少成多)", theirs)
+    done = smallgpt("data", "smalltalk", "--dialogues", "30", "--name", "小禾")
+    assert done.stdout == "\n\n".join(texts[:30]) + "\n"
+    for wrong in (" ", "小 禾"):
+        assert "is not a name" in refused_command("data", "smalltalk", "--name", wrong)
+    assert set(theirs.replace("小禾", "小积").split("\n\n")) >= {
+        text for text in ours.split("\n\n")[:2000] if "积木" not in text and "积少成多" not in text
+    }
 
 
 def test_there_are_200_000_dialogues() -> None:
