@@ -299,8 +299,8 @@ class DialogueTask(Task):
         seed = config.seed, 4, step
         batch = self.rows.batch(rows, config.unk_rate, config.context_dropout, seed)
         if mixed := self.mixed_rows:
-            count, seed = config.train_batch - len(rows), (config.seed, 5, step)
-            others = RowOrder(len(mixed), config.seed).take(step * count, count)
+            due, seed = config.train_batch - len(rows), (config.seed, 5, step)
+            others = RowOrder(len(mixed), config.seed).take(step * due, due)
             more = mixed.batch(others, config.unk_rate, config.context_dropout, seed)
             batch = batch.joined(more)
         characters = max(1, self.rows.characters(batch))

@@ -162,7 +162,7 @@ def test_what_is_mixed_in_is_learnt_too(
 
 
 def test_each_step_has_the_rows_that_are_due(trained: Path, tmp_path: Path) -> None:
-    """Of the text in the order of its passes, and the share of what is mixed in."""
+    """Of the text in the order of its passes, and the share of what is mixed in, in equal parts."""
     old = tmp_path / "old.txt"
     old.write_text("".join(f"好{'今' * n}\n早{'上' * n}\n\n" for n in range(30)), "utf-8")
     seen: list[torch.Tensor] = []
@@ -170,18 +170,20 @@ def test_each_step_has_the_rows_that_are_due(trained: Path, tmp_path: Path) -> N
 
     def parts(self: pretrain.DialogueTask, step: int, count: int) -> Any:
         made = real(self, step, count)
+        assert len(made[0]) == count == 2
         seen.append(torch.cat([part.ids for part, _ in made[0]]))
         return made
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain.DialogueTask, "parts", parts)
-        finetune(tmp_path, trained, mix_path=[str(old)], mix_share=0.5, train_batch=4, max_steps=3)
+        mixing = {"mix_path": [str(old)], "mix_share": 0.25, "train_batch": 4}
+        finetune(tmp_path, trained, accumulate=2, max_steps=3, **mixing)
     stored = checkpoint.load(tmp_path / "finetuned" / "cpt3")
     (sign,) = stored.tokenizer.encode("魍")
     for ids in seen:
         assert ids.shape[0] == 4
-        assert all((ids == sign).any(1)[:2]) and not any((ids == sign).any(1)[2:])
-    assert not torch.equal(seen[0][2:], seen[1][2:])
+        assert all((ids == sign).any(1)[:3]) and not any((ids == sign).any(1)[3:])
+    assert not torch.equal(seen[0][3:], seen[1][3:])
 
 
 def test_built_in_small_talk_can_be_mixed_in(trained: Path, tmp_path: Path) -> None:
