@@ -88,7 +88,7 @@ def make_ready(
         raise UserError(f"{path} is another program's model", "it is as ready as it can be")
     told = _read_text(about) if about else ""
     evaluated = _read_evaluation(evaluation, stored.path) if evaluation else {}
-    left_out = (checkpoint.STATE_FILE, MANIFEST_FILE, huggingface.WEIGHTS_FILE)
+    left_out = (checkpoint.STATE_FILE, MANIFEST_FILE, huggingface.WEIGHTS_FILE, CARD_FILE)
     precision = getattr(torch, dtype)
     tensors = {n: t.to(precision) for n, t in huggingface.read_files(stored.path).items()}
     with checkpoint.write_errors(str(target)), atomic.directory(target) as work:

@@ -131,6 +131,9 @@ def test_weights_in_16_bits(trained: Path, tmp_path: Path, dtype: str) -> None:
     assert str(theirs.dtype) == f"torch.{dtype}"
     embedding = theirs.get_input_embeddings().state_dict()["weight"]
     assert torch.equal(embedding.float(), after.weights["wte.weight"])
+    # What is ready can be made ready again, with another card.
+    make_ready(target, tmp_path / "again", "mit", dtype="float32")
+    assert torch.equal(checkpoint.load(tmp_path / "again").weights["wte.weight"], embedding.float())
 
 
 def test_the_card_takes_a_text_and_an_evaluation(trained: Path, tmp_path: Path) -> None:
