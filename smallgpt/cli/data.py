@@ -81,8 +81,7 @@ def convert(
     said since your last one.
     """
     from smallgpt.data.chats.dialogues import Chats, gap_in_seconds
-    from smallgpt.data.chats.exports import refuse_exports
-    from smallgpt.data.dialogue_formats import read_dialogues
+    from smallgpt.data.chats.exports import refuse_exports, warn_of_exports
     from smallgpt.data.prepare import Survey, write
     from smallgpt.data.redact import Redactor
 
@@ -95,15 +94,15 @@ def convert(
     chats = Chats(me, gap_in_seconds(gap or "1h")) if me else None
     if not (chats or kind or columns):
         refuse_exports(files)
+    warn_of_exports(without)
     survey = Survey()
-    for file in without:
-        survey.leave_out(read_dialogues(file))
+    survey.leave_out(_dialogues(without, None, None, survey, skip_bad))
     dialogues = _dialogues(files, kind, columns, survey, skip_bad, chats)
     redactor = Redactor(redact, chats.names if chats else set())
     dialogues = redactor.apply(survey.collect(dialogues, keep_duplicates))
     first: list[str] = []
     to_stderr = _is_standard_output(output)  # the report is no part of the text
-    write(_with_first(dialogues, first, chats), {output: 1.0})
+    write(_with_first(dialogues, first, chats, survey), {output: 1.0})
     report = [*(chats.lines() if chats else []), *survey.lines()]
     if chats:
         shown = [text[:_SHOWN_WIDTH] for text in first[:_SHOWN]]
@@ -240,12 +239,15 @@ def _dialogues(
 
 
 def _with_first(
-    dialogues: Iterable[list[str]], first: list[str], chats: "Chats | None"
+    dialogues: Iterable[list[str]], first: list[str], chats: "Chats | None", survey: "Survey"
 ) -> Iterator[list[str]]:
-    """The same dialogues; `first` becomes the first one. Where chats give none, it is said why."""
+    """The same dialogues; `first` becomes the first one. Where there is none, it is said why."""
     for dialogue in dialogues:
         first.extend([] if first else dialogue)
         yield dialogue
+    if survey.unwanted and not first:
+        problem = f"the files of --without have all {counted(survey.unwanted, 'dialogue')}"
+        raise UserError(problem, "leave --without out, or convert other files")
     if chats and not first:
         raise UserError("no dialogue came out of it", "\n     ".join(chats.lines()))
 

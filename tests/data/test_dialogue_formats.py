@@ -570,6 +570,17 @@ def test_what_another_file_has_is_left_out(tmp_path: Path) -> None:
     assert "is an input" in refused_command(*command[:-1], judged, "--force")
     missing = refused_command(*command[:4], tmp_path / "missing", "--output", tmp_path / "y.txt")
     assert f"{tmp_path / 'missing'} not found" in missing
+    other = tmp_path / "y.txt"
+    said = refused_command("data", "convert", path, "--without", path, "--output", other)
+    assert "the files of --without have all 4 dialogues" in said and not other.exists()
+    judged.write_text(as_lines([openai(SIMPLE[1])]) + "\n{broken\n", "utf-8")
+    assert "line 3" in refused_command(*command[:-1], other)
+    done = smallgpt(*command[:-1], other, "--skip-bad")
+    assert "left out with --without: 1\nunreadable records: 1\n" in done.stdout
+    chat = tmp_path / "chat.txt"
+    chat.write_text("2024-03-01 07:42:15 阿远\n早\n\n2024-03-01 07:43:15 小禾\n好\n\n", "utf-8")
+    done = smallgpt(*command[:4], chat, "--output", out, "--force")
+    assert f"warning: {chat} looks like a chat export" in done.stderr
 
 
 def test_too_few_dialogues_for_the_parts(tmp_path: Path) -> None:
