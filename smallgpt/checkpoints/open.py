@@ -113,14 +113,21 @@ def find_checkpoint(
 def _path(named: str | Path) -> Path:
     """What a name stands for that is no name of a checkpoint in a known run."""
     path = named_path(named)
-    if str(path) != BOX or path.exists():
-        return path
+    return box() if str(path) == BOX and not path.exists() else path
+
+
+def box() -> Path:
+    """The directory of the model that comes with Small GPT.
+
+    Raises:
+        UserError: it is missing.
+    """
     installed, in_clone = _PACKAGE / "box", _PACKAGE.parent / "models" / "box"
-    box = installed if installed.is_dir() else in_clone
-    if not box.is_dir():
+    found = installed if installed.is_dir() else in_clone
+    if not found.is_dir():
         advice = "in a clone: git checkout -- models/box; otherwise install Small GPT again"
-        raise UserError(f"the model that comes with Small GPT is missing: {box}", advice)
-    return box.relative_to(Path.cwd()) if box.is_relative_to(Path.cwd()) else box
+        raise UserError(f"the model that comes with Small GPT is missing: {found}", advice)
+    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
 
 
 def open_for_training(

@@ -30,9 +30,13 @@ def _example(name: str) -> str:
 def _config_first(context: typer.Context, config: Path) -> Path:
     """Refuse a `key=value` where the config should stand."""
     if is_override(config):
-        example = f"{_example(context.command_path)} {shlex.quote(str(config))}"
-        raise UserError("a config comes first", f"write: {example}")
+        raise config_first(_example(context.command_path), str(config))
     return config
+
+
+def config_first(command: str, override: str) -> UserError:
+    """The error where a `key=value` stands before the config."""
+    return UserError("a config comes first", f"write: {command} {shlex.quote(override)}")
 
 
 def is_override(argument: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,6 +21,7 @@ from smallgpt.cli.arguments import (
     before_torch,
     check_output,
     command,
+    config_first,
     is_override,
     run_program,
     typed,
@@ -29,6 +32,7 @@ from smallgpt.cli.sentiment import sentiment_app
 from smallgpt.cli.serve import serve
 from smallgpt.config import CHAT, TRAIN, Config, Dtype
 from smallgpt.config_file import find_config, load_config, typed_keys
+from smallgpt.utils.commands import script
 from smallgpt.utils.errors import UserError
 from smallgpt.utils.paths import exists
 
@@ -104,9 +108,12 @@ def chat(config: OptionalConfigFile = None, overrides: Overrides = None) -> None
     """
     overrides = overrides or []
     if config and is_override(config):
+        if named := next((word for word in overrides if "=" not in word), ""):
+            start = f"python {script('chat.py')}"
+            raise config_first(f"{start} {shlex.quote(named)}", str(config))
         config, overrides = None, [str(config), *overrides]
     before_torch(CHAT_SPINS)
-    settings, stored = _chat_settings(config or Path("box"), overrides)
+    settings, stored = _chat_settings(config, overrides)
     from smallgpt.chat import chatbot, terminal
 
     # The weights are made ready while the first line is typed.
@@ -114,11 +121,16 @@ def chat(config: OptionalConfigFile = None, overrides: Overrides = None) -> None
     terminal.chat(bot)
 
 
-def _chat_settings(path: Path, overrides: list[str]) -> tuple[Config, Checkpoint]:
+def _chat_settings(path: Path | None, overrides: list[str]) -> tuple[Config, Checkpoint]:
     """The settings, and the model to chat with: `path` is a config, or names the model itself."""
     from smallgpt.checkpoints.checkpoint import CONFIG_FILE
-    from smallgpt.checkpoints.open import open_checkpoint
+    from smallgpt.checkpoints.open import box, open_checkpoint
 
+    if path is None:
+        if others := sorted(typed_keys(overrides) & {"checkpoint_root", "resume_from"}):
+            advice = f"name the model itself: python {script('chat.py')} checkpoints/demo"
+            raise UserError(f"{others[0]} goes with a config, and none is given", advice)
+        path = box()
     path = path if exists(path) else find_config(path)
     if path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix not in WEIGHTS_SUFFIXES):
         settings = load_config(path, overrides, command=CHAT)
@@ -182,7 +194,7 @@ def evaluate(
     from smallgpt.evaluation import report, small_talk
 
     path = find_checkpoint(path)
-    talked = small_talk.fitting_replies(path, dialogues, seed, device, dtype) if smalltalk else None
+    play = partial(small_talk.fitting_replies, path, dialogues, seed, device, dtype)
     if data:
         said = report.on_text(
             [path, *([find_checkpoint(compare)] if compare else [])],
@@ -194,11 +206,11 @@ def evaluate(
             output=json,
             device=device,
             dtype=dtype,
-            small_talk=talked,
+            small_talk=play if smalltalk else None,
         )
         typer.echo(said)
-    if talked:
-        typer.echo(talked)
+    else:
+        typer.echo(play())
 
 
 @command(app)

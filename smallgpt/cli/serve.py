@@ -16,14 +16,14 @@ from smallgpt.utils.errors import UserError
 
 def serve(
     path: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             help="A checkpoint directory, or the folder of a run; its name is the model's id. "
             "Without it, box, the model that comes with Small GPT.",
             metavar="PATH",
             show_default=False,
         ),
-    ] = Path("box"),
+    ] = None,
     classifier: Annotated[
         Path | None, typer.Option(help="A classifier to serve as well.", metavar="PATH")
     ] = None,
@@ -83,13 +83,10 @@ def serve(
     if not (api_key or _is_loopback(host)):
         advice = "set SMALLGPT_API_KEY (or --api-key), or leave out --host"
         raise UserError(f"--host {host} lets others in, and there is no key", advice)
-    if classifier and _name(classifier) == _name(path):
-        advice = "rename the folder of one"
-        raise UserError(f"{path} and {classifier} would both be called {_name(path)}", advice)
     before_torch(CHAT_SPINS)
     from smallgpt.chat import chatbot
     from smallgpt.checkpoints.checkpoint import is_classifier
-    from smallgpt.checkpoints.open import find_checkpoint
+    from smallgpt.checkpoints.open import box, find_checkpoint
     from smallgpt.sentiment import predictor
     from smallgpt.server.classifier import ClassifierThread
     from smallgpt.server.feedback import FeedbackFile
@@ -97,6 +94,10 @@ def serve(
     from smallgpt.server.run import serve as run
     from smallgpt.server.service import Limits, Service
 
+    path = path or box()
+    if classifier and _name(classifier) == _name(path):
+        advice = "rename the folder of one"
+        raise UserError(f"{path} and {classifier} would both be called {_name(path)}", advice)
     file = FeedbackFile(feedback) if feedback else None
     judge = None
     if classifier:

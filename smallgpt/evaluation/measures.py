@@ -61,7 +61,7 @@ def comparable(models: Sequence[Checkpoint], corpus: Corpus) -> Corpus:
     if not only_some:
         return corpus
     characters = counted(len(only_some), "character")
-    note(f"{characters} of the text, which not both models know, count in neither loss")
+    note(f"left out of both losses: {characters} of the text that only one model knows")
     return without_characters(corpus, only_some)
 
 

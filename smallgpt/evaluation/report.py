@@ -70,7 +70,7 @@ def on_text(
     output: Path | None = None,
     device: str = "auto",
     dtype: str | None = None,
-    small_talk: FittingReplies | None = None,
+    small_talk: Callable[[], FittingReplies] | None = None,
 ) -> str:
     """Measure one model on a text, or two side by side; all of it as text for the terminal.
 
@@ -81,7 +81,7 @@ def on_text(
         prompts: a file of prompts, instead of ours.
         output: where all figures go as JSON.
         device, dtype: see `measures.measure`.
-        small_talk: what else was measured of the first model, for `output`.
+        small_talk: measures what else is to be told of the first model, behind the rest.
 
     Raises:
         UserError: a model or a text cannot be used, or the file not be written.
@@ -104,6 +104,7 @@ def on_text(
     true_replies = [pair.reply for pair in to_reply]
     human = figures_of(to_reply, true_replies)
     comparison = _comparison(measured)
+    talked = small_talk() if small_talk else None
     if output:
         models_figures = [
             {
@@ -121,7 +122,7 @@ def on_text(
             "seed": seed,
             "dtype": dtype,
             "true_replies": {**human, "samples": true_replies},
-            **({"small_talk": small_talk.as_dict()} if small_talk else {}),
+            **({"small_talk": talked.as_dict()} if talked else {}),
             **({"compared_with": models_figures[1]} if len(models) > 1 else {}),
             **comparison,
         }
@@ -135,7 +136,7 @@ def on_text(
     for talk, *answers in zip(talks, *(each.to_prompts for each in measured), strict=True):
         lines += ["", " / ".join(talk)]
         lines += [f"  {name}  {reply}" for name, reply in zip("AB", answers, strict=False)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *([str(talked)] if talked else [])])
 
 
 def _note_if_trained_on(stored: Checkpoint, files: list[Path]) -> None:

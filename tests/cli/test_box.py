@@ -107,6 +107,10 @@ def test_what_is_called_so_here_comes_first(
     shutil.copytree(trained, "box")
     assert opening.find_checkpoint("box") == Path("box")
     assert smallgpt.load("box").reply("早上好") == smallgpt.load(trained).reply("早上好")
+    # Without a name it is ours all the same.
+    shutil.rmtree("box")
+    Path("box").mkdir()
+    assert smallgpt_command("chat", typed="exit\n").exit_code == 0
 
 
 def test_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_help_of_each_command(command: str) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        *("train", "chat", "evaluate", "inspect", "--bad", "nonsense"),
+        *("train", "evaluate", "inspect", "--bad", "nonsense"),
         *("evaluate x --dialogues 0", "evaluate x --dtype half", "convert x --output y --to zip"),
     ],
 )
@@ -193,14 +193,14 @@ def test_settings_of_the_chat(trained: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     ("command", "example"),
-    [("train", "demo"), ("chat", "demo"), ("sentiment train", "sentimental_demo")],
+    [("train", "demo"), ("sentiment train", "sentimental_demo")],
 )
 def test_a_key_where_the_config_should_stand(command: str, example: str) -> None:
     said = refused_command(*command.split(), "seed=1")
     assert "a config comes first" in said and f"{command} {example} seed=1\n" in said
 
 
-@pytest.mark.parametrize("script", [TRAIN, CHAT, REPOSITORY / "sentimentalTrain.py"])
+@pytest.mark.parametrize("script", [TRAIN, REPOSITORY / "sentimentalTrain.py"])
 def test_a_script_without_arguments_names_an_example(run: Run, script: Path) -> None:
     done = run(script)
     assert (done.returncode, done.stdout) == (2, b"")
@@ -335,9 +335,15 @@ def test_a_sentence_where_a_path_belongs(command: str) -> None:
 
 def test_what_contradicts_or_does_not_exist_is_refused(trained: Path, tmp_path: Path) -> None:
     assert "give one of them" in refused_command("chat", trained, "resume_from=latest")
+    for key in ("resume_from", "checkpoint_root"):
+        said = refused_command("chat", "temperature=0.5", f"{key}={trained}")
+        assert f"{key} goes with a config, and none is given" in said
+    said = refused_command("chat", "temperature=0.5", trained)
+    assert "a config comes first" in said and f"{trained} temperature=0.5\n" in said
     assert "give --data TEXT or --smalltalk" in refused_command("evaluate", trained)
     missing = tmp_path / "missing.txt"
-    assert str(missing) in refused_command("evaluate", trained, "--data", missing)
+    both = ("--smalltalk", "--dialogues", "9999999")  # those would take days
+    assert str(missing) in refused_command("evaluate", trained, "--data", missing, *both)
     assert "not found" in refused_command("evaluate", tmp_path / "cpt1", "--smalltalk")
     assert "'abacus' is not a device" in refused_command(
         "evaluate", trained, "--smalltalk", "--device", "abacus"
