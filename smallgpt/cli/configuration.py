@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from smallgpt.config import CHAT, CLASSIFY, TRAIN, Config, SentimentConfig
+from smallgpt.config import CHAT, CLASSIFY, TRAIN, TRAIN_FROM_BASE, Config, SentimentConfig
 from smallgpt.config_file import allowed_values, json_schema, properties
 
 INTRODUCTION = """# All keys
@@ -60,5 +60,7 @@ def _as_text(field: dataclasses.Field[Any], known: dict[str, Any]) -> str:
 def _as_markdown(field: dataclasses.Field[Any], known: dict[str, Any]) -> str:
     default = "empty" if field.default is None else f"`{field.default}`"
     meaning = known["description"].replace("<", "&lt;")
-    used_by = ", ".join(c for c in (TRAIN, CHAT, CLASSIFY) if c in field.metadata["used_by"])
+    users = field.metadata["used_by"]
+    train = TRAIN if TRAIN in users else TRAIN_FROM_BASE
+    used_by = ", ".join(c for c in (train, CHAT, CLASSIFY) if c in users)
     return f"| `{field.name}` | {default} | {allowed_values(known)} | {meaning} | {used_by} |"
