@@ -17,7 +17,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 Pooling = Literal["last", "last_mean"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 SMALL_TALK = "smalltalk"
-"""As `mix_path`: the built-in small talk, which is written into the folder of the run."""
+"""In `mix_path`: the built-in small talk, which is written into the folder of the run."""
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 TRAIN, CHAT, CLASSIFY = "train.py", "chat.py", "sentimentalTrain.py"
@@ -237,14 +237,19 @@ class Config(ModelConfig, SamplingConfig):
         return _paths(self.data_path)
 
     def mix_paths(self) -> list[Path]:
-        """The files of `mix_path`, in order."""
-        if self.mix_path == SMALL_TALK:
-            return [Path(self.checkpoint_root, "smalltalk.txt")]
-        return _paths(self.mix_path or [])
+        """The files of `mix_path`, in order; of the built-in small talk it is `small_talk_path`."""
+        small_talk = Path(SMALL_TALK)
+        paths = _paths(self.mix_path or [])
+        return [self.small_talk_path() if path == small_talk else path for path in paths]
+
+    def small_talk_path(self) -> Path:
+        """Where the built-in small talk is, if it is mixed in."""
+        return Path(self.checkpoint_root, "smalltalk.txt")
 
     def mixed_rows(self) -> int:
-        """Rows of a step that come from `mix_path`."""
-        return max(1, round(self.mix_share * self.train_batch)) if self.mix_path else 0
+        """Rows of a step that come from `mix_path`; none without a base model."""
+        mixes = self.mix_path and self.base_model
+        return max(1, round(self.mix_share * self.train_batch)) if mixes else 0
 
     def tensorboard_folder(self) -> Path | None:
         """Where TensorBoard finds this run."""

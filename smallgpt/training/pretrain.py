@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from smallgpt import runtime
 from smallgpt.chat.chatbot import Chatbot
 from smallgpt.checkpoints import checkpoint
-from smallgpt.config import SMALL_TALK, Config, check_shares
+from smallgpt.config import Config, check_shares
 from smallgpt.data.chats.exports import warn_of_exports
 from smallgpt.data.corpus import (
     Corpus,
@@ -93,7 +93,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         warn_of_exports(config.data_paths())
     corpus = world.first_process_first(lambda: open_corpus(config.data_paths(), text_chunks))
     world.agree("the text", corpus.fingerprint, "give every machine the same data_path files")
-    mixed = _open_mixed(config, world) if config.base_model and config.mix_path else None
+    mixed = _open_mixed(config, world) if config.mixed_rows() else None
     base = resume.open_base(config, world, False) if config.base_model and not resumed else None
     tokenizer = corpus.tokenizer
     if resumed:
@@ -190,13 +190,15 @@ def _open_mixed(config: Config, world: World) -> Corpus:
     """The dialogues of `mix_path`; built-in ones are written first, once a run."""
 
     def opened() -> Corpus:
-        paths = config.mix_paths()
-        if config.mix_path == SMALL_TALK and not paths[0].exists():
+        paths, own = config.mix_paths(), config.small_talk_path()
+        if own in paths and not own.exists():
             texts = smalltalk.generate(SMALL_TALK_DIALOGUES, config.seed)
-            write((text.split("\n") for text in texts), {paths[0]: 1.0})
+            write((text.split("\n") for text in texts), {own: 1.0})
         return open_corpus(paths, text_chunks)
 
     corpus = world.first_process_first(opened)
+    if world.is_first:
+        warn_of_exports(config.mix_paths())
     world.agree("the text of mix_path", corpus.fingerprint, "give every machine the same files")
     return corpus
 

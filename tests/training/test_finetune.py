@@ -186,10 +186,15 @@ def test_each_step_has_the_rows_that_are_due(trained: Path, tmp_path: Path) -> N
     assert not torch.equal(seen[0][3:], seen[1][3:])
 
 
-def test_built_in_small_talk_can_be_mixed_in(trained: Path, tmp_path: Path) -> None:
-    mixing: dict[str, Any] = {"mix_path": "smalltalk"}
+def test_built_in_small_talk_can_be_mixed_in(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a text of the user's, which had better be no chat export."""
+    (tmp_path / "chat.txt").write_text("2024-03-01 07:42:15 阿远\n早\n\n" * 9, "utf-8")
+    mixing: dict[str, Any] = {"mix_path": ["smalltalk", str(tmp_path / "chat.txt")]}
     whole = finetune(tmp_path, trained, **mixing)
     written = (tmp_path / "finetuned" / "smalltalk.txt").read_text("utf-8")
+    assert f"{tmp_path / 'chat.txt'} looks like a chat export" in capfd.readouterr().err
     first = next(smalltalk.generate(1, Config.seed))
     assert written.startswith(first + "\n\n")
     mixing["checkpoint_root"] = str(tmp_path / "two")
@@ -200,6 +205,7 @@ def test_built_in_small_talk_can_be_mixed_in(trained: Path, tmp_path: Path) -> N
 def test_mixing_that_cannot_be(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mix_share is 0\.9; it leaves no row for data_path"):
         finetune(tmp_path, trained, mix_path="smalltalk", mix_share=0.9)
+    config_from_dict({"mix_path": "smalltalk", "train_batch": 1}, "test", Config)  # mixes nothing
     with pytest.raises(UserError, match=r"missing\.txt not found"):
         finetune(tmp_path, trained, mix_path=str(tmp_path / "missing.txt"))
     assert not list((tmp_path / "finetuned").glob("cpt*"))
