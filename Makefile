@@ -81,7 +81,7 @@ OPEN_DIALOGUES ?= data/open_dialogues.txt.xz
 UNSEEN ?= data/chitchat.txt.xz
 BOX_ROOT := checkpoints/box
 box: $(VENV)/.run ## Train the model in models/box anew (two hours; needs its texts, see docs/training.md)
-	@test -d $(BOX_ROOT)/smilechat || $(BIN)/python -m smallgpt data split $(SMILECHAT) --in-order \
+	@test -e $(BOX_ROOT)/smilechat/train.txt || $(BIN)/python -m smallgpt data split $(SMILECHAT) --in-order \
 		--validation 0 --test 0.02 --output-dir $(BOX_ROOT)/smilechat
 	@test -e $(BOX_ROOT)/dialogues.txt || $(BIN)/python -m smallgpt data convert $(OPEN_DIALOGUES) \
 		$(BOX_ROOT)/smilechat/train.txt --without $(UNSEEN) --output $(BOX_ROOT)/dialogues.txt

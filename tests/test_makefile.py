@@ -21,6 +21,7 @@ case "$1 $2" in
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip") echo "$*" >> pip.log ;;
     "-m benchmarks"* | "-m tools"*) echo "$0 $*" ;;
+    "-m smallgpt") echo "$*" >> smallgpt.log ;;
     "-c import sys, torch"*) exit "${NO_CARD:-0}" ;;
 esac
 """
@@ -84,3 +85,15 @@ def test_own_bot_needs_gguf_but_nothing_else_of_developers(tmp_path: Path) -> No
     assert done.stdout == ".venv/bin/python -m tools.own_bot max_steps=2 lr=0.1\n"
     told = (tmp_path / "pip.log").read_text().splitlines()
     assert [line.split(" -q ")[1].split()[-1][:6] for line in told] == ["requir", "gguf=="]
+
+
+def test_box_splits_again_where_it_was_stopped(tmp_path: Path) -> None:
+    parts = tmp_path / "checkpoints" / "box" / "smilechat"
+    parts.mkdir(parents=True)  # the first that a split makes
+    assert make(tmp_path, "box").returncode == 0
+    (parts / "train.txt").touch()
+    assert make(tmp_path, "box").returncode == 0
+    ran = [line.split()[2:4] for line in (tmp_path / "smallgpt.log").read_text().splitlines()]
+    assert [words for words in ran if words[0] == "data"] == [
+        *(["data", name] for name in ("split", "convert", "smalltalk", "convert", "smalltalk"))
+    ]
