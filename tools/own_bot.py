@@ -1,4 +1,4 @@
-"""The way of docs/your-own-bot.md, from a chat export to a served bot (`make own-bot`).
+"""The steps of docs/your-own-bot.md, from a chat export to a served bot (`make own-bot`).
 
     python -m tools.own_bot [key=value ...]
 
@@ -116,12 +116,12 @@ def main(keys: Sequence[str], run: Run = in_a_process) -> dict[str, float]:
     """Take all steps; the seconds of each, by the name of its command."""
     begin_anew()
     seconds: dict[str, float] = {}
-    way = steps(PAGE)
-    for number, step in enumerate(way, 1):
+    all_steps = steps(PAGE)
+    for number, step in enumerate(all_steps, 1):
         command = step.command
         if step.name() == "train.py" and keys:
             command = f"{command} {shlex.join(keys)}"
-        note(f"\nstep {number} of {len(way)}: {command}")
+        note(f"\nstep {number} of {len(all_steps)}: {command}")
         start = time.monotonic()
         if step.question:
             with in_the_background(shlex.split(command)) as url:

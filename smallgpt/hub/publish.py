@@ -87,7 +87,7 @@ def make_ready(
     if not stored.has_checksums:
         raise UserError(f"{path} is another program's model", "it is as ready as it can be")
     told = _read_text(about) if about else ""
-    evaluated = _read_evaluation(evaluation, stored.path) if evaluation else {}
+    measured = _read_evaluation(evaluation, stored.path) if evaluation else {}
     left_out = (checkpoint.STATE_FILE, MANIFEST_FILE, huggingface.WEIGHTS_FILE, CARD_FILE)
     precision = getattr(torch, dtype)
     tensors = {n: t.to(precision) for n, t in huggingface.read_files(stored.path).items()}
@@ -108,7 +108,7 @@ def make_ready(
         gguf_file = target.name + gguf.SUFFIX if for_llama_cpp else ""
         if gguf_file:
             gguf.write(stored, work / gguf_file)
-        text = card(stored, licence, gguf_file, told, evaluated)
+        text = card(stored, licence, gguf_file, told, measured)
         (work / CARD_FILE).write_text(text, "utf-8")
 
 
@@ -119,13 +119,19 @@ def _read_text(file: Path) -> str:
         raise UserError(f"{file} cannot be read: {error}", "give a text in UTF-8") from None
 
 
-def _read_evaluation(file: Path, path: Path) -> dict[str, Any]:
+def _read_evaluation(file: Path, path: Path) -> dict[str, str]:
+    """The facts for the card."""
     evaluated = huggingface.read_json(file)
     of = evaluated.get("checkpoint")
-    if not isinstance(of, str) or Path(of).resolve() != path.resolve():
-        advice = f"measure this one: python -m smallgpt evaluate {path} --data TEXT --json {file}"
+    advice = f"measure this one: python -m smallgpt evaluate {path} --data TEXT --json {file}"
+    if isinstance(of, str) and Path(of).resolve() != path.resolve():
         raise UserError(f"{file} is not an evaluation of {path}, but of {of}", f"{advice} --force")
-    return evaluated
+    try:
+        if isinstance(of, str):
+            return _evaluation_facts(evaluated)
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise UserError(f"{file} is not what smallgpt evaluate writes", f"{advice} --force")
 
 
 def card(
@@ -133,11 +139,11 @@ def card(
     licence: str,
     gguf_file: str = "",
     about: str = "",
-    evaluated: Mapping[str, Any] | None = None,
+    measured: Mapping[str, str] | None = None,
 ) -> str:
     """The model card: what it is, learnt from what and how, how good it is, how to use it.
 
-    Every figure is read from the checkpoint and from what `smallgpt evaluate` wrote.
+    Every figure is read from the checkpoint, or is in `measured`, what `smallgpt evaluate` found.
     """
     config = stored.config
     own, remark = huggingface.is_own(config), ""
@@ -168,7 +174,7 @@ def card(
     trained_here = "original" not in stored.manifest
     name = Path(config.checkpoint_root).name if trained_here else stored.path.resolve().name
     parameters = sum(t.numel() for t in stored.weights.values())
-    table = _facts(stored) | _evaluation_facts(evaluated or {})
+    table = {**_facts(stored), **(measured or {})}
     facts = "\n".join(f"| {fact} | {value} |" for fact, value in table.items())
     about = f"\n{about.strip()}\n" if about else ""
     return f"""\
@@ -197,7 +203,7 @@ a context of {config.block_size} ids and a vocabulary of {config.vocab_size:,}; 
 
 
 def _evaluation_facts(evaluated: Mapping[str, Any]) -> dict[str, str]:
-    """What `smallgpt evaluate` measured; empty where there was no evaluation."""
+    """What `smallgpt evaluate` measured, of its figures by name."""
     text = ", ".join(Path(file).name for file in evaluated.get("data", ()))
     facts = {}
     if "bits_per_character" in evaluated:

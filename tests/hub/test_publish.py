@@ -157,6 +157,10 @@ def test_the_card_takes_a_text_and_an_evaluation(trained: Path, tmp_path: Path) 
     assert smallgpt.load(tmp_path / "ready").reply("早上好")
     other = ("push-ready", tmp_path / "ready", "--output", tmp_path / "y", "--evaluation", figures)
     assert "is not an evaluation of" in refused_command(*other)
+    for without in ("checkpoint", "r10_at_1_95"):
+        figures.write_text(json.dumps({k: v for k, v in measured.items() if k != without}), "utf-8")
+        edited = ("push-ready", trained, "--output", tmp_path / "y", "--evaluation", figures)
+        assert f"{figures} is not what smallgpt evaluate writes" in refused_command(*edited)
     for option, file in (("--about", tmp_path / "x"), ("--evaluation", about)):
         said = refused_command("push-ready", trained, "--output", tmp_path / "y", option, file)
         assert f"{file} cannot be read" in said
