@@ -39,7 +39,7 @@ END_MARKS = "？?。！~"  # do not tell two combinations apart
 
 NAME = "小积"
 """The bot's."""
-_ABOUT_NAME = re.compile("积木|积少成多")
+_ABOUT_NAME = re.compile("(?<!小)积")  # 积木, 积少成多, 积累
 _ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"\{(\w+)(?::(\w+))?\}")
 _T = TypeVar("_T")

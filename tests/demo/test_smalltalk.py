@@ -95,13 +95,13 @@ def test_the_bot_may_have_another_name() -> None:
     texts = list(smalltalk.generate(3000, seed=1, name="小禾"))
     theirs = "\n\n".join(texts)
     assert len(texts) == 3000 and "我叫小禾" in theirs and "小积" not in theirs
-    assert "积木的积" in ours and not re.search("[积禾](木|少成多)", theirs)
+    assert "积木的积" in ours and "积累，所以叫" in ours and not re.search("积|禾木", theirs)
     done = smallgpt("data", "smalltalk", "--dialogues", "30", "--name", "小禾")
     assert done.stdout == "\n\n".join(texts[:30]) + "\n"
     for wrong in (" ", "小 禾"):
         assert "is not a name" in refused_command("data", "smalltalk", "--name", wrong)
     assert set(theirs.replace("小禾", "小积").split("\n\n")) >= {
-        text for text in ours.split("\n\n")[:2000] if "积木" not in text and "积少成多" not in text
+        text for text in ours.split("\n\n")[:2000] if not re.search("积[木少累]", text)
     }
 
 
