@@ -515,7 +515,7 @@ def test_the_home_folder_is_filled_in_wherever_a_path_is_given(
     assert len(load_config(None, [f"data_path=[{many}]"]).data_paths()) == 60
     several = load_config(None, ["data_path=[~/a.txt, b~.txt]"])
     assert several.data_paths() == [tmp_path / "a.txt", Path("b~.txt")]
-    assert len(PATH_KEYS) == 6
+    assert len(PATH_KEYS) == 7
     assert load_config(None, ["checkpoint_root=~nobody-here/x"]).checkpoint_root[0] == "~"
 
 

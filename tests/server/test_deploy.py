@@ -84,9 +84,8 @@ def test_the_image_copies_what_is_there_and_starts_the_server() -> None:
     copied = re.findall(r"^COPY (\S+) (\S+)$", joined_lines(CONTAINERFILE), re.MULTILINE)
     assert [(REPOSITORY / source).exists() for source, _ in copied] == [True] * 3
     assert int(instruction("USER")) > 0
-    check_that_serve_knows(
-        [*json.loads(instruction("ENTRYPOINT")), *json.loads(instruction("CMD"))]
-    )
+    assert json.loads(instruction("CMD")) == ["box"]
+    check_that_serve_knows([*json.loads(instruction("ENTRYPOINT")), MODEL])
 
 
 def test_the_images_health_check_fails_while_the_server_ends() -> None:
