@@ -92,8 +92,11 @@ def ask(url: str, question: str) -> str:
     path = urlsplit(next(word for word in curl if word.startswith("http:"))).path
     body = curl[curl.index("-d") + 1].encode()
     request = Request(url + path, body, {"Content-Type": "application/json"})
-    with build_opener(ProxyHandler({})).open(request, timeout=PATIENCE) as answer:
-        return str(json.load(answer)["choices"][0]["message"]["content"])
+    try:
+        with build_opener(ProxyHandler({})).open(request, timeout=PATIENCE) as answer:
+            return str(json.load(answer)["choices"][0]["message"]["content"])
+    except OSError as error:
+        raise UserError(f"the server did not answer: {error}", "ask it by hand, step 7") from None
 
 
 def begin_anew() -> None:

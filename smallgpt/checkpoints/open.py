@@ -19,7 +19,7 @@ from smallgpt.utils.paths import ALIKE, named_path, not_found
 
 SPECIAL_NAMES = ("latest", "auto", "best")
 BOX = "box"
-"""The model that comes with Small GPT, where nothing in the current folder has this name."""
+"""The model that comes with Small GPT, where the current folder has no model of this name."""
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -113,7 +113,13 @@ def find_checkpoint(
 def _path(named: str | Path) -> Path:
     """What a name stands for that is no name of a checkpoint in a known run."""
     path = named_path(named)
-    return box() if str(path) == BOX and not path.exists() else path
+    return box() if str(path) == BOX and not _holds_model(path) else path
+
+
+def _holds_model(path: Path) -> bool:
+    """Whether it is the directory of a checkpoint, of a run, or of another program's model."""
+    files = (MANIFEST_FILE, checkpoint.CONFIG_FILE, huggingface.CONFIG_FILE)
+    return any((path / name).exists() for name in files) or bool(checkpoints(path))
 
 
 def box() -> Path:

@@ -13,7 +13,6 @@ from typing import Annotated, Any, TypeVar, cast
 import typer
 
 from smallgpt.cli import streams
-from smallgpt.config import SentimentConfig
 from smallgpt.utils.atomic import is_device
 from smallgpt.utils.commands import SCRIPTS, config_names, script, with_config
 from smallgpt.utils.errors import UserError, user_errors
@@ -42,7 +41,7 @@ def config_first(command: str, override: str) -> UserError:
 def is_override(argument: Path) -> bool:
     """Whether it is a `key=value` that stands where the config belongs."""
     key, equals, _ = str(argument).partition("=")
-    return bool(equals) and key in SentimentConfig.__dataclass_fields__ and not exists(argument)
+    return bool(equals) and key.isidentifier() and not exists(argument)
 
 
 _CONFIG_HELP = f"YAML file of the run, or the name of one of these: {', '.join(config_names())}."

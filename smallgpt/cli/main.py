@@ -258,9 +258,9 @@ def push_ready(
     ] = None,
     gguf: Annotated[bool, typer.Option("--gguf", help="Add a file for llama.cpp.")] = False,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"],
-        typer.Option(help="Precision of the weights; 16 bits take half the room."),
-    ] = "float32",
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Precision of the weights, by default as they are."),
+    ] = None,
 ) -> None:
     """Make a directory to upload: without training state, with a model card.
 

@@ -140,7 +140,8 @@ def on_text(
 
 
 def _note_if_trained_on(stored: Checkpoint, files: list[Path]) -> None:
-    learnt = {path.resolve() for path in stored.config.data_paths()}
+    config = stored.config
+    learnt = {path.resolve() for path in (*config.data_paths(), *config.mix_paths())}
     if stored.has_checksums and learnt & {file.resolve() for file in files}:
         note(
             f"{stored.path} was trained on most of this text: the figures are better than on a new "

@@ -61,7 +61,7 @@ def make_ready(
     licence: str,
     most_bytes: str = MOST_BYTES,
     for_llama_cpp: bool = False,
-    dtype: Dtype = "float32",
+    dtype: Dtype | None = None,
     about: Path | None = None,
     evaluation: Path | None = None,
 ) -> None:
@@ -72,7 +72,7 @@ def make_ready(
         licence: for the card, such as "mit"; an identifier of the hub, or "other".
         most_bytes: of a file of weights, such as "2GB".
         for_llama_cpp: add a GGUF file, by the name of `target`.
-        dtype: of the weights: float32, bfloat16 or float16.
+        dtype: of the weights: float32, bfloat16 or float16; None leaves them as they are.
         about: a text for the card.
         evaluation: what `smallgpt evaluate --json` wrote about this checkpoint, for the card.
 
@@ -89,8 +89,9 @@ def make_ready(
     told = _read_text(about) if about else ""
     measured = _read_evaluation(evaluation, stored.path) if evaluation else {}
     left_out = (checkpoint.STATE_FILE, MANIFEST_FILE, huggingface.WEIGHTS_FILE, CARD_FILE)
-    precision = getattr(torch, dtype)
-    tensors = {n: t.to(precision) for n, t in huggingface.read_files(stored.path).items()}
+    tensors = huggingface.read_files(stored.path)
+    if dtype:
+        tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
     with checkpoint.write_errors(str(target)), atomic.directory(target) as work:
         for file in stored.path.iterdir():
             if file.is_file() and file.name not in left_out:
@@ -98,9 +99,10 @@ def make_ready(
         # Anew: those of older checkpoints tell transformers less.
         stored.tokenizer.save(work, **checkpoint.tokenizer_settings(stored.config))
         save_torch_state_dict(tensors, work, max_shard_size=most_bytes, metadata={"format": "pt"})
-        described = huggingface.read_json(work / huggingface.CONFIG_FILE) | {"dtype": dtype}
-        text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
-        (work / huggingface.CONFIG_FILE).write_text(text, "utf-8")
+        if dtype:
+            described = huggingface.read_json(work / huggingface.CONFIG_FILE) | {"dtype": dtype}
+            text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+            (work / huggingface.CONFIG_FILE).write_text(text, "utf-8")
         for file in work.iterdir():
             file.chmod(0o644)
         checkpoint.write_manifest(work, stored.manifest)

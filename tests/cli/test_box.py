@@ -106,6 +106,13 @@ def test_what_is_called_so_here_comes_first(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained, "box")
     assert opening.find_checkpoint("box") == Path("box")
+    shutil.copytree("box", "run/cpt1")
+    shutil.rmtree("box")
+    Path("box").mkdir()  # no model
+    assert opening.find_checkpoint("box").resolve() == BOX
+    Path("run").rename("box/box")
+    monkeypatch.chdir("box")
+    assert opening.find_checkpoint("box") == Path("box/cpt1")
     assert smallgpt.load("box").reply("早上好") == smallgpt.load(trained).reply("早上好")
     # Without a name it is ours all the same.
     shutil.rmtree("box")

@@ -127,13 +127,17 @@ def test_weights_in_16_bits(trained: Path, tmp_path: Path, dtype: str) -> None:
         assert torch.equal(weight.to(getattr(torch, dtype)).float(), after.weights[name]), name
     files = {path: (path / "model.safetensors").stat().st_size for path in (trained, target)}
     assert files[target] < 0.6 * files[trained]
+    # Made ready again, they stay as they are.
+    assert smallgpt_command("push-ready", target, "--output", tmp_path / "again").exit_code == 0
+    again = tmp_path / "again"
+    for name in ("model.safetensors", "config.json"):
+        assert (again / name).read_bytes() == (target / name).read_bytes()
     theirs = AutoModelForCausalLM.from_pretrained(target)
     assert str(theirs.dtype) == f"torch.{dtype}"
     embedding = theirs.get_input_embeddings().state_dict()["weight"]
     assert torch.equal(embedding.float(), after.weights["wte.weight"])
-    # What is ready can be made ready again, with another card.
-    make_ready(target, tmp_path / "again", "mit", dtype="float32")
-    assert torch.equal(checkpoint.load(tmp_path / "again").weights["wte.weight"], embedding.float())
+    make_ready(target, tmp_path / "wider", "mit", dtype="float32")
+    assert torch.equal(checkpoint.load(tmp_path / "wider").weights["wte.weight"], embedding.float())
 
 
 def test_the_card_takes_a_text_and_an_evaluation(trained: Path, tmp_path: Path) -> None:
