@@ -30,7 +30,7 @@ FOLDERS = (Path("data/own-bot"), Path("checkpoints/own-bot"))
 """What the page's commands write is in them."""
 MARK = ".by-make-own-bot"
 """In a folder that may be deleted, to begin anew."""
-SAID = ("在干嘛呢", "你家的猫叫什么名字", "你最喜欢什么花")
+SAID = ("你叫什么名字", "年糕呢", "打烊了没")
 """To the bot, in chat.py."""
 PATIENCE = 120.0  # seconds for a reply of the server
 
