@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from smallgpt.chat import commands
@@ -57,6 +58,8 @@ def _with_a_person(conversation: Chatbot) -> None:
     words = of_locale()
     if conversation.source:
         note(words.describe(conversation.source))
+        if (card := Path(conversation.source.path, "README.md")).is_file():
+            note(words.card.format(card))
     note(words.welcome)
     for line in _typed_lines():
         prompt = as_utterance(line)

@@ -13,6 +13,7 @@ class Words:
 
     welcome: str
     source: str
+    card: str
     million: str
     nothing_typed: str
     unknown: str
@@ -52,6 +53,7 @@ class Words:
 ENGLISH = Words(
     welcome="Chat: type and press Enter; exit leaves, flush forgets, /help explains.",
     source="Model: {} ({} parameters, {}, on {})",
+    card="It makes things up, and is no help in a crisis: read {}",
     million="{:,.1f} million",
     nothing_typed="(nothing typed; /help explains)",
     unknown="(unknown command {}; /help lists the commands)",
@@ -94,6 +96,7 @@ There is no system prompt: the model knows only what was said in the conversatio
 CHINESE = Words(
     welcome="输入内容后按回车发送；输入 exit 退出，flush 清空对话，/help 查看帮助。",
     source="模型：{}（{}参数，{}，在 {} 上运行）",
+    card="它会乱说，也不能在危急时刻帮助你（心理援助热线 12356），详见 {}",
     million="{:,.0f} 万",
     nothing_typed="（没有输入内容；/help 查看帮助）",
     unknown="（没有 {} 这个命令；/help 列出所有命令）",

@@ -212,7 +212,11 @@ def smalltalk(
     try:
         if output:
             check_output([], [output], force)
-            write((text.split("\n") for text in texts), {output: 1.0})
+            written = write((text.split("\n") for text in texts), {output: 1.0})
+            typer.echo(
+                f"written: {output}, {counted(written[output], 'dialogue')}",
+                err=_is_standard_output(output),
+            )
             return
         for number, text in enumerate(texts):
             sys.stdout.write(("\n" if number else "") + text + "\n")

@@ -16,7 +16,7 @@ from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE
 from smallgpt.config import Dtype, SentimentConfig
 from smallgpt.utils import atomic
-from smallgpt.utils.errors import UserError
+from smallgpt.utils.errors import UserError, note
 
 CARD_FILE = "README.md"
 MOST_BYTES = "2GB"
@@ -87,6 +87,8 @@ def make_ready(
     if not stored.has_checksums:
         raise UserError(f"{path} is another program's model", "it is as ready as it can be")
     told = _read_text(about) if about else ""
+    if (stored.path / CARD_FILE).exists() and not about:
+        note(f"{stored.path / CARD_FILE} is not taken over: give a text for the new card, --about")
     measured = _read_evaluation(evaluation, stored.path) if evaluation else {}
     left_out = (checkpoint.STATE_FILE, MANIFEST_FILE, huggingface.WEIGHTS_FILE, CARD_FILE)
     tensors = huggingface.read_files(stored.path)

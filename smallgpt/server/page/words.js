@@ -93,8 +93,8 @@ const WORDS = {
   hint: ['Enter sends, Shift + Enter starts a new line', 'Enter 发送，Shift + Enter 换行'],
   welcome: ['What shall we talk about?', '聊点什么吧'],
   welcomeMore: [
-    'The model is small: it talks, but it knows little and makes things up. Conversations stay in this browser.',
-    '这是一个小模型：会聊天，但懂得不多，也会乱说。对话只保存在此浏览器中。',
+    'The model is small: it talks, but it knows little, makes things up, and is no help in a crisis. Conversations stay in this browser.',
+    '这是一个小模型：会聊天，但懂得不多，会乱说，也不能在危急时刻帮助你（心理援助热线 12356）。对话只保存在此浏览器中。',
   ],
   you: ['You', '你'],
   them: ['Model', '模型'],
