@@ -220,6 +220,18 @@ def test_garbage_is_not_loaded_and_changes_nothing(
     assert bot.heard() == ["早\n", "早\n好\n晚\n"]
 
 
+@pytest.mark.parametrize(
+    ("locale", "warns"), [("C.UTF-8", "is no help in a crisis"), ("zh_CN.UTF-8", "12356")]
+)
+def test_a_model_with_a_card_warns(
+    typing: Type, trained_copy: Path, locale: str, warns: str
+) -> None:
+    assert warns not in typing(smallgpt.load(trained_copy), "exit", locale=locale)
+    (trained_copy / "README.md").touch()
+    shown = typing(smallgpt.load(trained_copy), "exit", locale=locale)
+    assert warns in shown and str(trained_copy / "README.md") in shown
+
+
 def test_a_loaded_conversation_cannot_steer_the_terminal(typing: Type, tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     messages = [("user", "\x1b[2J早"), ("assistant", "\x07好")]
