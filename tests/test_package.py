@@ -16,11 +16,13 @@ SETUPTOOLS = PROJECT["tool"]["setuptools"]
 def test_every_folder_of_the_package_is_in_it_and_the_configs_too() -> None:
     inside = REPOSITORY / "smallgpt"
     folders = {path.parent.relative_to(REPOSITORY) for path in inside.rglob("*.py")}
-    expected = {".".join(folder.parts) for folder in folders} | {"smallgpt.configs"}
+    expected = {".".join(folder.parts) for folder in folders} | {"smallgpt.box", "smallgpt.configs"}
     assert sorted(expected) == SETUPTOOLS["packages"]
-    assert SETUPTOOLS["package-dir"] == {"smallgpt.configs": CONFIGS.name}
+    others = {"smallgpt.box": "models/box", "smallgpt.configs": CONFIGS.name}
+    assert SETUPTOOLS["package-dir"] == others
     assert (inside / "py.typed").exists()
-    assert not (inside / "configs").exists()  # it would go before config/
+    for name in ("box", "configs"):
+        assert not (inside / name).exists()  # it would go before config/ and models/
 
 
 def test_there_is_one_version() -> None:

@@ -213,10 +213,7 @@ def smalltalk(
         if output:
             check_output([], [output], force)
             written = write((text.split("\n") for text in texts), {output: 1.0})
-            typer.echo(
-                f"written: {output}, {counted(written[output], 'dialogue')}",
-                err=_is_standard_output(output),
-            )
+            note(f"written: {output}, {counted(written[output], 'dialogue')}")
             return
         for number, text in enumerate(texts):
             sys.stdout.write(("\n" if number else "") + text + "\n")

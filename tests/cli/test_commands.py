@@ -361,7 +361,8 @@ def test_smalltalk_is_the_same_bytes_anywhere(run: Run, tmp_path: Path) -> None:
     assert smallgpt(*command, "2").stdout_bytes != here.stdout_bytes
     made = tmp_path / "new folder" / "talk.txt"
     written = smallgpt(*command, "1", "--output", made)
-    assert (written.exit_code, written.stdout) == (0, "")
+    assert (written.exit_code, written.stdout) == (0, "")  # make demo's is for replies
+    assert written.stderr == f"written: {made}, 5 dialogues\n"
     assert made.read_bytes() == here.stdout_bytes
 
 
