@@ -55,9 +55,7 @@ class Survey:
     ) -> Iterator[list[str]]:
         """The same dialogues, counted, without duplicates unless these are to be kept."""
         for dialogue in dialogues:
-            if self._elsewhere and _digest(essence(dialogue)) in self._elsewhere:
-                self.unwanted += 1
-            elif keep_duplicates or not self._is_duplicate(dialogue):
+            if self._is_wanted(dialogue, keep_duplicates):
                 characters = sum(map(len, dialogue))
                 self.dialogues += 1
                 self.turns += len(dialogue)
@@ -70,8 +68,17 @@ class Survey:
         known = len(self.rejected) < MOST_REASONS or reason in self.rejected
         self.rejected[reason if known else "other reasons"] += 1
 
-    def _is_duplicate(self, dialogue: list[str]) -> bool:
-        exact, near = _digest("\n".join(dialogue)), _digest(essence(dialogue))
+    def _is_wanted(self, dialogue: list[str], keep_duplicates: bool) -> bool:
+        if keep_duplicates and not self._elsewhere:
+            return True
+        near = _digest(essence(dialogue))
+        if near in self._elsewhere:
+            self.unwanted += 1
+            return False
+        return keep_duplicates or not self._is_duplicate(dialogue, near)
+
+    def _is_duplicate(self, dialogue: list[str], near: bytes) -> bool:
+        exact = _digest("\n".join(dialogue))
         kept = self._kept.get(near)
         if kept is None:
             self._kept[near] = exact

@@ -1,7 +1,7 @@
 """Dialogues -> GPT. `_train` reads top to bottom: config, data, model, loop."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -115,7 +115,9 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     _check_targets(config, train_rows, validation_rows)
     mixed_rows = None
     if mixed:
-        mixed_rows = world.first_process_first(lambda: _pack_all(config, mixed, tokenizer))
+        (mixed_rows,) = world.first_process_first(
+            lambda: _pack(config, mixed, tokenizer, [np.arange(len(mixed))])
+        )
 
     # 3. Model: the checkpoint's, the base's, or fresh.
     runtime.seed_everything(config.seed)
@@ -177,13 +179,18 @@ def pack_corpus(
     config: Config, corpus: Corpus, tokenizer: Tokenizer
 ) -> tuple[PackedRows, PackedRows]:
     """Training and validation rows, in the ids of `tokenizer`; `corpus` is in those of its text."""
+    parts = split(len(corpus), config.train_percent, config.seed)
+    train, held_back = _pack(config, corpus, tokenizer, parts)
+    return train, held_back
+
+
+def _pack(
+    config: Config, corpus: Corpus, tokenizer: Tokenizer, parts: Iterable[IntArray]
+) -> list[PackedRows]:
+    """The rows of each part, which is the numbers of its dialogues, in the ids of `tokenizer`."""
     encoded, id_map = match_tokenizer(corpus, tokenizer)
     size, seed, replies_only = config.block_size, config.seed, config.loss_on == "replies"
-    train, held_back = (
-        PackedRows(encoded, dialogues, size, seed, id_map, replies_only)
-        for dialogues in split(len(corpus), config.train_percent, seed)
-    )
-    return train, held_back
+    return [PackedRows(encoded, dialogues, size, seed, id_map, replies_only) for dialogues in parts]
 
 
 def _open_mixed(config: Config, world: World) -> Corpus:
@@ -201,13 +208,6 @@ def _open_mixed(config: Config, world: World) -> Corpus:
         warn_of_exports(config.mix_paths())
     world.agree("the text of mix_path", corpus.fingerprint, "give every machine the same files")
     return corpus
-
-
-def _pack_all(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> PackedRows:
-    """Rows of all dialogues of `mix_path`, in the ids of `tokenizer`."""
-    encoded, id_map = match_tokenizer(corpus, tokenizer)
-    every, size, replies_only = np.arange(len(corpus)), config.block_size, config.loss_on != "all"
-    return PackedRows(encoded, every, size, config.seed, id_map, replies_only)
 
 
 def _check_targets(config: Config, rows: PackedRows, validation_rows: PackedRows) -> None:
