@@ -86,13 +86,13 @@ def load(
             not what it should be.
     """
     from smallgpt.chat import chatbot
-    from smallgpt.checkpoints import checkpoint, open
+    from smallgpt.checkpoints import open
     from smallgpt.utils.errors import UserError
 
     if kind not in (None, "chatbot", "classifier"):
         raise UserError(f"kind: {kind!r} is unknown", "use 'chatbot', 'classifier' or None")
     path = open.find_checkpoint(path)
-    if kind == "chatbot" or (kind is None and not checkpoint.is_classifier(path)):
+    if kind == "chatbot" or (kind is None and not open.is_classifier(path)):
         return chatbot.load(path, sampling, device, seed, dtype, wait)
     from smallgpt.sentiment import predictor
 

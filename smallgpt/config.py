@@ -19,6 +19,8 @@ DTYPES: tuple[str, ...] = get_args(Dtype)
 SMALL_TALK = "smalltalk"
 """In `mix_path`: the built-in small talk, which is written into the folder of the run."""
 POOLINGS: tuple[str, ...] = get_args(Pooling)
+LORA_TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+"""The matrices of a layer. In `lora_targets` what is before the dot may be left out."""
 
 TRAIN, CHAT, CLASSIFY = "train.py", "chat.py", "sentimentalTrain.py"
 TRAIN_FROM_BASE = "train.py with base_model"
@@ -41,6 +43,7 @@ _hardware = partial(_key, group="hardware", used_by=_TRAINING)
 _length = partial(_key, group="length", used_by=_TRAINING)
 _optimizer = partial(_key, group="optimizer", used_by=_TRAINING)
 _output = partial(_key, group="output", used_by=_TRAINING)
+_lora = partial(_key, group="adapters", used_by=(TRAIN_FROM_BASE, CLASSIFY))
 _reviews = partial(_key, group="classifier", used_by=(CLASSIFY, ABLATION, TEXT))
 _classifier = partial(_key, group="classifier", used_by=(CLASSIFY, ABLATION))
 
@@ -142,6 +145,17 @@ class Config(ModelConfig, SamplingConfig):
     """Share of the rows of a step that come from `mix_path`; at least one row."""
     loss_on: Literal["all", "replies"] = _dialogues("all")
     """all utterances, or replies: every second one."""
+
+    lora_rank: int = _lora(0, ge=0)
+    """Train adapters of this rank for the matrices of the layers, and leave base_model as it is
+    (LoRA, arXiv:2106.09685). They take little memory and disk; 0 trains the whole model."""
+    lora_alpha: float = _lora(32.0, gt=0)
+    """What an adapter adds is scaled by `lora_alpha` / `lora_rank`."""
+    lora_dropout: float = _lora(0.0, ge=0, lt=1)
+    """Share of the inputs of an adapter left out in training."""
+    lora_targets: str | list[str] = _lora("all")
+    """Which matrices get adapters: all, or some of attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj;
+    c_proj means both of that name."""
 
     device: str = _hardware("auto", used_by=_ANY)
     """auto, cpu, cuda, cuda:N or mps."""
@@ -251,6 +265,11 @@ class Config(ModelConfig, SamplingConfig):
         mixes = self.mix_path and self.base_model
         return max(1, round(self.mix_share * self.train_batch)) if mixes else 0
 
+    def lora_matrices(self) -> tuple[str, ...]:
+        """Those of `LORA_TARGETS` that get adapters."""
+        wanted = _listed(self.lora_targets)
+        return tuple(name for name in LORA_TARGETS if _names(name) & wanted)
+
     def tensorboard_folder(self) -> Path | None:
         """Where TensorBoard finds this run."""
         path = self.tensorboard_path
@@ -272,6 +291,10 @@ class Config(ModelConfig, SamplingConfig):
         yield not (self.data_path and all(self.data_path)), "data_path", "must name a file"
         alone = f"leaves no row for data_path: train_batch is {self.train_batch}"
         yield self.mixed_rows() >= self.train_batch, "mix_share", alone
+        yield self.lora_rank > 0 and not self.base_model, "lora_rank", "needs a base_model"
+        wanted, known = _listed(self.lora_targets), set().union(*map(_names, LORA_TARGETS))
+        matrices = f"must be all, or some of {', '.join(LORA_TARGETS)}"
+        yield not wanted or not wanted <= known, "lora_targets", matrices
         heads = f"is not divisible by n_head ({self.n_head}): every head needs the same width"
         yield self.n_embd % self.n_head > 0, "n_embd", heads
         yield self.min_lr > self.lr, "min_lr", f"must not exceed lr ({self.lr})"
@@ -280,6 +303,15 @@ class Config(ModelConfig, SamplingConfig):
         yield in_steps and self.warmup_steps > self.decay_steps, "warmup_steps", steps
         share = f"must not exceed decay ({self.decay})"
         yield (self.warmup or 0) > (self.decay or 1), "warmup", share
+
+
+def _listed(named: str | list[str]) -> set[str]:
+    return {named} if isinstance(named, str) else {*named}
+
+
+def _names(target: str) -> set[str]:
+    """What one of `LORA_TARGETS` may be called."""
+    return {"all", target, target.partition(".")[2]}
 
 
 def _paths(named: str | list[str]) -> list[Path]:
@@ -337,6 +369,8 @@ class SentimentConfig(Config):
         yield self.frozen and self.lm_weight > 0, "lm_weight", learns
         once = "needs frozen: False, as the states of the frozen blocks are computed once"
         yield self.frozen and self.character_dropout > 0, "character_dropout", once
+        whole = "needs frozen: False, as adapters leave all layers frozen"
+        yield self.frozen and self.lora_rank > 0, "lora_rank", whole
         padding = "needs use_mask: True, as there is nothing to learn from padding"
         yield not self.use_mask and self.lm_weight > 0, "lm_weight", padding
 

@@ -33,7 +33,7 @@ from smallgpt.utils.commands import CONFIGS, config_names, script
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.paths import exists, not_found, without_tilde
 
-_AS_YAML = {"data_path": "[]", "mix_path": "[]", "label_map": "{}"}
+_AS_YAML = {"data_path": "[]", "mix_path": "[]", "lora_targets": "[]", "label_map": "{}"}
 """Keys whose value on the command line is YAML where it stands in these."""
 _CHINESE_COLON = "`：` is the Chinese colon: write `: `, with a space"
 

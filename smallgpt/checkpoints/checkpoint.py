@@ -31,7 +31,7 @@ from smallgpt.checkpoints.run_folder import MANIFEST_FILE, checkpoints, is_name,
 from smallgpt.config import Config, ModelConfig, SentimentConfig
 from smallgpt.config_file import config_to_yaml, load_config
 from smallgpt.model.gpt import GPT
-from smallgpt.tokenizer.characters import TOKENIZER_FILE, Tokenizer
+from smallgpt.tokenizer.characters import SEP, TOKENIZER_FILE, Tokenizer
 from smallgpt.tokenizer.subwords import load_tokenizer
 from smallgpt.utils import atomic, background
 from smallgpt.utils.commands import training_of, with_config
@@ -95,6 +95,16 @@ class Checkpoint:
             for name in _weights_files(self.manifest):
                 verify(self.path, self.manifest, name)
 
+    def weights_checksum(self) -> str:
+        """Of the files that hold the weights; those of another program are read for it."""
+        names = _weights_files(self.manifest)
+        if not self.has_checksums:
+            held = (*self.path.glob("*.safetensors"), *self.path.glob("*.bin"))
+            names = {file.name for file in held}
+        known = self.manifest["sha256"]
+        sums = [known.get(name) or sha256(self.path / name) for name in sorted(names)]
+        return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+
     def training_state(self) -> dict[str, Any]:
         """What the training loop gave to `save`, on the CPU; a UserError where it is not whole."""
         path = self.path / STATE_FILE
@@ -126,18 +136,39 @@ def save(
     Raises:
         UserError: it cannot be written. Earlier checkpoints are untouched.
     """
-    target, kept = root / name if name else place(root, step), checkpoints(root)
-    advice = f"make room or choose another {'place' if name else 'checkpoint_root'}"
-    advice += f"; {kept[-1]} is intact" if kept else ""
-    with write_errors(f"checkpoint {target}", advice), atomic.directory(target) as work:
+    target = root / name if name else place(root, step)
+    with new_directory(target, "place" if name else "checkpoint_root") as work:
         huggingface.write(work, config, tokenizer, weights, labels)
-        tokenizer.save(work, **tokenizer_settings(config))
-        (work / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
-        if training_state is not None:
-            with (work / STATE_FILE).open("wb") as file:
-                torch.save(training_state, file)
-        write_manifest(work, {"step": step, **facts})
+        write_run(work, config, tokenizer, training_state, {"step": step, **facts})
     return target
+
+
+@contextmanager
+def new_directory(target: Path, key: str) -> Iterator[Path]:
+    """A work directory that becomes `target` when all is in it; errors are those of `save`.
+
+    `key` says what to choose anew where there is no room.
+    """
+    kept = checkpoints(target.parent)
+    advice = f"make room or choose another {key}" + (f"; {kept[-1]} is intact" if kept else "")
+    with write_errors(f"checkpoint {target}", advice), atomic.directory(target) as work:
+        yield work
+
+
+def write_run(
+    work: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    training_state: dict[str, Any] | None,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write what is in a checkpoint beside its weights; last the manifest, with `facts`."""
+    tokenizer.save(work, **tokenizer_settings(config))
+    (work / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
+    if training_state is not None:
+        with (work / STATE_FILE).open("wb") as file:
+            torch.save(training_state, file)
+    write_manifest(work, facts)
 
 
 @contextmanager
@@ -187,14 +218,6 @@ def load(path: Path, verify_weights: bool = True, classifier: bool | None = Fals
     weights = huggingface.from_tensors(path / huggingface.WEIGHTS_FILE, tensors, config, labels)
     tokenizer = load_tokenizer(path)
     return Checkpoint(path, manifest["step"], config, tokenizer, weights, manifest, labels)
-
-
-def is_classifier(path: Path) -> bool:
-    """Whether a checkpoint directory of ours holds a classifier; False where it is none."""
-    try:
-        return (path / MANIFEST_FILE).is_file() and huggingface.read_labels(path) is not None
-    except UserError:
-        return False
 
 
 def other_kind(path: Path, labels: list[str] | None) -> UserError:
@@ -286,7 +309,7 @@ def verify(path: Path, manifest: dict[str, Any], name: str) -> None:
 def _saved_over(path: Path, name: str) -> UserError:
     """The error where transformers' `save_pretrained` has replaced files of a checkpoint."""
     use = f"to use what it saved, delete {MANIFEST_FILE} and {CONFIG_FILE} there"
-    if is_classifier(path):
+    if huggingface.read_labels(path) is not None:
         use = "use what it saved with transformers"
     return UserError(
         f"{path / name} was changed after it was saved: another program (transformers) has saved "
@@ -343,4 +366,17 @@ def weights_for_vocabulary(stored: Checkpoint, tokenizer: Tokenizer) -> dict[str
             old = weights[name][:used]
             new = old.mean(0, keepdim=True).repeat(len(tokenizer) - used, 1)
             weights[name] = torch.cat([old, new])
+    return weights
+
+
+def weights_for_classifier(stored: Checkpoint, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """The weights for a classifier with `tokenizer`, as far as the checkpoint has them: a language
+    model has no head. Ids that no character has are dropped, and `<start>` and `<extract>` begin as
+    copies of `<sep>`."""
+    weights = dict(stored.weights)
+    if stored.labels is None:
+        weights.pop(huggingface.LM_HEAD, None)
+        weights = {f"transformer.{name}": tensor for name, tensor in weights.items()}
+        used = weights["transformer.wte.weight"][: tokenizer.start]
+        weights["transformer.wte.weight"] = torch.cat([used, used[[SEP, SEP]]])
     return weights

@@ -1,8 +1,8 @@
 """The one way to open a model: whatever a user names as one becomes a `Checkpoint`.
 
-A name is the directory of a checkpoint, the folder of a run, a GPT-2 directory of another program,
-a legacy `.pth` file, `box`, or `latest`, `auto` or `best` in the folder of a run that is known
-already.
+A name is the directory of a checkpoint or of an adapter, the folder of a run, a GPT-2 directory of
+another program, a legacy `.pth` file, `box`, or `latest`, `auto` or `best` in the folder of a run
+that is known already.
 """
 
 import difflib
@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from smallgpt.checkpoints import checkpoint, huggingface, legacy_pth
+from smallgpt.checkpoints import adapter, checkpoint, huggingface, legacy_pth
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, best, checkpoints, validation_loss
 from smallgpt.utils.commands import training_of
@@ -32,6 +32,7 @@ def open_checkpoint(
     classifier: bool | None = False,
     verify_weights: bool = True,
     key: str = "",
+    merge: bool = True,
 ) -> Checkpoint:
     """Open what a user names as a model.
 
@@ -39,6 +40,7 @@ def open_checkpoint(
         root, texts, config: see `find_checkpoint`.
         classifier, verify_weights: see `checkpoint.load`.
         key: the config key that names it, for messages.
+        merge: whether an adapter becomes one with its base (see `adapter.load`).
 
     Raises:
         UserError: there is none, it is damaged, or it is of the other kind.
@@ -53,6 +55,9 @@ def open_checkpoint(
             advice = f"train one of your own ({training_of(own)}) and set {key}={own}"
             raise not_found(path, advice=f"put it there, or {advice}")
         path = find_checkpoint(named, root=root, texts=texts, config=config)
+        if adapter.is_adapter(path):
+            opened = open_adapter(path, verify_weights, classifier)
+            return adapter.merge(opened) if merge else opened
         ours = any((path / name).exists() for name in (MANIFEST_FILE, checkpoint.CONFIG_FILE))
         if ours or not (path / huggingface.CONFIG_FILE).is_file():
             return checkpoint.load(path, verify_weights, classifier)
@@ -110,6 +115,38 @@ def find_checkpoint(
     return path
 
 
+def open_adapter(
+    path: Path, verify_weights: bool = True, classifier: bool | None = False
+) -> Checkpoint:
+    """An adapter with its base, not merged; arguments and errors are those of `adapter.load`.
+
+    A base that is named by a relative path is looked for in the current folder, then in those above
+    the adapter.
+    """
+
+    def open_base(names: list[str]) -> Checkpoint:
+        for name in names:
+            for folder in (Path(), *path.absolute().parents):
+                if (found := folder / name).is_dir() or (name == BOX and (found := box())):
+                    return open_checkpoint(found, classifier=None)
+        named = " or ".join(names) or "a model that it does not name"
+        advice = "put that model back there, or go to the folder from which this path leads to it"
+        raise UserError(f"{path} is an adapter for {named}, which is missing", advice)
+
+    return adapter.load(path, open_base, verify_weights, classifier)
+
+
+def is_classifier(path: Path) -> bool:
+    """Whether a directory of ours holds a classifier or an adapter for one; False where it is
+    neither."""
+    try:
+        if adapter.is_adapter(path):
+            return adapter.labels_of(path) is not None
+        return (path / MANIFEST_FILE).is_file() and huggingface.read_labels(path) is not None
+    except UserError:
+        return False
+
+
 def _path(named: str | Path) -> Path:
     """What a name stands for that is no name of a checkpoint in a known run."""
     path = named_path(named)
@@ -118,7 +155,7 @@ def _path(named: str | Path) -> Path:
 
 def _holds_model(path: Path) -> bool:
     """Whether it is the directory of a checkpoint, of a run, or of another program's model."""
-    files = (MANIFEST_FILE, checkpoint.CONFIG_FILE, huggingface.CONFIG_FILE)
+    files = (MANIFEST_FILE, checkpoint.CONFIG_FILE, huggingface.CONFIG_FILE, adapter.CONFIG_FILE)
     return any((path / name).exists() for name in files) or bool(checkpoints(path))
 
 
@@ -139,12 +176,13 @@ def box() -> Path:
 def open_for_training(
     named: str | Path, *, root: Path, texts: list[Path], classifier: bool = False
 ) -> tuple[Checkpoint, dict[str, Any]]:
-    """What a run goes on from: a checkpoint and its training state, a `.pth` with its optimizer.
+    """What a run goes on from: a checkpoint and its training state, a `.pth` with its optimizer;
+    of an adapter, which is not merged, its own.
 
     Arguments and errors are those of `open_checkpoint`; and some models can only chat.
     """
     path = named_path(named)
     if legacy_pth.is_legacy(path) and not classifier:
         return legacy_pth.load(path, texts)
-    stored = open_checkpoint(named, root=root, texts=texts, classifier=classifier)
+    stored = open_checkpoint(named, root=root, texts=texts, classifier=classifier, merge=False)
     return stored, stored.training_state()

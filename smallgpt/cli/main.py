@@ -282,7 +282,12 @@ def push_ready(
 
 @command(app)
 def convert(
-    source: Annotated[Path, typer.Argument(help="A model; with --to checkpoint, a .pth file.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A model; with --to checkpoint, a .pth file, or an adapter to --merge."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="The directory or file to write.")],
     text: Annotated[
         list[Path] | None,
@@ -296,21 +301,30 @@ def convert(
         Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None,
         typer.Option(help="Precision of a gguf file's matrices; f16 if you do not say."),
     ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Make a whole checkpoint of an adapter and its base.")
+    ] = False,
 ) -> None:
     """Write a model in another format: as a checkpoint directory, a legacy .pth or a GGUF file.
 
     Example: smallgpt convert cpt300M.pth --text data/train.txt --output checkpoints/cpt300M
 
     Example: smallgpt convert checkpoints/demo --to gguf --output demo.gguf
+
+    Example: smallgpt convert checkpoints/lora --merge --output checkpoints/merged
     """
     if quantize and to != "gguf":
         raise UserError("--quantize is for --to gguf only")
+    if merge and to != "checkpoint":
+        raise UserError("--merge is for --to checkpoint", f"leave it out: --to {to} merges anyway")
     if output.exists():
         raise UserError(f"--output {output} is there already", "name another, or delete it")
-    from smallgpt.checkpoints import gguf, legacy_pth
+    from smallgpt.checkpoints import adapter, gguf, legacy_pth
     from smallgpt.checkpoints.open import open_checkpoint
 
-    if to == "gguf":
+    if merge:
+        adapter.write_merged(open_checkpoint(source, classifier=None, merge=False), output)
+    elif to == "gguf":
         gguf.write(open_checkpoint(source, texts=text), output, quantize or "f16")
     elif to == "original":
         legacy_pth.write(open_checkpoint(source, texts=text), output)

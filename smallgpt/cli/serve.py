@@ -85,8 +85,7 @@ def serve(
         raise UserError(f"--host {host} lets others in, and there is no key", advice)
     before_torch(CHAT_SPINS)
     from smallgpt.chat import chatbot
-    from smallgpt.checkpoints.checkpoint import is_classifier
-    from smallgpt.checkpoints.open import box, find_checkpoint
+    from smallgpt.checkpoints.open import box, find_checkpoint, is_classifier
     from smallgpt.sentiment import predictor
     from smallgpt.server.classifier import ClassifierThread
     from smallgpt.server.feedback import FeedbackFile

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCardData, save_torch_state_dict
 
-from smallgpt.checkpoints import checkpoint, gguf, huggingface
+from smallgpt.checkpoints import adapter, checkpoint, gguf, huggingface
 from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE
@@ -83,9 +83,7 @@ def make_ready(
     """
     if target.exists():
         raise UserError(f"--output {target} is there already", "name another, or delete it")
-    stored = open_checkpoint(path, classifier=None)
-    if not stored.has_checksums:
-        raise UserError(f"{path} is another program's model", "it is as ready as it can be")
+    stored = _open(path)
     told = _read_text(about) if about else ""
     if (stored.path / CARD_FILE).exists() and not about:
         note(f"{stored.path / CARD_FILE} is not taken over: give a text for the new card, --about")
@@ -114,6 +112,16 @@ def make_ready(
             gguf.write(stored, work / gguf_file)
         text = card(stored, licence, gguf_file, told, measured)
         (work / CARD_FILE).write_text(text, "utf-8")
+
+
+def _open(path: Path) -> Checkpoint:
+    stored = open_checkpoint(path, classifier=None)
+    if adapter.is_adapter(stored.path):
+        merge = f"python -m smallgpt convert {path} --merge --output DIRECTORY"
+        raise UserError(f"{path} is an adapter, not a whole model", f"merge it first: {merge}")
+    if not stored.has_checksums:
+        raise UserError(f"{path} is another program's model", "it is as ready as it can be")
+    return stored
 
 
 def _read_text(file: Path) -> str:

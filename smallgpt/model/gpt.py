@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from smallgpt.model.native import NativeForward
 
 
+class Linear(nn.Linear):
+    """A linear layer, of which a part of the outputs can be asked for."""
+
+    def forward(self, x: Tensor, outputs: slice = slice(None)) -> Tensor:
+        """(…, in) to (…, out), or to as many as `outputs` selects."""
+        return F.linear(x, self.weight[outputs], None if self.bias is None else self.bias[outputs])
+
+
 class Attention(nn.Module):
     """Multi-head causal self-attention with queries, keys and values from one matrix."""
 
@@ -35,7 +43,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
@@ -61,10 +69,8 @@ class Attention(nn.Module):
         if ends_B is None:
             qkv = self.c_attn(x_BTE).split(E, dim=2)
         else:
-            weight, bias = self.c_attn.weight, self.c_attn.bias
-            q_bias, kv_bias = (None, None) if bias is None else bias.split((E, 2 * E))
-            q_B1E = F.linear(at_positions(x_BTE, ends_B), weight[:E], q_bias)
-            qkv = (q_B1E, *F.linear(x_BTE, weight[E:], kv_bias).split(E, dim=2))
+            q_B1E = self.c_attn(at_positions(x_BTE, ends_B), slice(E))
+            qkv = (q_B1E, *self.c_attn(x_BTE, slice(E, None)).split(E, dim=2))
             mask = (torch.arange(T, device=x_BTE.device) <= ends_B[:, None])[:, None, None, :]
         q_BHTD, k_BHSD, v_BHSD = (
             part.view(B, -1, self.n_head, E // self.n_head).transpose(1, 2) for part in qkv

@@ -53,7 +53,8 @@ class _NextTokenLoss(torch.autograd.Function):
         weight[:V] = weight_VE
         loss = torch.zeros((), device=x_NE.device)
         dx_NE = torch.empty_like(x_NE, dtype=dtype) if with_gradient else None
-        dweight = torch.zeros_like(weight, dtype=weight_VE.dtype) if with_gradient else None
+        learns = with_gradient and ctx.needs_input_grad[1]  # a head that is frozen does not
+        dweight = torch.zeros_like(weight, dtype=weight_VE.dtype) if learns else None
         for start in range(0, len(x_NE), CHUNK):
             part = slice(start, start + CHUNK)
             x, targets = x_NE[part].to(dtype), targets_N[part, None]
@@ -64,11 +65,12 @@ class _NextTokenLoss(torch.autograd.Function):
             log_p = F.log_softmax(logits, dim=1, dtype=torch.float32)
             of_targets = log_p.gather(1, targets)
             loss -= of_targets.where(counted, 0.0).sum()
-            if dx_NE is not None and dweight is not None:
+            if dx_NE is not None:
                 gradient = log_p.exp_().scatter_(1, targets, of_targets.exp() - 1)
                 gradient = gradient.mul_(counted).to(dtype)
                 dx_NE[part] = gradient @ weight
-                dweight += gradient.t() @ x
+                if dweight is not None:
+                    dweight += gradient.t() @ x
         if with_gradient:
             ctx.save_for_backward(dx_NE, None if dweight is None else dweight[:V])
             ctx.dtype = x_NE.dtype
@@ -78,4 +80,5 @@ class _NextTokenLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         dx_NE, dweight_VE = ctx.saved_tensors
         (scale,) = gradients
-        return (dx_NE * scale).to(ctx.dtype), dweight_VE * scale, None, None, None
+        dweight_VE = None if dweight_VE is None else dweight_VE * scale
+        return (dx_NE * scale).to(ctx.dtype), dweight_VE, None, None, None

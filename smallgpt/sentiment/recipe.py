@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from smallgpt import runtime
 from smallgpt.checkpoints import checkpoint, huggingface, run_folder
 from smallgpt.checkpoints.checkpoint import Checkpoint
+from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import SentimentConfig
 from smallgpt.data.reviews import fingerprint, hashes, read_and_split
 from smallgpt.distributed import launch
@@ -25,8 +25,8 @@ from smallgpt.distributed.world import World
 from smallgpt.model.classifier import Classifier
 from smallgpt.sentiment import baseline, report
 from smallgpt.sentiment.task import ReviewTask, judge
-from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
-from smallgpt.training import memory, resume
+from smallgpt.tokenizer.characters import UNK, Tokenizer
+from smallgpt.training import lora, memory, resume
 from smallgpt.training.memory import gib, positions_apart
 from smallgpt.training.resume import Resumed
 from smallgpt.training.trainer import Trainer
@@ -98,7 +98,14 @@ def prepare(
     )
     config = dataclasses.replace(config, tied=True)
     runtime.seed_everything(config.seed)
-    model = restore(source, config, tokenizer, reviews.names)
+    if resumed and config.lora_rank:
+        model = Classifier(config, len(reviews.names), config.pooling)
+    else:
+        model = restore(source, config, tokenizer, reviews.names)
+    adapted = None
+    if config.lora_rank:
+        base, added = (None, 0) if resumed else (source, 0 if source.labels else 2)
+        adapted = lora.begin(config, model, base, resumed, added, world)
     model.to(here.device).train()
 
     # 3. Loop: what is learnt from, and where a stopped run was.
@@ -110,6 +117,7 @@ def prepare(
         )
         soft_labels = world.share(asked)
     task = ReviewTask(config, here, model, tokenizer, reviews, split, soft_labels, world)
+    task.base = adapted
     most = -(-config.train_batch // (config.accumulate * world.size)) * task.examples.largest
     parts = positions_apart(config.max_positions, most, task.examples.largest)
     of_tokens = config.lm_weight > 0 or config.pooling != "last"
@@ -159,17 +167,11 @@ def _tell_what_base_has_learnt(base: Checkpoint, test: list[str]) -> None:
 def restore(
     source: Checkpoint, config: SentimentConfig, tokenizer: Tokenizer, names: list[str]
 ) -> Classifier:
-    """The classifier to train. A base with the same labels and pooling keeps its head; ids that no
-    character has are dropped, and `<start>` and `<extract>` begin as copies of `<sep>`."""
+    """The classifier to train. A base with the same labels and pooling keeps its head."""
     model = Classifier(config, len(names), config.pooling)
-    weights = dict(source.weights)
-    if not weights:  # of another process than the first, which gives them to all
+    if not source.weights:  # of another process than the first, which gives them to all
         return model
-    if source.labels is None:
-        weights.pop(huggingface.LM_HEAD, None)
-        weights = {f"transformer.{name}": tensor for name, tensor in weights.items()}
-        used = weights["transformer.wte.weight"][: tokenizer.start]
-        weights["transformer.wte.weight"] = torch.cat([used, used[[SEP, SEP]]])
+    weights = checkpoint.weights_for_classifier(source, tokenizer)
     head = weights.get(huggingface.HEAD)
     if source.labels != names or head is None or head.shape != model.score.weight.shape:
         weights[huggingface.HEAD] = model.score.weight.detach()
@@ -219,7 +221,7 @@ def _tell_unknown_characters(texts: list[str], tokenizer: Tokenizer) -> None:
 def _test(path: Path, task: ReviewTask, trainer: Trainer) -> None:
     """4. Judge the part kept for the test by the best model and by the baseline, and report."""
     config, reviews, split, best = task.config, task.reviews, task.split, trainer.best
-    task.model.load_state_dict(checkpoint.load(path, classifier=True).weights)
+    task.model.load_state_dict(open_checkpoint(path, classifier=True, merge=False).weights)
     began = time.perf_counter()
     test = task.examples_of(split.test)
     verdicts = judge(task.model, test, task.runtime, config.max_positions)

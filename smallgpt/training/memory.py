@@ -69,10 +69,10 @@ def expected(
 ) -> float:
     """Bytes at the peak of a step in one process.
 
-    Weights, gradients and moments are float32. For its gradient a layer keeps of each position, of
-    width E: two states of the residual stream in float32; with dropout two masks of a byte; and in
-    the precision of matrix products 14 E numbers: the outputs of both norms (2), of queries, keys
-    and values (3), of attention (1), and before and after GELU (8).
+    Weights that learn, gradients and moments are float32. For its gradient a layer keeps of each
+    position, of width E: two states of the residual stream in float32; with dropout two masks of a
+    byte; and in the precision of matrix products 14 E numbers: the outputs of both norms (2), of
+    queries, keys and values (3), of attention (1), and before and after GELU (8).
 
     Args:
         of_tokens: whether the loss is that of a language model, or reads one position a row, for
@@ -81,7 +81,7 @@ def expected(
     on_cpu, size = here.device.type == "cpu", here.dtype.itemsize
     width, positions = config.n_embd, part.positions
     learnt = [sum(p.numel() for _, p in group) for group in parameter_groups(model)]
-    weights, gradients = 4.0 * sum(p.numel() for p in model.parameters()), 4.0 * sum(learnt)
+    weights, gradients = sum(float(p.nbytes) for p in model.parameters()), 4.0 * sum(learnt)
     moments = 2 * gradients - (4 * learnt[1] if config.optimizer == "muon" else 0)  # it has one
 
     mask = (size if on_cpu else 1) if config.dropout else 0

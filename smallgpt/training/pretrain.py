@@ -38,7 +38,7 @@ from smallgpt.model.gpt import GPT
 from smallgpt.runtime import Runtime
 from smallgpt.tokenizer.characters import SEP, UNK, Tokenizer
 from smallgpt.tokenizer.subwords import pieces_of
-from smallgpt.training import memory, resume
+from smallgpt.training import lora, memory, resume
 from smallgpt.training.choice import Choices, can_score, choose
 from smallgpt.training.composed_embeddings import compose_embedding, share_updates
 from smallgpt.training.memory import gib, rows_apart
@@ -122,14 +122,19 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     # 3. Model: the checkpoint's, the base's, or fresh.
     runtime.seed_everything(config.seed)
     model = _initial_model(config, tokenizer, resumed, base)
+    adapted = None
+    if config.lora_rank:
+        added = len(tokenizer) - len(base.tokenizer) if base else 0
+        adapted = lora.begin(config, model, base, resumed, added, world)
     here = runtime.with_attention(here, config)
     texts = train_rows.texts_a_row(config.context_dropout)
     needed = memory.check(config, here, model, rows_apart(config, world.size, texts))
     model.to(here.device).train()
     rows = train_rows, validation_rows
     task = DialogueTask(config, here, model, tokenizer, *rows, world, mixed_rows)
+    task.base = adapted
     trainer = Trainer(config, here, task, world)
-    if pieces_of(tokenizer):
+    if pieces_of(tokenizer) and not adapted:
         share_updates(trainer.optimizers[-1], model.wte.weight, pieces_of(tokenizer))
     if resumed and not trainer.load_state(resumed.state, resumed.stored.manifest):
         note("the checkpoint knows no place in this text: its rows begin from the start")
@@ -164,7 +169,7 @@ def _initial_model(
     model = GPT(config)
     if pieces := pieces_of(tokenizer):
         compose_embedding(model.wte.weight, pieces)
-    if resumed and resumed.stored.weights:
+    if resumed and resumed.stored.weights and not config.lora_rank:
         model = resumed.stored.model(config)
     if base:
         if base.weights:

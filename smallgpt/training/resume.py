@@ -92,8 +92,24 @@ def find(config: Config, world: World, classifier: bool = False) -> Resumed | No
         UserError: there is nothing to go on from, or what is there must not be mixed with it.
     """
     found = world.only_first(lambda: _find(config, world.restarted, classifier))
+    if found:
+        _refuse_other_adapters(found.stored.config, config)
     shared = world.share(found and replace(found, stored=replace(found.stored, weights={})))
     return found or shared
+
+
+def _refuse_other_adapters(was: Config, now: Config) -> None:
+    """A run goes on with the adapters it was begun with, or with none."""
+    keys = ("lora_rank", "lora_alpha", "lora_matrices") if was.lora_rank else ("lora_rank",)
+    for key in keys:
+        before, wanted = getattr(was, key), getattr(now, key)
+        if callable(before):
+            key, before, wanted = "lora_targets", list(before()), list(wanted())
+        if before != wanted:
+            raise UserError(
+                f"{key} is {wanted}, but the run that goes on was begun with {before}",
+                "set it back, or train anew in another checkpoint_root",
+            )
 
 
 def _find(config: Config, restarted: bool, classifier: bool) -> Resumed | None:
@@ -132,7 +148,7 @@ def _newest_whole(found: list[Path], classifier: bool) -> Resumed:
     damaged = []
     for path in reversed(found):
         try:
-            stored = checkpoint.load(path, classifier=classifier)
+            stored = open_checkpoint(path, classifier=classifier, merge=False)
             resumed = Resumed(stored, stored.training_state())
         except DamagedError as error:
             note(error.problem)

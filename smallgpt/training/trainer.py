@@ -19,10 +19,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from smallgpt.checkpoints import checkpoint, run_folder
+from smallgpt.checkpoints import adapter, checkpoint, run_folder
 from smallgpt.config import Config
 from smallgpt.distributed import launch
 from smallgpt.distributed.world import ALONE, World, replicate, without_averaging
+from smallgpt.model import lora
 from smallgpt.model.gpt import Block
 from smallgpt.model.parameters import parameter_groups
 from smallgpt.runtime import (
@@ -62,6 +63,8 @@ class Task(ABC):
     tokenizer: Tokenizer
     labels: list[str] | None = None
     """Names of the classes, where the model is a classifier."""
+    base: adapter.Base | None = None
+    """The model that adapters are for, where only these learn and are saved."""
     steps_per_epoch: float
     keeps_every_best = False
     """Whether a checkpoint is written whenever a validation is the best so far."""
@@ -483,7 +486,8 @@ class Trainer:
 
     def _check_disk(self) -> None:
         """Refuse to begin where not even one checkpoint has room; say it where not all have."""
-        size = sum(4 * p.numel() for p in self.model.parameters())
+        saved = [p for p in self.model.parameters() if p.requires_grad or not self.task.base]
+        size = sum(4 * p.numel() for p in saved)
         for optimizer in self.optimizers:
             numbers = 2 if isinstance(optimizer, torch.optim.AdamW) else 1  # Muon has one moment
             learnt = (p for group in optimizer.param_groups for p in group["params"])
@@ -517,13 +521,16 @@ class Trainer:
 
     def _checkpoint(self, figures: Mapping[str, float], later: bool = False) -> Callable[[], Path]:
         """What writes the model with its scores; if `later`, as it is now."""
-        contents: Any = (self.model.state_dict(), self.state())
+        base = self.task.base
+        learnt = lora.learnt(self.model) if base else self.model.state_dict()
+        contents: Any = (learnt, self.state())
         weights, state = on_host(contents) if later else contents
         history, seconds = list(self.history), round(self.seconds, 3)
         facts = {**figures, "seconds": seconds, "history": history}
         task, step = self.task, self.completed
         arguments = (step, self.config, task.tokenizer, weights, state, facts, task.labels)
-        return partial(checkpoint.save, self.root, *arguments)
+        save = partial(adapter.save, base) if base else checkpoint.save
+        return partial(save, self.root, *arguments)
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs to go on exactly; tensors and plain values only."""

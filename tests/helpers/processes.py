@@ -273,9 +273,9 @@ def train(folder: Path, *overrides: str, processes: int = 1) -> Path:
     return run_folder.checkpoints(folder / "run")[-1]
 
 
-def losses(folder: Path, name: str = "loss") -> list[float]:
-    """A figure of each line of metrics.jsonl that has it."""
-    lines = (folder / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+def losses(root: Path, name: str = "loss", folder: str = "run") -> list[float]:
+    """A figure of each line of metrics.jsonl that has it, of the run in `folder`."""
+    lines = (root / folder / "metrics.jsonl").read_text("utf-8").splitlines()
     return [entry[name] for entry in map(json.loads, lines) if name in entry]
 
 

@@ -25,30 +25,9 @@ from smallgpt.tokenizer.characters import SEP, UNK
 from smallgpt.training import pretrain
 from smallgpt.utils.errors import UserError
 from tests.helpers.corpora import BLOCK_SIZES, CORPORA, everything
+from tests.helpers.finetuning import MINE, finetune
 from tests.helpers.foreign import make_foreign
 from tests.helpers.processes import same_weights
-
-MINE = "早上好\n魑魅魍魉！\n嗯\n\n你在吗\n魍，在\n\n今天好吗\n很好\n"
-
-
-def finetune(folder: Path, base: Path | str, **changes: Any) -> Path:
-    text = folder / "mine.txt"
-    text.write_text(MINE, "utf-8")
-    values = {
-        "data_path": str(text),
-        "base_model": str(base),
-        "train_percent": 0.7,
-        "device": "cpu",
-        "dtype": "float32",
-        "train_batch": 2,
-        "max_steps": 4,
-        "warmup_steps": 1,
-        "decay_steps": 4,
-        "eval_freq": 0,
-        "checkpoint_root": str(folder / "finetuned"),
-        **changes,
-    }
-    return pretrain.run(config_from_dict(values, "test", Config))
 
 
 def test_new_characters_are_added_and_old_ids_stay(
