@@ -24,8 +24,11 @@ LORA_TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 TRAIN, CHAT, CLASSIFY = "train.py", "chat.py", "sentimentalTrain.py"
 TRAIN_FROM_BASE = "train.py with base_model"
+TRAIN_ON_PREFERENCES = "train.py with preference_loss"
 ABLATION, TEXT = "smallgpt sentiment ablation", "smallgpt sentiment text"
-_TRAINING = (TRAIN, TRAIN_FROM_BASE, CLASSIFY, ABLATION)
+_ON_DIALOGUES = (TRAIN, TRAIN_FROM_BASE)
+_ON_TEXT = (*_ON_DIALOGUES, TRAIN_ON_PREFERENCES)
+_TRAINING = (*_ON_TEXT, CLASSIFY, ABLATION)
 _ANY = (*_TRAINING, CHAT)
 
 
@@ -36,14 +39,15 @@ def _key(default: Any, **metadata: Any) -> Any:
 
 
 _network = partial(_key, group="network", used_by=(TRAIN,))
-_sampling = partial(_key, group="sampling", used_by=(TRAIN, TRAIN_FROM_BASE, CHAT))
-_dialogues = partial(_key, group="data", used_by=(TRAIN, TRAIN_FROM_BASE))
+_sampling = partial(_key, group="sampling", used_by=(*_ON_TEXT, CHAT))
+_dialogues = partial(_key, group="data", used_by=_ON_DIALOGUES)
 _data = partial(_key, group="data", used_by=_TRAINING)
 _hardware = partial(_key, group="hardware", used_by=_TRAINING)
 _length = partial(_key, group="length", used_by=_TRAINING)
 _optimizer = partial(_key, group="optimizer", used_by=_TRAINING)
 _output = partial(_key, group="output", used_by=_TRAINING)
-_lora = partial(_key, group="adapters", used_by=(TRAIN_FROM_BASE, CLASSIFY))
+_lora = partial(_key, group="adapters", used_by=(TRAIN_FROM_BASE, TRAIN_ON_PREFERENCES, CLASSIFY))
+_preference = partial(_key, group="preferences", used_by=(TRAIN_ON_PREFERENCES,))
 _reviews = partial(_key, group="classifier", used_by=(CLASSIFY, ABLATION, TEXT))
 _classifier = partial(_key, group="classifier", used_by=(CLASSIFY, ABLATION))
 
@@ -157,6 +161,21 @@ class Config(ModelConfig, SamplingConfig):
     """Which matrices get adapters: all, or some of attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj;
     c_proj means both of that name."""
 
+    preference_loss: Literal["dpo", "kto"] | None = _preference(None)
+    """Learn which replies people prefer, from a `data_path` of preferences: dpo from pairs of a
+    better and a worse reply (arXiv:2305.18290), kto from replies that are good or bad, each for
+    itself (arXiv:2402.01306). Empty: learn to say what the dialogues say."""
+    preference_beta: float = _preference(0.1, gt=0)
+    """How much it counts to stay near the base model: lower lets it move farther away."""
+    preference_smoothing: float = _preference(0.0, ge=0, lt=0.5)
+    """With dpo: how often a pair may be the wrong way round (label smoothing)."""
+    preference_likelihood: float = _preference(0.0, ge=0)
+    """With dpo: weight of the loss, a character or piece, of saying the better reply itself. Keeps
+    it from becoming unlikely along with the worse one (arXiv:2404.19733)."""
+    preference_patience: int = _preference(100, ge=0)
+    """Stop, and say the likely reasons, where after so many steps better and worse replies are
+    still as likely as for the base model; 0 never."""
+
     device: str = _hardware("auto", used_by=_ANY)
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: Dtype = _hardware("auto", used_by=_ANY)
@@ -164,9 +183,7 @@ class Config(ModelConfig, SamplingConfig):
     CPU: the layers take a half and a quarter of bfloat16's memory, and a reply comes sooner."""
     compile: bool = _hardware(False)
     """torch.compile the layers, for training and validation."""
-    attention: Literal["auto", "mask", "varlen"] = _hardware(
-        "auto", used_by=(TRAIN, TRAIN_FROM_BASE)
-    )
+    attention: Literal["auto", "mask", "varlen"] = _hardware("auto", used_by=_ON_DIALOGUES)
     """What keeps the dialogues of a row apart. varlen, variable-length attention, needs an NVIDIA
     GPU of Ampere (2020) or newer and 16 bits, and has no dropout on attention weights; mask works
     everywhere. auto takes varlen where it can."""
@@ -197,7 +214,7 @@ class Config(ModelConfig, SamplingConfig):
     accumulate: int = _length(1, ge=1)
     """Split a step's rows into this many parts to save memory. The result is the same, to rounding
     and to where dropout falls."""
-    test_batch: int = _length(8, used_by=(TRAIN, TRAIN_FROM_BASE), ge=1)
+    test_batch: int = _length(8, used_by=_ON_TEXT, ge=1)
     """Rows in a validation batch, as `eval_steps` counts them; they are computed together as many
     at a time as in training."""
     eval_freq: int = _length(500, ge=0)
@@ -205,7 +222,7 @@ class Config(ModelConfig, SamplingConfig):
     patience: int = _length(0, ge=0)
     """Stop after this many validations without a better one; 0 never. With it, train.py also saves
     the best model so far whenever there is a new one (on a GPU at the next save)."""
-    eval_steps: int = _length(1000, used_by=(TRAIN, TRAIN_FROM_BASE), ge=1)
+    eval_steps: int = _length(1000, used_by=_ON_TEXT, ge=1)
     """Validation batches at most."""
 
     optimizer: Literal["adamw", "muon"] = _optimizer("adamw")
@@ -235,12 +252,12 @@ class Config(ModelConfig, SamplingConfig):
     """Folder of the run: checkpoints `cpt{step}` and metrics.jsonl."""
     save_freq: int = _output(4000, ge=1)
     """Steps between checkpoints; one is always written at the end."""
-    keep_last: int = _output(3, used_by=(TRAIN, TRAIN_FROM_BASE, CLASSIFY), ge=0)
+    keep_last: int = _output(3, used_by=(*_ON_TEXT, CLASSIFY), ge=0)
     """Newest checkpoints to keep; the best by validation loss stays too. 0 keeps all."""
     tensorboard_path: str | None = _output("auto", path=True)
     """Folder for TensorBoard; auto is `tensorboard` in `checkpoint_root`, empty is none."""
     resume_from: str | None = _output(
-        None, used_by=(TRAIN, TRAIN_FROM_BASE, CLASSIFY, CHAT), path=True
+        None, used_by=(*_ON_TEXT, CLASSIFY, CHAT), path=True
     )
     """A checkpoint directory, `latest` or `best` in `checkpoint_root`, or a legacy `.pth` file,
     whose text is `data_path`. Training goes on from the latest only, or from any into another
@@ -292,6 +309,12 @@ class Config(ModelConfig, SamplingConfig):
         alone = f"leaves no row for data_path: train_batch is {self.train_batch}"
         yield self.mixed_rows() >= self.train_batch, "mix_share", alone
         yield self.lora_rank > 0 and not self.base_model, "lora_rank", "needs a base_model"
+        prefers = self.preference_loss is not None
+        yield prefers and not self.base_model, "preference_loss", "needs a base_model"
+        of_pairs = "needs preference_loss: dpo"
+        kto = self.preference_loss == "kto"
+        yield kto and self.preference_smoothing > 0, "preference_smoothing", of_pairs
+        yield kto and self.preference_likelihood > 0, "preference_likelihood", of_pairs
         wanted, known = _listed(self.lora_targets), set().union(*map(_names, LORA_TARGETS))
         matrices = f"must be all, or some of {', '.join(LORA_TARGETS)}"
         yield not wanted or not wanted <= known, "lora_targets", matrices

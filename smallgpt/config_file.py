@@ -23,6 +23,7 @@ from smallgpt.config import (
     CLASSIFY,
     TRAIN,
     TRAIN_FROM_BASE,
+    TRAIN_ON_PREFERENCES,
     Config,
     ModelConfig,
     SamplingConfig,
@@ -170,7 +171,7 @@ def config_to_yaml(config: Config) -> str:
 
 def _note_unused(command: str, given: Iterable[str], config: Config) -> None:
     if command == TRAIN and config.base_model:
-        command = TRAIN_FROM_BASE
+        command = TRAIN_ON_PREFERENCES if config.preference_loss else TRAIN_FROM_BASE
     given = set(given) - {"ddp", "local_rank", "world_size"}  # old files hold these, used or not
     fields = [field for field in dataclasses.fields(config) if field.name in given]
     unused = [field.name for field in fields if command not in field.metadata["used_by"]]

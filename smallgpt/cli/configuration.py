@@ -7,7 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from smallgpt.config import CHAT, CLASSIFY, TRAIN, TRAIN_FROM_BASE, Config, SentimentConfig
+from smallgpt.config import (
+    CHAT,
+    CLASSIFY,
+    TRAIN,
+    TRAIN_FROM_BASE,
+    TRAIN_ON_PREFERENCES,
+    Config,
+    SentimentConfig,
+)
 from smallgpt.config_file import allowed_values, json_schema, properties
 
 INTRODUCTION = """# All keys
@@ -61,6 +69,7 @@ def _as_markdown(field: dataclasses.Field[Any], known: dict[str, Any]) -> str:
     default = "empty" if field.default is None else f"`{field.default}`"
     meaning = known["description"].replace("<", "&lt;")
     users = field.metadata["used_by"]
-    train = TRAIN if TRAIN in users else TRAIN_FROM_BASE
+    kinds = (TRAIN, TRAIN_FROM_BASE, TRAIN_ON_PREFERENCES)
+    train = next((kind for kind in kinds if kind in users), TRAIN)
     used_by = ", ".join(c for c in (train, CHAT, CLASSIFY) if c in users)
     return f"| `{field.name}` | {default} | {allowed_values(known)} | {meaning} | {used_by} |"

@@ -79,7 +79,7 @@ def main() -> None:
 
 @command(app)
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Train a GPT on dialogues.
+    """Train a GPT on dialogues; or with preference_loss, on which replies people prefer.
 
     Example: python train.py config/train90M.yaml data_path=my.txt train_batch=16
     (`smallgpt train train90M …` does the same.)
@@ -90,9 +90,10 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     settings = load_config(config, overrides, command=TRAIN)
     before_torch()
     # Only now that the config is known to be good: torch takes a second to import.
-    from smallgpt.training import pretrain
+    from smallgpt.training import preference, pretrain
 
-    pretrain.run(settings, typed("train.py", config, overrides), typed_keys(overrides))
+    recipe = preference.run if settings.preference_loss else pretrain.run
+    recipe(settings, typed("train.py", config, overrides), typed_keys(overrides))
 
 
 @command(app)
