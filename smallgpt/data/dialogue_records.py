@@ -102,16 +102,20 @@ def is_message(item: Any) -> bool:
 
 def known_columns(names: Iterable[str]) -> Columns | None:
     """The columns of prompt and reply among others, where their names are known ones."""
-    names = list(names)
-    prompt, reply = (known_key(names, known) for known in (PROMPTS, REPLIES))
-    return (prompt, reply) if prompt and reply else None
+    lower = _in_any_case(names)
+    prompt, reply = (_first(lower, known) for known in (PROMPTS, REPLIES))
+    return (lower[prompt], lower[reply]) if prompt and reply else None
 
 
-def known_key(names: Iterable[Any], known: Iterable[str]) -> str | None:
+def known_key(names: Iterable[str], known: Iterable[str]) -> str | None:
     """The name, in any case, that is the first of the known ones; None where there is none."""
-    lower = {str(name).strip().lower(): name for name in names}
+    lower = _in_any_case(names)
     first = _first(lower, known)
     return lower[first] if first else None
+
+
+def _in_any_case(names: Iterable[str]) -> dict[str, str]:
+    return {name.strip().lower(): name for name in names}
 
 
 def missing_key(record: Any, good: Any) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from smallgpt.data.dialogue_records import (
     CONTENTS,
+    LISTS,
     PROMPTS,
     REPLIES,
     BadRecordError,
@@ -79,9 +80,12 @@ def thumb(record: Any, columns: Columns | None = None) -> bool | None:
     """Whether a dialogue's reply is marked as good or as bad; None where it is not marked."""
     if not isinstance(record, dict) or _given(record, CORRECTION) is not None:
         return None
-    keys = (key for key in THUMBS if key not in (columns or ()))
-    values = (str(_given(record, key)).strip().lower() for key in keys)
-    return next((_THUMBS[value] for value in values if value in _THUMBS), None)
+    for key in THUMBS:
+        if key in record and key not in (columns or ()):
+            liked = _THUMBS.get(str(record[key]).strip().lower())
+            if liked is not None:
+                return liked
+    return None
 
 
 def to_be_learnt(
@@ -130,7 +134,7 @@ def _pair(record: dict[str, Any]) -> list[list[str]]:
 
 def _name_of_ranking(record: dict[str, Any]) -> str | None:
     """The key of a list of replies to a prompt; None where there is none."""
-    if not any(isinstance(value, list) for value in record.values()):
+    if not any(isinstance(value, list) and key not in LISTS for key, value in record.items()):
         return None
     if columns := known_columns(map(str, record)):
         replies = record[columns[1]]
