@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from smallgpt.data.dialogue_records import KINDS, Columns, is_message, known_columns
+from smallgpt.data.dialogue_records import KINDS, Columns, is_message
 from smallgpt.data.json_files import leading_value, whole_value
+from smallgpt.data.preference_records import are_known
 from smallgpt.data.tables import is_jsonl, is_lines, is_table
 from smallgpt.data.text import BLANK, beginning, open_decompressed
 from smallgpt.utils.errors import UserError, note
@@ -64,7 +65,7 @@ def _container(path: Path, text: str, kind: str | None) -> str:
         return "lines"
     elif is_jsonl(path):
         return "lines" if is_lines(path) or not isinstance(leading_value(text), dict) else "one"
-    has_header = _has_columns(text, 2) and known_columns(line.split("\t"))
+    has_header = _has_columns(text, 2) and are_known(line.split("\t"))
     return "table" if is_table(path) or has_header else "text"
 
 

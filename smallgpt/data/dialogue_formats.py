@@ -1,11 +1,13 @@
 """Dialogues of files in any format, streamed in bounded memory: JSON, JSONL, tables, Parquet, text.
 
 A record is a line of a JSONL file, an item of a JSON list, or a row: `containers` tells which,
-`json_files` and `tables` read them, and `dialogue_records` makes a dialogue of each. A text is our
-own format: one utterance a line, a blank line between dialogues.
+`json_files` and `tables` read them, and `dialogue_records` makes a dialogue of each. Of a record
+that says how good replies are (`preference_records`) it is the one with the best reply, or none. A
+text is our own format: one utterance a line, a blank line between dialogues.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,13 +20,11 @@ from smallgpt.data.dialogue_records import (
     NAME_COLUMNS,
     BadRecordError,
     Columns,
-    is_not_to_be_learnt,
-    known_columns,
     listed,
     missing_key,
-    utterances,
 )
 from smallgpt.data.json_files import Broken, json_items, json_lines, json_value
+from smallgpt.data.preference_records import are_known, to_be_learnt
 from smallgpt.data.tables import parquet_rows, read_rows
 from smallgpt.data.text import BLANK, LONGEST, read_text
 from smallgpt.utils.errors import UserError, note
@@ -58,7 +58,7 @@ def read_dialogues(
 
     def reject(number: int, reason: str, advice: str = FIX, record: Any = None) -> None:
         if rejected is None:
-            unit = "line" if container in ("lines", "table") else "record"
+            unit = unit_of(container)
             records = _records(path, container, lambda *_: None, columns)
             good = _first_good(records, kind, columns)
             if columns is None and (missing := missing_key(record, good)):
@@ -68,17 +68,18 @@ def read_dialogues(
             raise UserError(f"{path}, {unit} {number:,}: {reason}", advice)
         rejected(number, reason)
 
-    left_out = 0
+    remarks: Counter[str] = Counter()
     for number, record in _records(path, container, reject, columns):
         try:
-            if is_not_to_be_learnt(record, columns):
-                left_out += 1
-            else:
-                yield utterances(record, kind, columns)
+            dialogue, remark = to_be_learnt(record, kind, columns)
         except BadRecordError as error:
             reject(number, str(error), error.advice, record)
-    if left_out:
-        note(f"{path}: {counted(left_out, 'record')} left out, whose label is false or 0")
+            continue
+        remarks[remark] += 1
+        if dialogue:
+            yield dialogue
+    for remark in filter(None, remarks):
+        note(f"{path}: {counted(remarks[remark], 'record')} {remark}")
 
 
 def text_chunks(path: Path) -> Iterator[tuple[str, str]]:
@@ -108,9 +109,13 @@ def _dialogues_of_text(path: Path) -> Iterator[list[str]]:
         yield rest.split("\n")
 
 
-def _records(
-    path: Path, container: str, broken: Broken, columns: Columns | None
-) -> Iterator[tuple[int, Any]]:
+def unit_of(container: str) -> str:
+    """What the numbers of a file's records count."""
+    return "line" if container in ("lines", "table") else "record"
+
+
+def read_records(path: Path, container: str, broken: Broken) -> Iterator[tuple[int, Any]]:
+    """Stream the records of a file that is no text, with their numbers; container as recognised."""
     if container == "lines":
         return json_lines(path, broken)
     if container == "list":
@@ -120,11 +125,19 @@ def _records(
     if container == "parquet":
         return parquet_rows(path)
     rows = read_rows(path, broken=broken)
-    if first := next(rows, None):
-        _check_columns(path, list(first.cells), columns)
-        rows = itertools.chain([first], rows)
     filled = (row for row in rows if any(cell.strip(BLANK) for cell in row.cells.values()))
     return ((row.number, row.cells) for row in filled)
+
+
+def _records(
+    path: Path, container: str, broken: Broken, columns: Columns | None
+) -> Iterator[tuple[int, Any]]:
+    """The same; a UserError says that the columns of a table are not those of dialogues."""
+    records = read_records(path, container, broken)
+    if container == "table" and (first := next(records, None)):
+        _check_columns(path, list(first[1]), columns)
+        return itertools.chain([first], records)
+    return records
 
 
 def _first_good(
@@ -134,7 +147,7 @@ def _first_good(
     with suppress(UserError):  # a list may be broken further down
         for _, record in itertools.islice(records, _FIRST_RECORDS):
             with suppress(BadRecordError):
-                utterances(record, kind, columns)
+                to_be_learnt(record, kind, columns)
                 return record
     return None
 
@@ -142,7 +155,7 @@ def _first_good(
 def _check_columns(path: Path, names: list[str], columns: Columns | None) -> None:
     missing = [name for name in columns or () if name not in names]
     problem = f"no column {missing[0]!r}" if missing else "no columns such as prompt and response"
-    if missing or not (columns or known_columns(names)):
+    if missing or not (columns or are_known(names)):
         raise UserError(
             f"{path}: {problem}; its columns are: {listed(names)}",
             f"{NAME_COLUMNS}; if it has no header, put one above it: prompt,response; "

@@ -11,6 +11,9 @@ The first three are one: messages, under any of `LISTS` or alone, whose keys are
 `CONTENTS`; roles may also be the names of two people. So are alpaca and table: a pair, under any of
 `PROMPTS` and of `REPLIES`, behind the turns of a `history`.
 
+What is said in a pair is a text, messages, or a text with the marks of Anthropic's hh-rlhf,
+"\\n\\nHuman: … \\n\\nAssistant: …". Records that say how good replies are: `preference_records`.
+
 A newline within an utterance becomes a space; what one speaker says in several messages is joined
 by spaces; what the system says is left out.
 """
@@ -48,6 +51,7 @@ _SILENT = ("system", "developer", "系统")
 _NO_SPEAKERS = ("tool", "function", "observation", "function_call", "ipython", "environment")
 # A space beside a character that is not ASCII stands between characters, not between words.
 _BETWEEN_CHARACTERS = re.compile(r"(?<=[^\x00-\x7f]) +| +(?=[^\x00-\x7f])")
+_MARK = re.compile(r"\n\n(Human|Assistant):")
 _MOST_NAMES = 20  # that a message lists
 NAME_COLUMNS = (
     "name those of prompt and reply: python -m smallgpt data convert … --columns PROMPT RESPONSE"
@@ -74,21 +78,21 @@ def utterances(record: Any, kind: str | None, columns: Columns | None) -> list[s
         BadRecordError: it is no dialogue.
     """
     read = _READERS[kind] if kind else _reader_of(record)
-    said = read(record) if columns is None else _pair(record, columns)
+    return checked(read(record) if columns is None else _pair(record, columns))
+
+
+def checked(said: list[str]) -> list[str]:
+    """The utterances of a dialogue, each as one line.
+
+    Raises:
+        BadRecordError: they are fewer than two, or one is empty.
+    """
     said = [as_utterance(text.replace("\0", " ")) for text in said]
     if len(said) < 2:
         raise BadRecordError("fewer than two utterances")
     if not all(text.strip(BLANK) for text in said):
         raise BadRecordError("an empty utterance")
     return said
-
-
-def is_not_to_be_learnt(record: Any, columns: Columns | None) -> bool:
-    """Whether its `label` is false or 0, as KTO marks a reply that people found bad."""
-    label = _first(record, ("label", "kto_tag"))
-    if label is None or label in (columns or ()):
-        return False
-    return str(record[label]).strip().lower() in ("false", "0")
 
 
 def is_message(item: Any) -> bool:
@@ -98,9 +102,20 @@ def is_message(item: Any) -> bool:
 
 def known_columns(names: Iterable[str]) -> Columns | None:
     """The columns of prompt and reply among others, where their names are known ones."""
-    lower = {name.strip().lower(): name for name in names}
+    lower = _in_any_case(names)
     prompt, reply = (_first(lower, known) for known in (PROMPTS, REPLIES))
     return (lower[prompt], lower[reply]) if prompt and reply else None
+
+
+def known_key(names: Iterable[str], known: Iterable[str]) -> str | None:
+    """The name, in any case, that is the first of the known ones; None where there is none."""
+    lower = _in_any_case(names)
+    first = _first(lower, known)
+    return lower[first] if first else None
+
+
+def _in_any_case(names: Iterable[str]) -> dict[str, str]:
+    return {name.strip().lower(): name for name in names}
 
 
 def missing_key(record: Any, good: Any) -> str | None:
@@ -115,6 +130,44 @@ def listed(names: Iterable[Any]) -> str:
     """Names of columns or keys, for a message to people."""
     names = [str(name) for name in names]
     return ", ".join(names[:_MOST_NAMES]) + (" …" if len(names) > _MOST_NAMES else "")
+
+
+def said_before(record: dict[str, Any]) -> list[str]:
+    """What was said before replies that are given beside it: messages, or a prompt.
+
+    Raises:
+        BadRecordError: there is nothing such, or it ends with a reply.
+    """
+    messages, prompt = _list_of(record), known_key(record, PROMPTS)
+    before = messages or (record[prompt] if prompt else None)
+    if isinstance(before, list) and before and is_assistants(before[-1]):
+        raise BadRecordError("what was said before the replies ends with one of the assistant's")
+    if messages:
+        return _turns(messages)
+    if prompt:
+        return _prompt(record, prompt)
+    raise BadRecordError(f"no prompt; its keys are: {listed(record)}")
+
+
+def is_assistants(message: Any) -> bool:
+    """Whether it is a message, and the assistant's."""
+    return is_message(message) and _speech(message)[0] == _SPEAKERS["assistant"]
+
+
+def turns_of(value: Any, name: str) -> list[str]:
+    """The turns of a prompt or a reply, under the key `name`: a text, a message, or several."""
+    if isinstance(value, str) and _MARK.match(value):
+        _, *parts = _MARK.split(value)
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        value = [{"role": role, "content": text} for role, text in pairs]
+        value = value if value[-1]["content"].strip() else value[:-1]  # here the reply begins
+    if isinstance(value, list) and value and is_message(value[0]):
+        return _turns(value)
+    if is_message(value):
+        return _turns([value])
+    if value is None or value != value:  # NaN, as gaps are often saved
+        return [""]
+    return [str(value) if isinstance(value, (int, float)) else _text({name: value}, name)]
 
 
 def _first(record: Any, keys: Iterable[str]) -> str | None:
@@ -211,21 +264,20 @@ def _pair(record: Any, columns: Columns | None = None) -> list[str]:
     if columns is None:
         problem = f"not a dialogue of a known format; its keys are: {listed(record)}"
         raise BadRecordError(problem, f"{NAME_COLUMNS}; formats: {', '.join(KINDS)}")
-    prompt, reply = (_part(record, name) for name in columns)
-    more = _first(record, ("input", "context")) if columns[0] == "instruction" else None
+    return [*_prompt(record, columns[0]), *_part(record, columns[1])]
+
+
+def _prompt(record: dict[str, Any], name: str) -> list[str]:
+    """What was said before the reply of a pair: a history, the prompt, and its input."""
+    prompt = _part(record, name)
+    more = _first(record, ("input", "context")) if name == "instruction" else None
     if more and prompt and record[more]:
         prompt = [*prompt[:-1], f"{prompt[-1]} {_text(record, more)}"]
-    return [*_history(record.get("history")), *prompt, *reply]
+    return [*_history(record.get("history")), *prompt]
 
 
 def _part(record: dict[str, Any], name: str) -> list[str]:
-    """The prompt or the reply: a text, or turns of their own."""
-    value = record.get(name)
-    if isinstance(value, list) and value and is_message(value[0]):
-        return _turns(value)
-    if name in record and (value is None or value != value):  # NaN, as gaps are often saved
-        return [""]
-    return [str(value) if isinstance(value, (int, float)) else _text(record, name)]
+    return turns_of(record[name], name) if name in record else [_text(record, name)]
 
 
 def _history(value: Any) -> list[str]:

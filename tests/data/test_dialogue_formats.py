@@ -230,7 +230,7 @@ def test_replies_that_people_found_bad_are_not_learnt(
     check(tmp_path / "x.jsonl", [["早", "好"]] * 2)
     check(tmp_path / "x.csv", [["早", "好"]])
     said = capsys.readouterr().err
-    assert "3 records left out, whose label is false or 0" in said
+    assert "3 records left out, whose reply is marked as bad" in said
     assert "1 record left out" in said
 
 
