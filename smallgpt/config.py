@@ -256,9 +256,7 @@ class Config(ModelConfig, SamplingConfig):
     """Newest checkpoints to keep; the best by validation loss stays too. 0 keeps all."""
     tensorboard_path: str | None = _output("auto", path=True)
     """Folder for TensorBoard; auto is `tensorboard` in `checkpoint_root`, empty is none."""
-    resume_from: str | None = _output(
-        None, used_by=(*_ON_TEXT, CLASSIFY, CHAT), path=True
-    )
+    resume_from: str | None = _output(None, used_by=(*_ON_TEXT, CLASSIFY, CHAT), path=True)
     """A checkpoint directory, `latest` or `best` in `checkpoint_root`, or a legacy `.pth` file,
     whose text is `data_path`. Training goes on from the latest only, or from any into another
     `checkpoint_root`. `auto` is the latest if there is one, else a new run."""

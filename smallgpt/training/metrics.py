@@ -23,6 +23,10 @@ _TAGS = {
     "perplexity": "validation/perplexity",
     "bits_per_character": "validation/bits_per_character",
     "r10_at_1": "validation/r10_at_1",
+    **{
+        name: f"validation/{name}"
+        for name in ("reward_margin", "reward_accuracy", "chosen_log_p", "rejected_log_p", "kl")
+    },
     "loops_share": "validation/loops_share",
     "validation_accuracy": "validation/accuracy",
     "lr": "optimizer/learning_rate",

@@ -3,14 +3,25 @@
 Both look at how much likelier a reply has become than for the reference model, the one that
 training began with: its reward is beta · (log p − log p of the reference), in nats.
 
-Shapes: N pairs, or replies.
+Shapes: N pairs, or of kto rated replies    K replies that are scored of each: the better and the
+    worse one, or the rated one; then one to other messages
 """
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from smallgpt.config import Config
+from smallgpt.utils.errors import UserError
+
+STILL = 0.05
+"""Nats by which a reply must have become likelier or less likely: else nothing has moved."""
+COLLAPSE = 1.0
+"""Nats a token by which good replies may have become less likely."""
 
 
 @dataclass(frozen=True)
@@ -57,3 +68,134 @@ def divergence(ratio_N: Tensor) -> Tensor:
     """KTO's estimate of KL(model ‖ reference), a scalar in nats a reply: the mean of log p − log p
     of the reference over replies to other messages than these, and at least 0."""
     return ratio_N.detach().mean().clamp(min=0)
+
+
+class Scored(NamedTuple):
+    """Preferences, as the model and the reference score them.
+
+    log_p, reference: (K, N), nats a reply.
+    good: (N,), bool; of pairs all are.
+    lengths: (N,), ids of the first reply.
+    """
+
+    log_p: Tensor
+    reference: Tensor
+    good: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
+class PreferenceFigures:
+    """What a validation on preferences measured (see training.trainer.Measured).
+
+    validation_loss: mean nats a pair, or of kto the mean loss of a rated reply.
+    reward_margin: by how much the reward of good replies is the larger; NaN of one kind alone.
+    reward_accuracy: share of pairs, or rated replies, on the right side.
+    chosen_log_p, rejected_log_p: mean nats of a good and a bad reply; NaN without one.
+    kl: see `divergence`.
+    moved, margin, margin_error, fallen: of what is learnt from, in nats: by how much the first
+        replies have changed; the margin without beta and its standard error; and by how much a
+        token of the good ones has become less likely.
+    """
+
+    validation_loss: float
+    reward_margin: float
+    reward_accuracy: float
+    chosen_log_p: float
+    rejected_log_p: float
+    kl: float
+    moved: float
+    margin: float
+    margin_error: float
+    fallen: float
+
+    @staticmethod
+    def of(
+        config: Config, balance: Balance, held_back: Scored, learnt: Scored
+    ) -> "PreferenceFigures":
+        """The figures of scores on what is held back, and on what is learnt from."""
+        ratio_KN, beta = held_back.log_p - held_back.reference, config.preference_beta
+        kl, good_N = divergence(ratio_KN[-1]), held_back.good
+        if config.preference_loss == "dpo":
+            loss_N = dpo(ratio_KN[0], ratio_KN[1], beta, config.preference_smoothing)
+            loss_N -= config.preference_likelihood * held_back.log_p[0] / held_back.lengths
+            right_N = ratio_KN[0] > ratio_KN[1]
+            chosen, rejected = held_back.log_p[0], held_back.log_p[1]
+        else:
+            loss_N = kto(ratio_KN[0], good_N, kl, beta, balance)
+            right_N = (ratio_KN[0] > kl) == good_N
+            chosen, rejected = held_back.log_p[0][good_N], held_back.log_p[0][~good_N]
+        moved = learnt.log_p[0] - learnt.reference[0]
+        fallen = -(moved / learnt.lengths)[learnt.good]
+        return PreferenceFigures(
+            loss_N.mean().item(),
+            beta * _margin(held_back)[0],
+            right_N.float().mean().item(),
+            chosen.mean().item(),
+            rejected.mean().item(),
+            kl.item(),
+            moved.abs().mean().item(),
+            *_margin(learnt),
+            fallen.mean().item(),
+        )
+
+    def as_dict(self) -> dict[str, float]:
+        """The figures of what is held back, by name."""
+        names = ("validation_loss", "reward_margin", "reward_accuracy", "chosen_log_p")
+        figures = {name: getattr(self, name) for name in (*names, "rejected_log_p", "kl")}
+        return {name: value for name, value in figures.items() if not math.isnan(value)}
+
+    def __str__(self) -> str:
+        return (
+            f"validation loss {self.validation_loss:.4f}, margin {self.reward_margin:.3f}, "
+            f"{100 * self.reward_accuracy:.0f} % right, log p of better replies "
+            f"{self.chosen_log_p:.1f}, of worse ones {self.rejected_log_p:.1f}, "
+            f"KL {self.kl:.2f}"
+        )
+
+
+def _margin(scored: Scored) -> tuple[float, float]:
+    """By how many nats good replies have gained on bad ones, and the standard error of it; NaN
+    where there is only one kind."""
+    ratio_KN = scored.log_p - scored.reference
+    if len(ratio_KN) == 3:
+        gain_N = ratio_KN[0] - ratio_KN[1]
+        return gain_N.mean().item(), (gain_N.var(correction=0) / len(gain_N)).sqrt().item()
+    kinds = [ratio_KN[0][scored.good], ratio_KN[0][~scored.good]]
+    if not all(map(len, kinds)):
+        return math.nan, math.nan
+    variance = sum(float(kind.var(correction=0)) / len(kind) for kind in kinds)
+    return (kinds[0].mean() - kinds[1].mean()).item(), math.sqrt(variance)
+
+
+def reason_to_stop(config: Config, step: int, figures: PreferenceFigures) -> UserError | None:
+    """Why a run cannot come to anything: nothing is learnt, or the good replies are lost."""
+    if figures.fallen > COLLAPSE:
+        how = "preference_likelihood=1 with dpo, " if config.preference_loss == "dpo" else ""
+        return UserError(
+            f"step {step}: better replies have become unlikely, by {figures.fallen:.1f} nats a "
+            "token since the run began: it forgets how to talk",
+            f"in another checkpoint_root, set {how}a lower lr (now {config.lr:g}) or a higher "
+            f"preference_beta (now {config.preference_beta:g})",
+        )
+    patience = config.preference_patience
+    if not patience or step < patience or figures.margin > figures.margin_error:
+        return None
+    problem = (
+        f"step {step}: what is learnt from is told apart no better than before the first step "
+        f"(by {figures.margin:.2f} ± {figures.margin_error:.2f} nats)"
+    )
+    if figures.moved < STILL:
+        adapters = "; adapters take ten times the rate of the whole model" * bool(config.lora_rank)
+        advice = (
+            f"the model has hardly moved, by {figures.moved:.3f} nats a reply: raise lr (now "
+            f"{config.lr:g}{adapters}), or lower warmup"
+        )
+    else:
+        advice = (
+            f"the model has moved, by {figures.moved:.2f} nats a reply, but not apart: are chosen "
+            "and rejected mixed up in a part of the data, or labelled at random? do they differ in "
+            "what the model can see (they are cut at block_size, unknown characters are <unk>)?\n"
+            f"     if there is nothing wrong with them, lower lr (now {config.lr:g})"
+        )
+    return UserError(problem, f"{advice}\n     preference_patience=0 goes on all the same")

@@ -98,6 +98,10 @@ class Task(ABC):
     def how_to_use(self, path: Path, it: str = "it") -> str:
         """The command that uses a checkpoint of this task, for people to copy, who call it `it`."""
 
+    def reason_to_stop(self, step: int, measured: Any) -> UserError | None:
+        """What `validate` measured that lets nothing come of the run; the error that ends it."""
+        return None
+
     def weakness(self, best: Mapping[str, float], was_better_before: bool) -> str:
         """What the best validation says against the model, and what to change; empty if nothing.
 
@@ -158,6 +162,8 @@ class Trainer:
         self.holds_best = runtime.device.type == "cuda"
         """Whether a model that is the best so far waits in the host's memory for the next save: a
         GPU trains on to a better one in less time than writing it takes."""
+        self._failure: UserError | None = None
+        """Why it ends early, where nothing comes of it."""
         self._held: Callable[[], Path] | None = None
         """What writes it."""
         self._next: tuple[Sequence[Any], int] | None = None
@@ -219,6 +225,8 @@ class Trainer:
             note(f"go on with: {launch.launcher()} {command} resume_from=latest")
             note(f"or {self.task.how_to_use(path, 'the model as it is now')}")
             raise SystemExit(128 + stop.number)
+        if self._failure:
+            raise self._failure
         self._tell_the_end(path)
         return path
 
@@ -276,6 +284,8 @@ class Trainer:
                         held = not save and self.world.is_first
                         self._held = self._checkpoint(figures, later=True) if held else None
                     last |= self.is_out_of_patience
+                    self._failure = task.reason_to_stop(step, measured)
+                    last |= self._failure is not None
                     line = f"{measured}{' (best)' if best else ''}"
                     replies = task.sample_replies() if self.world.is_first else []
                     metrics.validation(step, line, figures, replies)

@@ -1,0 +1,192 @@
+"""What is learnt from preferences in a step, and how good the model is on others."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from smallgpt.chat.chatbot import Chatbot
+from smallgpt.config import Config
+from smallgpt.data.corpus import IntArray
+from smallgpt.data.packing import RowOrder
+from smallgpt.distributed.world import ALONE, World
+from smallgpt.model.gpt import GPT
+from smallgpt.runtime import Runtime
+from smallgpt.tokenizer.characters import Tokenizer
+from smallgpt.training.preference_examples import Examples, log_ps
+from smallgpt.training.preference_loss import (
+    Balance,
+    PreferenceFigures,
+    Scored,
+    divergence,
+    dpo,
+    kto,
+    reason_to_stop,
+)
+from smallgpt.training.replies import generate_replies
+from smallgpt.training.trainer import Task
+from smallgpt.training.validation import in_batches, in_evaluation
+from smallgpt.utils.commands import python_command, script
+from smallgpt.utils.errors import UserError
+
+SAMPLE = 64
+"""Of what is learnt from, so many are looked at to see whether anything is learnt."""
+SAMPLE_REPLIES = 3
+
+
+class Part(NamedTuple):
+    """Some pairs, or rated replies, of a step; kl is that of all of the step."""
+
+    numbers: IntArray
+    kl: Tensor
+
+
+class PreferenceTask(Task):
+    """Learning which replies are better (see training.trainer.Task).
+
+    Args:
+        model: moved to the device; trained in place. Until the reference is measured it is the
+            reference.
+        fingerprint: of the preferences.
+    """
+
+    model: GPT
+    keeps_every_best = True
+
+    def __init__(
+        self,
+        config: Config,
+        here: Runtime,
+        model: GPT,
+        tokenizer: Tokenizer,
+        examples: Examples,
+        fingerprint: str,
+        world: World = ALONE,
+    ) -> None:
+        self.config, self.runtime, self.world = config, here, world
+        self.model, self.tokenizer, self.examples = model, tokenizer, examples
+        self.order = RowOrder(len(examples.train), config.seed)
+        self.steps_per_epoch = len(examples.train) / config.train_batch
+        self.reference: Tensor | None = None
+        """log p of all replies for the model that training began with, (K, N)."""
+        self.pairs = config.preference_loss == "dpo"
+        self.balance = Balance.of(*(int((examples.good == good).sum()) for good in (True, False)))
+        self._data = [fingerprint, config.train_percent, config.block_size, config.seed]
+
+    @property
+    def _reference(self) -> Tensor:
+        assert self.reference is not None
+        return self.reference
+
+    def parts(self, step: int, count: int) -> tuple[Sequence[Part], int]:
+        """The pairs of a step in `count` parts, and how many ids their replies have. For kto with
+        the divergence that the model now has, which needs all of the step."""
+        batch = self.config.train_batch
+        numbers = self.examples.train[self.order.take(step * batch, batch)]
+        kl = torch.zeros((), device=self.runtime.device)
+        if not self.pairs:
+            unrelated = self._reference[1, torch.from_numpy(numbers)]
+            kl = divergence(self._scores(numbers, [1])[0] - unrelated).to(kl.device)
+        kinds = range(2 if self.pairs else 1)
+        ids = sum(len(self.examples.replies[n][kind]) for n in numbers for kind in kinds)
+        return [Part(some, kl) for some in np.array_split(numbers, count)], ids
+
+    def on_device(self, part: Part) -> Part:
+        """The part as it is: its rows are made where they are used."""
+        return part
+
+    def loss(self, network: nn.Module, part: Part) -> Tensor:
+        """What the part adds to the mean loss over the pairs, or rated replies, of the step."""
+        config, kinds = self.config, [0, 1] if self.pairs else [0]
+        log_p_KN = log_ps(network, self.examples, part.numbers, kinds, self.runtime)
+        reference_KN = self._reference[: len(kinds), torch.from_numpy(part.numbers)]
+        ratio_KN = log_p_KN - reference_KN.to(log_p_KN.device)
+        if self.pairs:
+            smoothing = config.preference_smoothing
+            loss_N = dpo(ratio_KN[0], ratio_KN[1], config.preference_beta, smoothing)
+            if config.preference_likelihood:
+                said = [len(self.examples.replies[n][0]) for n in part.numbers]
+                lengths_N = torch.tensor(said, device=log_p_KN.device)
+                loss_N = loss_N - config.preference_likelihood * log_p_KN[0] / lengths_N
+        else:
+            good_N = self.examples.good[torch.from_numpy(part.numbers)].to(log_p_KN.device)
+            loss_N = kto(ratio_KN[0], good_N, part.kl, config.preference_beta, self.balance)
+        return loss_N.sum() / config.train_batch
+
+    @torch.no_grad()
+    def _scores(
+        self,
+        numbers: IntArray,
+        kinds: Sequence[int],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Tensor:
+        """log p of replies, (K, N) on the CPU: the processes take turns, all get all of them."""
+        found = torch.zeros(len(kinds), len(numbers))
+        size = max(1, self.config.train_batch // (self.config.accumulate * self.world.size))
+        batches = in_batches(np.arange(len(numbers)), size)
+        for some in in_evaluation(self.model, batches, "scoring replies", stopped, self.world):
+            log_p = log_ps(self.model, self.examples, numbers[some], kinds, self.runtime)
+            found[:, some] = log_p.cpu()
+        if self.world.size > 1:
+            found = torch.tensor(self.world.sum(*found.flatten().tolist())).view(found.shape)
+        return found
+
+    def measure_reference(self) -> None:
+        """Score all replies with the model as it is."""
+        kinds = range(3 if self.pairs else 2)
+        every = np.arange(len(self.examples.contexts))
+        self.reference = self._scores(every, kinds)
+
+    def validate(self, stopped: Callable[[], bool]) -> PreferenceFigures | None:
+        """Loss and rewards on preferences kept for validation, and on some that are learnt from."""
+        config, examples = self.config, self.examples
+        kinds = range(3 if self.pairs else 2)
+        found, most = list[Scored](), config.test_batch * config.eval_steps
+        for numbers in (examples.validation[:most], examples.train[:SAMPLE]):
+            scores, places = self._scores(numbers, kinds, stopped), torch.from_numpy(numbers)
+            lengths = torch.tensor([len(examples.replies[n][0]) for n in numbers])
+            reference = self._reference[:, places]
+            found.append(Scored(scores, reference, examples.good[places], lengths))
+        if any(self.world.sum(stopped())):
+            return None
+        return PreferenceFigures.of(config, self.balance, *found)
+
+    def reason_to_stop(self, step: int, figures: Any) -> UserError | None:
+        """Why the run learns nothing, or breaks down."""
+        return reason_to_stop(self.config, step, figures)
+
+    def weakness(self, best: Any, was_better_before: bool) -> str:
+        """Where replies that are not learnt from are told apart no better than by chance."""
+        accuracy = best.get("reward_accuracy", 1.0)
+        if accuracy > 0.5:
+            return ""
+        return (
+            f"of the preferences kept for validation it gets {100 * accuracy:.0f} % right, no more "
+            "than chance: it needs more of them, or they contradict each other"
+        )
+
+    def how_to_use(self, path: Path, it: str = "it") -> str:
+        """The command that chats with it."""
+        return f"chat with {it}: {python_command()} {script('chat.py')} {shlex.quote(str(path))}"
+
+    def sample_replies(self) -> list[tuple[str, str]]:
+        """Replies to some messages kept for validation."""
+        talks = {tuple(self.examples.messages[n]): None for n in self.examples.validation}
+        some, seed = list(talks)[:SAMPLE_REPLIES], self.config.seed
+        bot = Chatbot(self.model, self.tokenizer, self.config)
+        replies = generate_replies(bot, some, seed) or []
+        return [(talk[-1], reply) for talk, reply in zip(some, replies, strict=True)]
+
+    def state(self, completed: int) -> dict[str, Any]:
+        """The reference, so that a run goes on with the one it began with."""
+        return {"reference": self.reference, "preferences": self._data}
+
+    def load_state(self, state: dict[str, Any], completed: int) -> bool:
+        """Take the reference of the run that goes on; False where the preferences are others."""
+        self.reference = state["reference"]
+        same: bool = state["preferences"] == self._data
+        return same
