@@ -184,6 +184,11 @@ def held_out(dialogues: int, seed: int) -> list[tuple[Turn, ...]]:
     return list(itertools.islice(_distinct(seed, want_held_out=True), dialogues))
 
 
+def practice(dialogues: int, seed: int) -> list[tuple[Turn, ...]]:
+    """Draw `dialogues` distinct dialogues of the kind that `generate` emits."""
+    return list(itertools.islice(_distinct(seed, want_held_out=False), dialogues))
+
+
 def is_held_out(pair: tuple[str, str]) -> bool:
     """Whether a combination (see `Turn.pair`) is kept out of training."""
     digest = hashlib.blake2s("\n".join(pair).encode(), digest_size=4).digest()

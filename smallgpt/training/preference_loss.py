@@ -179,13 +179,14 @@ def reason_to_stop(config: Config, step: int, figures: PreferenceFigures) -> Use
             f"preference_beta (now {config.preference_beta:g})",
         )
     patience = config.preference_patience
-    if not patience or step < patience or figures.margin > figures.margin_error:
+    still = figures.moved < STILL
+    if not patience or step < patience or not (still or figures.margin <= figures.margin_error):
         return None
     problem = (
         f"step {step}: what is learnt from is told apart no better than before the first step "
         f"(by {figures.margin:.2f} ± {figures.margin_error:.2f} nats)"
     )
-    if figures.moved < STILL:
+    if still:
         adapters = "; adapters take ten times the rate of the whole model" * bool(config.lora_rank)
         advice = (
             f"the model has hardly moved, by {figures.moved:.3f} nats a reply: raise lr (now "
