@@ -140,7 +140,7 @@ def said_before(record: dict[str, Any]) -> list[str]:
     """
     messages, prompt = _list_of(record), known_key(record, PROMPTS)
     before = messages or (record[prompt] if prompt else None)
-    if isinstance(before, list) and before and is_assistants(before[-1]):
+    if is_assistants(before, -1):
         raise BadRecordError("what was said before the replies ends with one of the assistant's")
     if messages:
         return _turns(messages)
@@ -149,8 +149,9 @@ def said_before(record: dict[str, Any]) -> list[str]:
     raise BadRecordError(f"no prompt; its keys are: {listed(record)}")
 
 
-def is_assistants(message: Any) -> bool:
-    """Whether it is a message, and the assistant's."""
+def is_assistants(messages: Any, at: int) -> bool:
+    """Whether these are messages, and the one at a place is the assistant's."""
+    message = messages[at] if isinstance(messages, list) and messages else None
     return is_message(message) and _speech(message)[0] == _SPEAKERS["assistant"]
 
 

@@ -77,7 +77,7 @@ def judged(record: Any, kind: str | None = None, columns: Columns | None = None)
 
 
 def thumb(record: Any, columns: Columns | None = None) -> bool | None:
-    """Whether a dialogue's reply is marked as good or as bad; None where it is not marked."""
+    """Whether a dialogue's reply is marked as good or bad; None where it is not, or corrected."""
     if not isinstance(record, dict) or _given(record, CORRECTION) is not None:
         return None
     for key in THUMBS:
@@ -124,7 +124,7 @@ def _pair(record: dict[str, Any]) -> list[list[str]]:
     if len(better) == len(worse) == 1:
         before = said_before(record)
         better, worse = [*before, *better], [*before, *worse]
-    elif is_assistants(next(iter(record[CHOSEN]), None)):
+    elif is_assistants(record[CHOSEN], 0):
         raise BadRecordError(f"a reply under {CHOSEN!r} is of {len(better)} utterances, not of one")
     better, worse = checked(better), checked(worse)
     if better[:-1] != worse[:-1]:
@@ -178,8 +178,8 @@ def _grades(record: dict[str, Any], replies: list[Any]) -> list[float]:
                 raise BadRecordError(f"not one of the {key}s for each reply")
             if not all(isinstance(grade, (int, float)) and grade == grade for grade in grades):
                 raise BadRecordError(f"a {key} that is no number")
-            return [float(sign * grade) for grade in grades]
-    return [float(-place) for place in range(len(replies))]
+            return [sign * grade for grade in grades]
+    return [-place for place in range(len(replies))]
 
 
 def _keys(item: Any) -> Iterable[str]:

@@ -104,7 +104,6 @@ def read_preferences(paths: list[Path]) -> Preferences:
             remarks[_SAME] += 1
         else:
             for (*messages, reply), grade in zip(found.dialogues, found.grades, strict=True):
-                verdicts.pop((tuple(messages), reply), None)  # the last one is last in order too
                 verdicts[tuple(messages), reply] = grade > 0
     pairs += _of_verdicts(verdicts, remarks)
     distinct = dict.fromkeys(pairs)
@@ -170,7 +169,7 @@ def _of_ranking(found: Judged, remarks: Remarks) -> Iterator[_Pair]:
     """A pair of each two replies, the better one first; none of equally good ones."""
     ranked = sorted(zip(found.grades, found.dialogues, strict=True), key=lambda item: -item[0])
     for (high, better), (low, worse) in itertools.combinations(_spread(ranked, remarks), 2):
-        if better == worse and high > low:
+        if high > low and better == worse:
             remarks[_SAME] += 1
         elif high > low:
             yield _Pair(tuple(better[:-1]), better[-1], worse[-1])

@@ -152,6 +152,8 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my.txt").write_text(DIALOGUES, encoding="utf-8")
     pairs = [part.splitlines() for part in DIALOGUES.split("\n\n")]
     (folder / "my.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), "utf-8")
+    talk = [{"role": "user", "content": "在吗"}, {"role": "assistant", "content": "在的"}]
+    (folder / "feedback.jsonl").write_text(json.dumps({"messages": talk, "verdict": "up"}), "utf-8")
     lines = ["2024-03-01 12:30:05 小明", "在吗", "2024-03-01 12:31:00 张三", "在的", "怎么了"]
     lines += ["2024-03-01 12:32:10 小明", "没事，想你了"]
     (folder / "export.txt").write_text("\n".join(lines), encoding="utf-8")

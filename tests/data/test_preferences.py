@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from smallgpt.data.preferences import (
 )
 from smallgpt.server.feedback import FeedbackFile
 from smallgpt.server.protocol import Message
+from smallgpt.utils.errors import UserError
 from tests.helpers.commands import refusal, refused_command, smallgpt
 
 BEFORE, CHOSEN, REJECTED = "周末去爬山吗", "好呀，几点出发？", "不知道。"
@@ -299,10 +301,15 @@ def test_good_and_bad_replies_to_the_same_are_paired(tmp_path: Path) -> None:
     assert found.rated[-2:] == alone and found.unpaired == 2 and len(found.rated) == 6
 
 
-def test_many_verdicts_on_a_greeting_give_few_pairs(tmp_path: Path) -> None:
+def test_many_verdicts_on_a_greeting_give_few_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = read(tmp_path, *(thumb(n % 2, "早", f"好{n}") for n in range(400)))
     assert len(found.pairs) == MOST_REPLIES**2 and len(found.rated) == 400
     assert found.unpaired == 400 - 2 * MOST_REPLIES
+    assert "2 lists of more than 10 replies: 10 of each are" in capsys.readouterr().err
+    found = read(tmp_path, *(thumb(True, "早", f"好{n}") for n in range(400)))
+    assert len(found.rated) == found.unpaired == 400 and capsys.readouterr().err == ""
 
 
 def marked(path: Path, verdict: str, *said: str, system: str = "") -> None:
@@ -550,3 +557,50 @@ def test_columns_that_are_named_count(tmp_path: Path) -> None:
     path = written(tmp_path / "x.jsonl", LAST["texts"](PAIR))
     columns = ("prompt", "rejected")
     assert list(read_dialogues(path, columns=columns)) == [[BEFORE, REJECTED]]
+    written(path, {"label": "0", "prompt": "早"}, {"label": "1", "prompt": "好"})
+    assert list(read_dialogues(path, columns=("label", "prompt"))) == [["0", "早"], ["1", "好"]]
+
+
+def test_a_correction_counts_more_than_a_verdict_beside_it(tmp_path: Path) -> None:
+    for verdict in ("up", "down"):
+        path = written(tmp_path / "x.jsonl", ANY["correction"](LONG) | {"verdict": verdict})
+        assert read_preferences([path]).pairs == [LONG]
+        assert list(read_dialogues(path)) == [[*LONG.messages, LONG.chosen]]
+
+
+NAMES = st.sampled_from(["prompt", "text", "score", "rank", "role", "content", "value"])
+ATOMS: list[Any] = ["早", "", "\n\nHuman: 早\n\nAssistant:", hh("早", "好"), messages("早", "好")]
+ATOMS += [None, True, 0, 1, -2.5, float("nan"), 10**400, messages("早"), messages("晚", "哦")]
+VALUES = st.sampled_from(ATOMS) | st.recursive(
+    st.sampled_from(ATOMS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=6,
+)
+OTHERS = dict.fromkeys(("instruction", "messages", "history", "label", "scores", "ranks"), VALUES)
+OTHERS |= {"prompt": VALUES, "verdict": st.sampled_from(["up", "down", "?", 1])}
+NEEDED = ["chosen rejected", "output", "correction", "verdict", "replies"]
+RECORDS = st.sampled_from(NEEDED).flatmap(
+    lambda needed: st.fixed_dictionaries(
+        {name: st.lists(VALUES) if name == "replies" else VALUES for name in needed.split()},
+        optional={name: values for name, values in OTHERS.items() if name not in needed},
+    )
+)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(RECORDS)
+def test_whatever_a_record_holds_it_is_read_or_refused(
+    tmp_path: Path, record: dict[str, Any]
+) -> None:
+    path = written(tmp_path / "x.jsonl", LAST["texts"](PAIR), record)
+    try:
+        found = read_preferences([path])
+    except UserError as error:
+        assert str(error).startswith(f"{path}, line 2: ")
+    else:
+        texts = [*(text for p in found.pairs for text in (*p.messages, p.chosen, p.rejected))]
+        texts += [text for rated in found.rated for text in (*rated.messages, rated.reply)]
+        assert all(text.strip() and "\n" not in text for text in texts)
+        assert all(p.messages and p.chosen != p.rejected for p in found.pairs)
+    with suppress(UserError):
+        assert all(len(dialogue) > 1 for dialogue in read_dialogues(path))
