@@ -68,7 +68,10 @@ def serve(
     ] = 30.0,
     feedback: Annotated[
         Path | None,
-        typer.Option(help="Append people's verdicts on replies to this file.", metavar="FILE"),
+        typer.Option(
+            help="Append people's verdicts on replies, and corrections, to this file.",
+            metavar="FILE",
+        ),
     ] = None,
     device: Device = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Precision of the chat model's weights.")] = "auto",

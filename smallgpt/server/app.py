@@ -176,9 +176,9 @@ async def feedback(wanted: FeedbackRequest, request: Request) -> Response:
         number = len(wanted.messages) - 1
         param = f"messages[{number}].role"
         raise ApiError(400, f"{param}: the last message is not a reply", param)
-    append = service.feedback.append
+    given = (wanted.model, wanted.messages, wanted.verdict, wanted.correction)
     try:
-        await asyncio.to_thread(append, wanted.model, wanted.messages, wanted.verdict)
+        await asyncio.to_thread(service.feedback.append, *given)
     except OSError as error:
         raise ApiError(507, f"The feedback cannot be written: {error.strerror or error}.") from None
     return Response(status_code=204)

@@ -36,14 +36,26 @@ class FeedbackFile:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # on Windows
         return os.open(self.path, flags, 0o600)
 
-    def append(self, model: str, messages: Sequence[Message], verdict: str) -> None:
-        """Add a verdict on the last message; it is on the disk when this returns.
+    def append(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        verdict: str | None = None,
+        correction: str | None = None,
+    ) -> None:
+        """Add what somebody thinks of the last message; it is on the disk when this returns.
+
+        Args:
+            verdict: up or down.
+            correction: what they would have said instead.
 
         Raises:
             OSError: it cannot be, such as on a full disk; the file is as before.
         """
         said = [{"role": message.role, "content": message.text} for message in messages]
-        record = {"time": round(time.time()), "model": model, "messages": said, "verdict": verdict}
+        record = {"time": round(time.time()), "model": model, "messages": said}
+        given = {"verdict": verdict, "correction": correction}
+        record |= {key: value for key, value in given.items() if value is not None}
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "replace")
         with FileLock(f"{self.path}.lock", timeout=SECONDS_TO_WAIT, mode=0o600):
             file = self._open()

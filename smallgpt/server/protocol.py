@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from smallgpt.config import SamplingConfig
 from smallgpt.server.errors import wrong_field
@@ -372,12 +372,29 @@ class ClassifyResponse(BaseModel):
     usage: ClassifyUsage
 
 
+Stripped = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LONGEST_TEXT)
+]
+
+
 class FeedbackRequest(_Strict):
-    """What somebody thinks of the last message, which is a reply."""
+    """What somebody thinks of the last message, which is a reply: a verdict on it, or the
+    correction, which is what they would have said."""
 
     model: str
     messages: list[Message] = Field(min_length=2, max_length=MOST_MESSAGES)
-    verdict: Literal["up", "down"]
+    verdict: Literal["up", "down"] | None = None
+    correction: Stripped | None = None
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> Self:
+        if self.verdict is None and self.correction is None:
+            raise wrong_field("verdict", "a verdict or a correction is needed")
+        if self.verdict is not None and self.correction is not None:
+            raise wrong_field("correction", "a verdict and a correction are two requests")
+        if self.correction == self.messages[-1].text.strip():
+            raise wrong_field("correction", "it is the same as the reply")
+        return self
 
 
 def finite(value: float) -> float:

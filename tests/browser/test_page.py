@@ -7,17 +7,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from smallgpt.chat.chatbot import Source
 from smallgpt.server import app
 from smallgpt.server.classifier import ClassifierThread
 from tests.browser.actions import button, messages, say, talk, tool
+from tests.browser.checks import fits_and_is_accessible
 from tests.browser.conftest import Opener, Serve, Talker
 
 PHONE, DESKTOP = {"width": 375, "height": 740}, {"width": 1280, "height": 800}
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
 def test_only_the_pages_own_files_are_loaded(serve: Serve, opened: Opener) -> None:
@@ -87,12 +86,6 @@ def test_chinese_is_marked_as_such(serve: Serve, opened: Opener) -> None:
     assert messages(page).evaluate_all("(all) => all.map((e) => e.lang)") == ["", "zh-CN"]
 
 
-def widths(page: Page) -> tuple[int, int]:
-    script = "[document.documentElement.scrollWidth, innerWidth]"
-    wide, inner = page.evaluate(script)
-    return wide, inner
-
-
 def views(page: Page, phone: bool) -> list[str]:
     """Go through all views and dialogs with something in them; yields each one's name."""
     done = []
@@ -103,14 +96,7 @@ def views(page: Page, phone: bool) -> list[str]:
         page.get_by_role("link", name=name, exact=True).click()
 
     def check(name: str) -> None:
-        wide, inner = widths(page)
-        assert wide <= inner, name
-        results = Axe().run(page, options={"runOnly": {"type": "tag", "values": RULES}})
-        assert len(results.response["passes"]) > 10
-        found = [
-            v for v in results.response["violations"] if v["impact"] in ("serious", "critical")
-        ]
-        assert [(v["id"], [node["html"] for node in v["nodes"]]) for v in found] == [], name
+        fits_and_is_accessible(page, name)
         done.append(name)
 
     expect(button(page, "你好")).to_be_visible()

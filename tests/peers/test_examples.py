@@ -16,6 +16,7 @@ import pytest
 import smallgpt
 from smallgpt.sentiment import predictor, recipe
 from smallgpt.server.classifier import ClassifierThread
+from smallgpt.server.feedback import FeedbackFile
 from tests.helpers.processes import REPOSITORY
 from tests.helpers.reviews import classifier_config
 from tests.helpers.server import Served, client, serving
@@ -47,7 +48,9 @@ def server(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """With the names that the pages use."""
     best = recipe.run(classifier_config(tmp_path_factory.mktemp("reviews"), trained, max_steps=2))
     classifier = ClassifierThread("sentimental_demo", best, predictor.load(best, "cpu"), 8)
-    with serving(smallgpt.load(trained), "box", classifier=classifier) as served:
+    file = FeedbackFile(tmp_path_factory.mktemp("feedback") / "feedback.jsonl")
+    bot = smallgpt.load(trained)
+    with serving(bot, "box", classifier=classifier, feedback=file) as served:
         yield served
 
 
@@ -84,7 +87,17 @@ def test_curl_streams(server: Served, block: str, replies: tuple[str, str]) -> N
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == replies[0]
 
 
-@each_of("curl http")
+@each_of("curl http://127.0.0.1:8000/v1/feedback")
+def test_curl_corrects_a_reply(server: Served, block: str) -> None:
+    assert run(server, block) == ""
+    assert server.service.feedback
+    (kept,) = map(json.loads, server.service.feedback.path.read_text("utf-8").splitlines())
+    (shown,) = blocks("docs/serving.md", '{"time"')
+    example = json.loads(shown.splitlines()[0])
+    assert kept | {"time": example["time"]} == example
+
+
+@each_of("curl http://127.0.0.1:8000/v1/classify")
 def test_curl_classifies(server: Served, block: str) -> None:
     answer = json.loads(run(server, block))
     asked = json.loads(block.split("-d '")[1].split("'")[0])["input"]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +15,7 @@ from smallgpt.sentiment import predictor
 from smallgpt.sentiment.explain import explain
 from smallgpt.server.classifier import AT_ONCE, ClassifierThread
 from smallgpt.server.feedback import FeedbackFile
-from smallgpt.server.protocol import Classification
+from smallgpt.server.protocol import LONGEST_TEXT, Classification
 from smallgpt.server.service import Limits
 from tests.helpers.models import ScriptedBot
 from tests.helpers.server import PATIENCE, client, serving
@@ -135,3 +136,50 @@ def test_feedback_is_appended(http: httpx.Client) -> None:
     records = [json.loads(line) for line in lines]
     assert [record["verdict"] for record in records] == ["up", "down"]
     assert all(record["messages"] == talk and record["model"] == "tiny" for record in records)
+
+
+def test_corrections_are_appended(http: httpx.Client) -> None:
+    talk = [{"role": "user", "content": "早"}, {"role": "assistant", "content": " 你好 "}]
+    file = Path(http.headers["X-File"])
+    before = len(file.read_text("utf-8").splitlines())
+    longest = "好" * LONGEST_TEXT
+    for correction in (" 早上好呀\n", longest, f" {longest} "):
+        body = {"model": "tiny", "messages": talk, "correction": correction, "verdict": None}
+        answer = http.post("/v1/feedback", json=body)
+        assert (answer.status_code, answer.content) == (204, b"")
+    added = [json.loads(line) for line in file.read_text("utf-8").splitlines()[before:]]
+    assert [record["correction"] for record in added] == ["早上好呀", longest, longest]
+    assert [list(record) for record in added] == [["time", "model", "messages", "correction"]] * 3
+    assert all(record["messages"] == talk for record in added)
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("opinion", "message"),
+    [
+        ({}, "verdict: a verdict or a correction is needed"),
+        ({"verdict": None, "correction": None}, "verdict: a verdict or a correction is needed"),
+        (
+            {"verdict": "down", "correction": "早"},
+            "correction: a verdict and a correction are two requests",
+        ),
+        ({"correction": ""}, "correction: String should have at least 1 character"),
+        ({"correction": " \n\u3000"}, "correction: String should have at least 1 character"),
+        (
+            {"correction": "好" * (LONGEST_TEXT + 1)},
+            f"correction: String should have at most {LONGEST_TEXT} characters",
+        ),
+        ({"correction": "你好\n"}, "correction: it is the same as the reply"),
+        ({"correction": ["早"]}, "correction: Input should be a valid string"),
+    ],
+)
+def test_feedback_that_is_not_one_opinion_is_refused(
+    http: httpx.Client, opinion: dict[str, Any], message: str
+) -> None:
+    talk = [{"role": "user", "content": "早"}, {"role": "assistant", "content": " 你好 "}]
+    before = Path(http.headers["X-File"]).read_bytes()
+    answer = http.post("/v1/feedback", json={"model": "tiny", "messages": talk, **opinion})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["message"], error["param"]) == (message, message.partition(":")[0])
+    assert Path(http.headers["X-File"]).read_bytes() == before

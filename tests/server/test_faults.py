@@ -38,6 +38,7 @@ VERDICT = {
     "messages": [*TALK["messages"], {"role": "assistant", "content": "早"}],
     "verdict": "up",
 }
+CORRECTION = {key: VERDICT[key] for key in ("model", "messages")} | {"correction": "早上好"}
 JSON = "Content-Type: application/json"
 
 
@@ -546,20 +547,23 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_on_a_full_disk_the_feedback_is_as_before(tiny: Served, http: httpx.Client) -> None:
+@pytest.mark.parametrize("opinion", [VERDICT, CORRECTION], ids=["verdict", "correction"])
+def test_on_a_full_disk_the_feedback_is_as_before(
+    tiny: Served, http: httpx.Client, opinion: dict[str, Any]
+) -> None:
     assert tiny.service.feedback
     file = tiny.service.feedback.path
-    assert http.post(FEEDBACK, json=VERDICT).status_code == 204
+    assert http.post(FEEDBACK, json=opinion).status_code == 204
     before = file.read_bytes()
     for room in (0, 10):
         with largest_file(len(before) + room):
-            said = http.post(FEEDBACK, json=VERDICT)
+            said = http.post(FEEDBACK, json=opinion)
         assert said.status_code == 507 and "cannot be written" in said.json()["error"]["message"]
         assert file.read_bytes() == before
-    assert http.post(FEEDBACK, json=VERDICT).status_code == 204
+    assert http.post(FEEDBACK, json=opinion).status_code == 204
     lines = file.read_text("utf-8").removeprefix(before.decode()).splitlines()
     (added,) = map(json.loads, lines)
-    assert {key: added[key] for key in VERDICT} == VERDICT
+    assert {key: added[key] for key in opinion} == opinion
 
 
 def test_what_the_disk_did_not_take_is_taken_back(

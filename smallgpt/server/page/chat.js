@@ -1,9 +1,9 @@
 // The conversation that is open: its messages, what can be done with them, and the line to type.
 
 import * as api from './api.js';
-import { confirm } from './dialogs.js';
+import { confirm, showKept } from './dialogs.js';
 import { byId, el, iconButton, isSend, languageOf, notice } from './dom.js';
-import { messagesOf, Replies } from './replies.js';
+import { messagesOf, newest, Replies } from './replies.js';
 import * as settings from './settings.js';
 import { add, change, children, conversation, path, remove, titleOf, turn } from './talk.js';
 import { number, t } from './words.js';
@@ -18,8 +18,7 @@ export class Chat {
     this.model = null; // the card of the model that replies
     this.feedback = false;
     this.settings = settings.load();
-    this.editing = null; // id of the message being edited
-    this.draft = ''; // what it is to become
+    this.editing = null; // { id, depth, draft, trouble, sending } of the message being edited
     this.talk = this.#fresh();
     this.replies = new Replies(store, {
       onchange: (talk) => this.#changed(talk),
@@ -45,6 +44,7 @@ export class Chat {
     byId('stop').addEventListener('click', () => this.replies.stop(this.talk.id));
     byId('settings').addEventListener('click', () => this.#changeSettings());
     byId('newest').addEventListener('click', () => this.#toEnd());
+    byId('kept-more').addEventListener('click', () => showKept());
     this.following = true; // the view stays at the end, unless one has scrolled away from it
     byId('scroll').addEventListener('scroll', () => {
       this.following = this.#isAtEnd();
@@ -131,6 +131,7 @@ export class Chat {
     byId('welcome').hidden = shown.length > 0;
     byId('send').hidden = running;
     byId('stop').hidden = !running;
+    byId('kept').hidden = !this.feedback;
     for (const id of ['rename', 'export', 'delete']) byId(id).hidden = !shown.length;
     this.#renderTrouble(shown, running);
     this.#showNewest();
@@ -154,16 +155,18 @@ export class Chat {
   #message(node, depth, writing) {
     const who = { user: 'you', assistant: 'them', system: 'system' }[node.role];
     const text = el('p', { class: 'text', lang: languageOf(node.content) }, node.content);
+    const editing = this.editing?.id === node.id;
+    const state = `${writing ? ' writing' : ''}${isEdited(node) ? ' edited' : ''}`;
     return el(
       'li',
-      { class: `message ${node.role}${writing ? ' writing' : ''}`, 'data-id': node.id },
+      { class: `message ${node.role}${state}`, 'data-id': node.id },
       el('span', { class: 'visually-hidden' }, t(who)),
-      this.editing === node.id ? this.#editor(node) : text,
+      editing ? this.#editor(node) : text,
       el(
         'div',
         { class: 'foot' },
         notes(node, writing),
-        this.editing !== node.id && !writing && this.#tools(node, depth),
+        !editing && !writing && this.#tools(node, depth),
       ),
     );
   }
@@ -174,8 +177,12 @@ export class Chat {
     const disabled = this.replies.isRunning(this.talk);
     const tool = (name, label, action, more = {}) =>
       iconButton(name, t(label), action, { 'data-key': `${depth}:${label}`, disabled, ...more });
-    const show = (places) => () => this.#keep(turn(this.talk, node, places));
+    const show = (places) => () => {
+      turn(this.talk, node, places);
+      this.#keep();
+    };
     const isReply = node.role === 'assistant';
+    const wanted = this.#isWanted(node);
     const versions = siblings.length > 1 && [
       tool('left', 'before', show(-1), { 'aria-disabled': String(at === 0) }),
       el(
@@ -195,50 +202,70 @@ export class Chat {
       { class: 'tools' },
       versions,
       isReply && tool('redo', 'regenerate', () => this.#ask(node.parent)),
-      tool('edit', 'editMessage', () => this.#edit(node)),
-      isReply && this.feedback && [verdict('thumbUp', 'good', 'up'), verdict('thumbDown', 'bad', 'down')],
+      wanted && !isEdited(node) && [verdict('thumbUp', 'good', 'up'), verdict('thumbDown', 'bad', 'down')],
+      tool('edit', wanted ? 'wouldSay' : 'editMessage', () => this.#edit(node, depth), {
+        'data-key': `${depth}:edit`,
+      }),
       tool('trash', 'deleteMessage', () => this.#delete(node)),
     );
   }
 
-  #keep() {
-    this.store.save(this.talk);
+  #keep(talk = this.talk) {
+    this.store.save(talk);
     this.render();
     this.onlist();
   }
 
-  #edit(node) {
-    this.editing = node.id;
-    this.draft = node.content;
+  #edit(node, depth) {
+    this.editing = { id: node.id, depth, draft: node.content, trouble: '', sending: false };
+    this.#focusEditor();
+  }
+
+  #focusEditor() {
     this.render();
     const area = document.querySelector('.editor textarea');
+    if (!area) return; // another tab has deleted the message
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
   }
 
+  #closeEditor() {
+    const { depth } = this.editing;
+    this.editing = null;
+    this.render();
+    document.querySelector(`[data-key="${depth}:edit"]`)?.focus();
+  }
+
   #editor(node) {
-    const area = el('textarea', { rows: 1, 'aria-label': t('editMessage'), 'data-key': 'editor' });
-    area.value = this.draft;
-    area.addEventListener('input', () => (this.draft = area.value));
+    const edit = this.editing;
     const isUser = node.role === 'user';
-    const close = () => {
-      this.editing = null;
-      this.render();
-      document.querySelector(`[data-id="${path(this.talk).at(-1)?.id}"] .tools button`)?.focus();
-    };
+    const wanted = this.#isWanted(node);
+    const area = el('textarea', {
+      rows: 1,
+      'aria-label': t(wanted ? 'wouldSay' : 'editMessage'),
+      'aria-describedby': wanted ? 'would-say-more' : null,
+      'data-key': 'editor',
+      readonly: edit.sending,
+    });
+    area.value = edit.draft;
+    area.addEventListener('input', () => (edit.draft = area.value));
     const save = () => {
       const text = area.value.trim();
-      if (!text || this.replies.isRunning(this.talk)) return;
+      if (!text || edit.sending || this.replies.isRunning(this.talk)) return;
+      if (node.role === 'assistant') {
+        this.#rewrite(node, text, wanted);
+        return;
+      }
       const changed = text !== node.content;
       const other = changed ? add(this.talk, node.parent, node.role, text, { state: 'done' }) : node;
       if (changed) this.store.save(this.talk);
-      close();
+      this.#closeEditor();
       if (isUser && changed) this.#ask(other.id);
       if (isUser) this.focus();
       this.onlist();
     };
     const keys = (event) => {
-      if (event.key === 'Escape') close();
+      if (event.key === 'Escape' && !event.isComposing) this.#closeEditor();
       if (!isSend(event)) return;
       event.preventDefault();
       save();
@@ -254,13 +281,43 @@ export class Chat {
         },
       },
       area,
+      wanted && el('p', { id: 'would-say-more', class: 'quiet' }, t('wouldSayMore')),
+      edit.trouble && el('p', { class: 'error', role: 'alert' }, edit.trouble),
       el(
         'div',
         { class: 'row end' },
-        el('button', { type: 'button', onclick: close }, t('cancel')),
-        el('button', { type: 'submit', class: 'primary' }, t(isUser ? 'send' : 'save')),
+        el('button', { type: 'button', onclick: () => this.#closeEditor() }, t('cancel')),
+        el('button', { type: 'submit', class: 'primary', disabled: edit.sending }, t(isUser ? 'send' : 'save')),
       ),
     );
+  }
+
+  // Add a person's version of a reply; where the server wants to know, once it does.
+  async #rewrite(node, text, wanted) {
+    const { talk, editing: edit } = this;
+    const generated = node.generated ?? node.content;
+    const refuse = (trouble) => {
+      Object.assign(edit, { trouble, sending: false });
+      if (this.editing === edit) this.#focusEditor();
+      else notice(trouble);
+    };
+    if (text === node.content.trim() || text === generated.trim()) {
+      refuse(t('unchanged'));
+      return;
+    }
+    Object.assign(edit, { draft: text, trouble: '', sending: true });
+    this.render();
+    try {
+      if (wanted) await this.#tell(node, { correction: text });
+    } catch (error) {
+      if (!(error instanceof api.Failure)) throw error;
+      refuse(error.message);
+      return;
+    }
+    add(talk, node.parent, 'assistant', text, { state: 'done', generated, sent: wanted });
+    if (this.editing === edit) this.#closeEditor();
+    this.#keep(talk);
+    if (wanted) notice(t('thanks'));
   }
 
   async #delete(node) {
@@ -271,18 +328,30 @@ export class Chat {
     this.focus();
   }
 
+  // Whether the server keeps what people think of a message: of replies to something.
+  #isWanted(node) {
+    return this.feedback && node.role === 'assistant' && node.parent !== '';
+  }
+
+  // Tell the server what somebody thinks of what the model said there. Throws Failure.
+  #tell(node, opinion) {
+    const reply = { role: 'assistant', content: node.generated ?? node.content };
+    const messages = newest([...messagesOf(this.talk, node.parent), reply]);
+    return api.feedback({ model: this.model.id, messages, ...opinion });
+  }
+
   async #judge(node, verdict) {
     if (node.verdict === verdict) return;
-    const messages = messagesOf(this.talk, node.id);
+    const { talk } = this;
     try {
-      await api.feedback({ model: this.model.id, messages, verdict });
+      await this.#tell(node, { verdict });
     } catch (error) {
       if (!(error instanceof api.Failure)) throw error;
       notice(error.message);
       return;
     }
-    change(this.talk, node.id, { verdict });
-    this.#keep();
+    if (talk.nodes[node.id]) change(talk, node.id, { verdict });
+    this.#keep(talk);
     notice(t('thanks'));
   }
 
@@ -335,10 +404,13 @@ function waitingItem() {
   return el('li', { class: 'message assistant' }, el('p', { class: 'text dots' }, dots));
 }
 
+// Whether a person has written this version of a reply.
+const isEdited = (node) => node.generated !== undefined;
+
 // What is said below a message.
 function notes(node, writing) {
   if (writing || node.role !== 'assistant') return null;
-  const parts = [];
+  const parts = isEdited(node) ? [t(node.sent ? 'editedSent' : 'edited')] : [];
   if (node.rate) parts.push(t('speed', number(Array.from(node.content).length), number(node.rate)));
   if (['stopped', 'interrupted', 'length'].includes(node.state)) parts.push(t(node.state));
   const cut = node.leftOut?.characters;

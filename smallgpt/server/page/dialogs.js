@@ -25,7 +25,7 @@ export function ask({ title, content = [], send, danger = false, more = [], read
         'div',
         { class: 'row end' },
         more,
-        el('button', { type: 'button', onclick: () => dialog.close() }, t('cancel')),
+        el('button', { type: 'button', onclick: () => dialog.close() }, t(send ? 'cancel' : 'close')),
         send && el('button', { type: 'submit', class: danger ? 'danger' : 'primary' }, send),
       ),
     );
@@ -53,6 +53,12 @@ export function askText(title, label, value) {
   const content = [el('label', { class: 'field' }, label, input)];
   return ask({ title, content, send: t('save'), read: () => input.value.trim() });
 }
+
+// What the server keeps of replies that are marked or corrected, and how to delete it.
+export const showKept = () => {
+  const said = ['keptWhat', 'keptWhere', 'keptDelete', 'keptRepeat'];
+  return ask({ title: t('keptTitle'), content: said.map((key) => el('p', {}, t(key))) });
+};
 
 // The server's key, or null.
 export function askForKey(wrong) {

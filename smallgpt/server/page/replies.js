@@ -16,7 +16,7 @@ export function messagesOf(talk, until = null) {
 }
 
 // Those that the server is sent: the newest, the last one in any case.
-function newest(messages) {
+export function newest(messages) {
   let begin = messages.length - 1;
   let characters = messages[begin].content.length;
   while (begin > 0 && messages.length - begin < MOST_MESSAGES) {

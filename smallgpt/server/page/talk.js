@@ -5,7 +5,9 @@
 //     nodes: { id: { id, parent, role, content, at, changed, … } },
 //     chosen: { parent: child }, removed: [id, …] }
 //
-// `parent` is '' at the top. `removed` keeps what was deleted from coming back out of another tab.
+// `parent` is '' at the top. A reply that a person has edited has in `generated` what the model had
+// said, and in `sent` whether the server was told. `removed` keeps what was deleted from coming back
+// out of another tab.
 
 export const VERSION = 1;
 const TITLE_LENGTH = 40;

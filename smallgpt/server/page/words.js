@@ -116,6 +116,32 @@ const WORDS = {
   ],
   good: ['Good reply', '回复得好'],
   bad: ['Bad reply', '回复得不好'],
+  wouldSay: ['I would have said …', '我会这样说……'],
+  wouldSayMore: [
+    'When you save, the conversation up to here and your words are kept on the server.',
+    '保存后，到此为止的对话和你写的话会保存在服务器上。',
+  ],
+  unchanged: ['This is what was said: nothing has changed.', '内容和原来的回复一样，没有改动。'],
+  edited: ['Edited by you.', '由你改写。'],
+  editedSent: ['Edited by you, and saved on the server.', '由你改写，已保存到服务器。'],
+  kept: ['Replies that you mark or correct are kept on the server.', '你评价或改写的回复会保存在服务器上。'],
+  keptTitle: ['What is kept', '保存哪些内容'],
+  keptWhat: [
+    'The conversation up to the reply, your verdict or correction, the time, and the model’s name. Nothing about who you are, unless the conversation says it.',
+    '到该回复为止的对话、你的评价或改写、时间和模型名称。不记录你是谁，除非对话里提到。',
+  ],
+  keptWhere: [
+    'It is in a file on the server, which only the server’s account can read. All other conversations are in this browser alone.',
+    '它们保存在服务器上的一个文件中，只有运行服务器的账户可以读取。其他对话只在此浏览器中。',
+  ],
+  keptDelete: [
+    'Whoever runs the server can delete it: each line of the file is one record. The delete buttons here only delete what is in this browser.',
+    '服务器的管理员可以删除：文件中每行是一条记录。这里的删除按钮只删除此浏览器中的内容。',
+  ],
+  keptRepeat: [
+    'A model that is trained on it may repeat it: keep private things out.',
+    '用这些内容训练的模型可能会复述它们：请不要包含隐私。',
+  ],
   thanks: ['Saved on the server. Thank you.', '已保存到服务器，谢谢。'],
   before: ['Previous version', '上一个版本'],
   after: ['Next version', '下一个版本'],
