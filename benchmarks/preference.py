@@ -5,9 +5,9 @@
     python -m benchmarks.preference checkpoints/demo --compare checkpoints/preference
 
 The first command talks small talk of the kind that the model was trained on, draws several replies
-to each line, and writes them as `smallgpt serve --feedback` does: good where the judge that is built
-in says that they fit, and where they keep the rule that people have set with --rule; else bad. The
-last one plays held-out small talk with both models. One JSON object.
+to each line, and writes them with thumbs as `smallgpt serve --feedback` does: up where the built-in
+judge says that they fit, and where they keep the --rule that people have; else down. The last one
+plays held-out small talk with both models. One JSON object.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import itertools
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 
@@ -39,11 +39,17 @@ RULES: dict[str, Callable[[str], bool]] = {
 }
 
 
-def draw(
-    bot: Chatbot, plays: Sequence[Sequence[Turn]], samples: int
-) -> Iterator[dict[str, object]]:
-    """Several replies to each line of some dialogues, with whether they fit."""
-    found: list[dict[str, object]] = []
+class Drawn(NamedTuple):
+    """A reply to messages, and whether it fits."""
+
+    messages: list[str]
+    reply: str
+    fits: bool
+
+
+def draw(bot: Chatbot, plays: Sequence[Sequence[Turn]], samples: int) -> Iterator[Drawn]:
+    """Several replies to each line of some dialogues."""
+    found: list[Drawn] = []
 
     def talk(play: Sequence[Turn], place: int) -> Generator[list[str], str, None]:
         said = [line for turn in play[:place] for line in (turn.user, turn.bot)]
@@ -52,7 +58,7 @@ def draw(
         judge = Judge(play)
         for turn in play[:place]:
             judge.fits(turn.bot)
-        found.append({"messages": messages, "reply": reply, "fits": judge.fits(reply)})
+        found.append(Drawn(messages, reply, judge.fits(reply)))
 
     places = [(play, place) for play in plays for place in range(len(play))]
     talks = ((talk(*at), seed) for at, seed in itertools.product(places, range(samples)))
@@ -62,18 +68,16 @@ def draw(
     yield from found
 
 
-def write_feedback(path: Path, replies: Iterator[dict[str, object]], rule: Rule) -> dict[str, int]:
-    """Write replies with a verdict each, and count them."""
-    counts = {"good": 0, "bad": 0}
+def write_feedback(path: Path, replies: Iterator[Drawn], rule: Rule) -> dict[str, int]:
+    """Write replies with a thumb each, and count them."""
+    counts = {"up": 0, "down": 0}
     with atomic.file(path) as work, work.open("w", encoding="utf-8") as file:
         for found in replies:
-            messages, reply = found["messages"], str(found["reply"])
-            assert isinstance(messages, list)
-            verdict = "good" if found["fits"] and RULES[rule](reply) else "bad"
+            verdict = "up" if found.fits and RULES[rule](found.reply) else "down"
             counts[verdict] += 1
             talk = [
                 {"role": ROLES[place % 2], "content": text}
-                for place, text in enumerate([*messages, reply])
+                for place, text in enumerate([*found.messages, found.reply])
             ]
             record = {"time": 0, "model": "simulation", "messages": talk, "verdict": verdict}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -118,9 +122,7 @@ def main(
     dialogues: Annotated[int, typer.Option(min=1, help="Of small talk.")] = 500,
     samples: Annotated[int, typer.Option(min=1, help="Replies to each line.")] = 4,
     rule: Annotated[Rule, typer.Option(help="What good replies must keep besides.")] = "none",
-    temperature: Annotated[
-        float, typer.Option(min=0, help="Of the replies that are judged.")
-    ] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the judged replies.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Judge replies of a model, or measure what it has learnt from that."""
@@ -130,9 +132,10 @@ def main(
         sampling = {"temperature": temperature, "top_p": 1.0}
         bot = chatbot.load(model, sampling, "cpu", dtype="float32")
         plays = smalltalk.practice(dialogues, seed)
-        print_json(write_feedback(output, draw(bot, plays, samples), rule))
+        print_json(**write_feedback(output, draw(bot, plays, samples), rule))
     if compare:
-        print_json([measure(path, dialogues, seed) for path in (model, compare)])
+        for path in (model, compare):
+            print_json(**measure(path, dialogues, seed))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from smallgpt.utils.paths import can_make, user_folder
 from smallgpt.utils.words import counted
 
 CACHE_FOLDER = ".smallgpt_cache"
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 SUBWORDS_VERSION = 1
 RARE_SHARE = 0.01
 """The rarest characters that together make up this share of the text stand in for unknown ones."""
