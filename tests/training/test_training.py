@@ -31,7 +31,7 @@ from smallgpt.data.corpus import open_corpus
 from smallgpt.data.packing import PackedRows, RowOrder
 from smallgpt.distributed.world import World
 from smallgpt.model.gpt import GPT
-from smallgpt.training import pretrain, resume, validation
+from smallgpt.training import optimizer, pretrain, resume, validation
 from smallgpt.training.interruption import stop_on_signals
 from smallgpt.training.optimizer import make_optimizers
 from smallgpt.training.pretrain import DialogueTask
@@ -128,6 +128,32 @@ def test_each_parameter_has_one_optimizer_and_only_matrices_decay(optimizer: Any
     for group in groups:
         for parameter in group["params"]:
             assert group["weight_decay"] == (plan.weight_decay if parameter.dim() > 1 else 0.0)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_muon_is_torchs_on_a_cpu_without_bfloat16_too(
+    monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    """To the rounding of bfloat16, in which torch iterates, where that is slow."""
+    dtype = torch.bfloat16 if native else torch.float32
+    monkeypatch.setattr(optimizer, "choose_dtype", lambda name, device: (dtype, "test"))
+    shapes = [(16, 48), (48, 16), (24, 24)]
+    generator = torch.Generator().manual_seed(0)
+    begin = [torch.randn(shape, generator=generator) for shape in shapes]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in begin] for _ in range(2))
+    settings: dict[str, Any] = {"lr": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    one, other = optimizer.Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(3):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad.clone()
+        one.step()
+        other.step()
+    for p, q, start in zip(ours, theirs, begin, strict=True):
+        difference = (p - q).norm() / (q - start).norm()
+        assert difference == 0 if native else 0 < difference < 0.02
+    states = [[s["momentum_buffer"] for s in o.state.values()] for o in (one, other)]
+    assert all(torch.equal(p, q) for p, q in zip(*states, strict=True))
 
 
 def test_loss_is_the_mean_over_real_characters(settings: dict[str, Any]) -> None:
