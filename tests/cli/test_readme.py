@@ -32,6 +32,7 @@ PAGES = (
     "distributed",
     "performance",
     "your-own-bot",
+    "preferences",
 )
 OWN_BOT = REPOSITORY / "docs" / "your-own-bot.md"
 """A way of many steps, which tests/cli/test_own_bot.py takes."""
@@ -47,6 +48,7 @@ TINY_CLASSIFIER = shlex.split(
 )
 # What prepares a machine or takes minutes is run elsewhere: a file, and what stands in it.
 BENCHMARKS = "tests/benchmarks/test_benchmarks.py"
+SIMULATION = "tests/benchmarks/test_preference_simulation.py", "def test_"
 DEMO = "tests/cli/test_demo.py"
 DOWNLOADS = "tests/hub/test_download.py", "def test_the_command"
 BUILDS = "tests/test_makefile.py", "def test_pytorchs_cpu_build"
@@ -78,6 +80,13 @@ ELSEWHERE = {
     "make serve": ("Makefile", "serve: $(VENV)/.run"),
     "python -m smallgpt serve": ("tests/cli/test_box.py", "def test_it_is_served"),
     "python -m smallgpt serve checkpoints/demo": SERVES,
+    "python -m smallgpt serve checkpoints/demo --feedback feedback.jsonl": (
+        "tests/browser/test_feedback_loop.py",
+        "--feedback",
+    ),
+    "make learn FEEDBACK=feedback.jsonl BASE=checkpoints/demo": ("Makefile", "learn: $(VENV)/.run"),
+    "python -m benchmarks.preference checkpoints/demo --output preference.jsonl": SIMULATION,
+    "python -m benchmarks.preference checkpoints/demo --compare checkpoints/preference": SIMULATION,
     "python -m smallgpt serve checkpoints/demo --classifier checkpoints/sentimental_demo": SERVES,
     "pip install openai": ("requirements-dev.txt", "openai=="),
     "pip install llm": ("requirements-dev.txt", "llm=="),
@@ -152,18 +161,30 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my.txt").write_text(DIALOGUES, encoding="utf-8")
     pairs = [part.splitlines() for part in DIALOGUES.split("\n\n")]
     (folder / "my.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), "utf-8")
-    talk = [{"role": "user", "content": "在吗"}, {"role": "assistant", "content": "在的"}]
-    (folder / "feedback.jsonl").write_text(json.dumps({"messages": talk, "verdict": "up"}), "utf-8")
+    said = (
+        ("在吗", "在的", "up"),
+        ("在吗", "不在", "down"),
+        ("早", "早上好", "up"),
+        ("早", "晚", "down"),
+    )
+    with (folder / "feedback.jsonl").open("w", encoding="utf-8") as file:
+        for user, bot, verdict in said:
+            talk = [{"role": "user", "content": user}, {"role": "assistant", "content": bot}]
+            file.write(json.dumps({"messages": talk, "verdict": verdict}) + "\n")
+    shutil.copy(folder / "feedback.jsonl", folder / "preference.jsonl")
     lines = ["2024-03-01 12:30:05 小明", "在吗", "2024-03-01 12:31:00 张三", "在的", "怎么了"]
     lines += ["2024-03-01 12:32:10 小明", "没事，想你了"]
     (folder / "export.txt").write_text("\n".join(lines), encoding="utf-8")
     (folder / "data").mkdir()
-    for run in ("demo", "finetune", "laptop", "train90M", "train300M"):
+    for run in ("demo", "finetune", "preference", "laptop", "train90M", "train300M"):
         shutil.copytree(trained, folder / "checkpoints" / run / "cpt1200")
     shutil.copy(folder / "my.txt", folder / "data" / "train.txt")
     # Tiny models in the place and format of the published weights.
     (folder / "checkpoints" / "pretrained").mkdir()
     changes = [*TINY, f"data_path={folder / 'my.txt'}", f"checkpoint_root={folder / 'tiny'}"]
+    base, root = folder / "checkpoints" / "demo", folder / "checkpoints" / "lora"
+    adapted = [*changes, f"base_model={base}", "mix_path=", f"checkpoint_root={root}"]
+    pretrain.run(load_config(folder / "config" / "lora.yaml", adapted))
     tiny = checkpoint.load(pretrain.run(load_config(folder / "config" / "train300M.yaml", changes)))
     for name in ("cpt90M.pth", "cpt300M.pth"):
         legacy_pth.write(tiny, folder / "checkpoints" / "pretrained" / name)
@@ -179,6 +200,8 @@ def tiny_changes(command: str, place: Path) -> list[str]:
     """What makes a command quick: of an option that is given twice the last counts."""
     root = f"checkpoint_root={place / 'runs' / str(RUN_HERE.index(command))}"
     changes = [*TINY, root] if " train.py" in command else []
+    if "jsonl" in command and changes:
+        changes += [re.findall(r"data_path=\S+", command)[0], "train_percent=0.5"]
     if "resume_from=" in command:
         changes += ["data_path=data/train.txt", "max_steps=2"]
     if "sentimentalTrain.py" in command or "ablation" in command:
