@@ -105,7 +105,7 @@ def save(
     """
     target = place(root, step)
     tensors = {_their_name(name, labels): tensor for name, tensor in weights.items()}
-    more = {"base": dataclasses.asdict(base), "labels": labels}
+    more = {"base": dataclasses.asdict(base), "labels": labels, "rank": config.lora_rank}
     with checkpoint.new_directory(target, "checkpoint_root") as work:
         described = _peft_config(base, config, tokenizer, weights, labels)
         text = json.dumps(described, indent=1, ensure_ascii=False)
@@ -231,7 +231,7 @@ def write_merged(stored: Checkpoint, target: Path) -> None:
     if not is_adapter(stored.path):
         raise UserError(f"{stored.path} is no adapter: there is nothing to merge")
     whole = merge(stored)
-    known = ("base", "labels", "step", "sha256", "format")
+    known = ("base", "labels", "rank", "step", "sha256", "format")
     facts = {key: value for key, value in stored.manifest.items() if key not in known}
     config, tokenizer, weights = whole.config, whole.tokenizer, whole.weights
     arguments = (whole.step, config, tokenizer, weights, None, facts, whole.labels)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from smallgpt.checkpoints import checkpoint
+from smallgpt.checkpoints import adapter, checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import SentimentConfig
 from smallgpt.utils.words import rounded, size
@@ -24,13 +24,18 @@ def describe_checkpoint(path: Path) -> str:
         verdict = "whole, all checksums right"
     else:
         verdict = "all checksums right; but it has no training state to resume"
-    hidden = ("sha256", "format", "history")
+    adapts = []
+    if adapter.is_adapter(path) and stored.has_checksums:
+        base, rank = adapter.base_in(stored).path, stored.manifest["rank"]
+        adapts = [f"  an adapter of rank {rank} for: {base} (the figures below are of both)"]
+    hidden = ("sha256", "format", "history", "base", "labels", "rank")
     manifest = {k: v for k, v in stored.manifest.items() if k not in hidden}
     positions = config.block_size * config.n_embd
     parameters = sum(tensor.numel() for tensor in stored.weights.values()) - positions
     characters = [c for c in stored.tokenizer.characters if c.isprintable()]
     lines = [
         f"{path}: {verdict}",
+        *adapts,
         *(f"  {name}: {rounded(value)}" for name, value in manifest.items()),
         f"  parameters: {parameters:,} (and {positions:,} for positions)",
         f"  shape: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "

@@ -47,7 +47,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     source = resumed.stored if resumed else base
     assert source
     tokenizer = source.tokenizer
-    config = resume.with_shape_of(source.config, config, source.config.vocab_size, typed)
+    own = typed if resumed else typed & {"tokenizer"}  # as in pretrain
+    config = resume.with_shape_of(source.config, config, source.config.vocab_size, own)
     items: Sequence[PreferencePair | RatedReply] = read.pairs
     if config.preference_loss == "kto":
         items = read.rated

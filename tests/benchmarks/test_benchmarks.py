@@ -204,6 +204,14 @@ def test_the_sentiment_benchmark_prints_both_ratios() -> None:
 
 
 @pytest.mark.slow
+def test_adapters_are_measured_against_the_whole_model() -> None:
+    (line,) = printed("adapters", "tiny", "--steps", 1)
+    assert line["time_ratio"] == pytest.approx(line["seconds_adapters"] / line["seconds"], rel=0.01)
+    assert line["gpu_gb_adapters"] < line["gpu_gb"]
+    assert line["disk_mb_adapters"] < line["disk_mb"] / 10
+
+
+@pytest.mark.slow
 def test_two_processes_are_measured_against_one(text: Path) -> None:
     options = ["--size", "tiny", "--rows", "2", "--steps", "2", "--rounds", "2", "--data", text]
     done = finished([sys.executable, "-m", "benchmarks.scaling", *map(str, options)], REPOSITORY)

@@ -319,7 +319,9 @@ def test_it_serves_wherever_a_model_does(adapted: Path, trained: Path, tmp_path:
     for path in (adapted, adapted.parent):
         done = command("evaluate", path, "--data", text, "--replies", "2", "--compare", trained)
         assert done.exit_code == 0, done.output
-    assert "adapter_model.safetensors" in command("inspect", adapted).stdout
+    said = command("inspect", adapted).stdout
+    assert f"an adapter of rank 3 for: {trained}" in said
+    assert "adapter_model.safetensors" in said
     assert (
         command("convert", adapted, "--to", "gguf", "--output", tmp_path / "a.gguf").exit_code == 0
     )
