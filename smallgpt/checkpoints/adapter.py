@@ -47,19 +47,20 @@ _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 class Base:
     """The model that an adapter is for.
 
-    named, path: what the user called it, and the directory that this is.
+    name: what opens it: its path, or the name of the one that comes with Small GPT.
+    path: its directory, for PEFT.
     sha256: of its weights.
     added_rows: rows of the adapter's embedding behind those that it has.
     """
 
-    named: str
+    name: str
     path: str
     sha256: str
     added_rows: int
 
 
-def base_of(named: str, stored: Checkpoint, added_rows: int) -> Base:
-    """How an adapter will name its base.
+def base_of(stored: Checkpoint, name: str, added_rows: int) -> Base:
+    """How an adapter will name its base; arguments are those of `Base`.
 
     Raises:
         UserError: it is an adapter itself, which PEFT cannot build on.
@@ -67,7 +68,7 @@ def base_of(named: str, stored: Checkpoint, added_rows: int) -> Base:
     if is_adapter(stored.path):
         advice = f"merge it: python -m smallgpt convert {stored.path} --merge --output DIRECTORY"
         raise UserError(f"base_model: {stored.path} is an adapter, not a whole model", advice)
-    return Base(named, str(stored.path), stored.weights_checksum(), added_rows)
+    return Base(name, str(stored.path), stored.weights_checksum(), added_rows)
 
 
 def base_in(stored: Checkpoint) -> Base:
@@ -157,7 +158,7 @@ def _peft_config(
 
 def load(
     path: Path,
-    open_base: Callable[[list[str]], Checkpoint],
+    open_base: Callable[[str], Checkpoint],
     verify_weights: bool = True,
     classifier: bool | None = False,
 ) -> Checkpoint:
@@ -165,7 +166,7 @@ def load(
     `lora.add_adapters` makes it, and so is the config. `merge` makes a plain network of it.
 
     Args:
-        open_base: opens the first of the models that these names mean.
+        open_base: opens the model of a name; an empty one means that none is known.
         verify_weights, classifier: see `checkpoint.load`.
 
     Raises:
@@ -185,8 +186,7 @@ def load(
     settings = huggingface.read_json(path / CONFIG_FILE)
     _refuse_unknown(path, settings)
     known = manifest.get("base") or {}
-    names = [known.get("named"), settings.get("base_model_name_or_path")]
-    base = open_base([name for name in dict.fromkeys(names) if name])
+    base = open_base(known.get("name") or settings.get("base_model_name_or_path") or "")
     if known.get("sha256") not in (None, base.weights_checksum()):
         raise UserError(
             f"{path} is an adapter for another model than {base.path}: the weights there have "

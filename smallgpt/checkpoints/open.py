@@ -124,12 +124,13 @@ def open_adapter(
     the adapter.
     """
 
-    def open_base(names: list[str]) -> Checkpoint:
-        for name in names:
-            for folder in (Path(), *path.absolute().parents):
-                if (found := folder / name).is_dir() or (name == BOX and (found := box())):
-                    return open_checkpoint(found, classifier=None)
-        named = " or ".join(names) or "a model that it does not name"
+    def open_base(name: str) -> Checkpoint:
+        if name == BOX:
+            return open_checkpoint(box(), classifier=None)
+        for folder in (Path(), *path.absolute().parents):
+            if name and (folder / name).is_dir():
+                return open_checkpoint(folder / name, classifier=None)
+        named = name or "a model that it does not name"
         advice = "put that model back there, or go to the folder from which this path leads to it"
         raise UserError(f"{path} is an adapter for {named}, which is missing", advice)
 

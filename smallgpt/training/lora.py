@@ -11,6 +11,7 @@ from torch import nn
 from smallgpt.checkpoints import adapter
 from smallgpt.checkpoints.adapter import Base
 from smallgpt.checkpoints.checkpoint import Checkpoint
+from smallgpt.checkpoints.open import BOX, box
 from smallgpt.config import Config
 from smallgpt.distributed.world import World
 from smallgpt.model import lora
@@ -43,9 +44,9 @@ def begin(
     if resumed:
         about = adapter.base_in(resumed.stored)
     else:
-        assert base and config.base_model
-        named = config.base_model
-        found = world.only_first(lambda: adapter.base_of(named, base, added_rows))
+        assert base
+        name = BOX if config.base_model == BOX and base.path == box() else str(base.path)
+        found = world.only_first(lambda: adapter.base_of(base, name, added_rows))
         about = world.share(found)  # type: ignore[assignment]
     dtype = world.share(lora.own_precision(weights) if world.is_first else None)
     assert dtype

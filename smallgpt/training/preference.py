@@ -72,7 +72,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     trainer = Trainer(config, here, task, world)
     if resumed and not trainer.load_state(resumed.state, resumed.stored.manifest):
         raise UserError(
-            f"{resumed.stored.path} has learnt from other preferences than those of data_path",
+            f"{resumed.stored.path} has learnt from other preferences, or otherwise (data_path, "
+            "preference_loss, train_percent, seed)",
             "go on with the same, or begin a new run in another checkpoint_root, with this one as "
             "its base_model",
         )
@@ -88,6 +89,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         task.measure_reference()
 
     # 5. Loop.
+    if resumed and trainer.is_finished:
+        return trainer.tell_finished(resumed.stored.path)
     path = trainer.train(command)
     memory.tell_peak(here, needed)
     note(f"done: the model is in {path}")

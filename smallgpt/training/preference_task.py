@@ -75,7 +75,8 @@ class PreferenceTask(Task):
         """log p of all replies for the model that training began with, (K, N)."""
         self.pairs = config.preference_loss == "dpo"
         self.balance = Balance.of(*(int((examples.good == good).sum()) for good in (True, False)))
-        self._data = [fingerprint, config.train_percent, config.block_size, config.seed]
+        split = [config.train_percent, config.block_size, config.seed]
+        self._data = [fingerprint, config.preference_loss, *split]
 
     @property
     def _reference(self) -> Tensor:

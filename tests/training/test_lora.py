@@ -24,7 +24,7 @@ from smallgpt.config import LORA_TARGETS
 from smallgpt.hub import publish
 from smallgpt.model import lora
 from smallgpt.model.classifier import Classifier
-from smallgpt.model.gpt import GPT, Linear
+from smallgpt.model.gpt import GPT
 from smallgpt.sentiment import recipe
 from tests.helpers.commands import refusal, refused_command
 from tests.helpers.commands import smallgpt as command
@@ -69,7 +69,7 @@ def test_merged_weights_give_what_the_adapters_give(targets: tuple[str, ...], ti
     assert (model(ids) - before).abs().max() > 0.1
     torch.testing.assert_close(plain.eval()(ids), model(ids), atol=2e-4, rtol=1e-4)
     by_hand, made = (one.h[0].get_submodule(targets[0]) for one in (model, plain))
-    assert isinstance(by_hand, lora.AdaptedLinear) and isinstance(made, Linear)
+    assert isinstance(by_hand, lora.AdaptedLinear) and isinstance(made, torch.nn.Linear)
     more = 2.5 * (by_hand.lora_B @ by_hand.lora_A)
     expected = by_hand.weight + more
     assert torch.equal(made.weight, expected)

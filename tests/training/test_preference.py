@@ -258,6 +258,11 @@ def test_a_run_goes_on_exactly_and_with_two_processes_nearly(tmp_path: Path, kin
     )
     assert done.returncode == 2
     assert "has learnt from other preferences" in done.stderr
+    write(tmp_path / "p.jsonl", PAIRS if kind == "dpo" else thumbs(PAIRS))
+    before = sorted((tmp_path / "cut").iterdir())
+    done = forked(tmp_path, "run.yaml", *keys, "checkpoint_root=cut", "resume_from=auto")
+    assert "nothing to do: " in done.stderr
+    assert sorted((tmp_path / "cut").iterdir()) == before
 
 
 def test_a_run_that_does_not_move_says_why(trained: Path, tmp_path: Path) -> None:
