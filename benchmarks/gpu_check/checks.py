@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.gpu_check import models, runs, training
+from benchmarks.gpu_check import models, runs, training, tuning
 from benchmarks.gpu_check.report import Figures, Row
 from benchmarks.gpu_check.setting import Setting
 
@@ -41,6 +41,7 @@ CHECKS = {
     "chat": Check(models.measure_chat, models.judge_chat, 30),
     "torchrun": Check(runs.measure_torchrun, runs.judge_torchrun, 35),
     "driver": Check(runs.measure_driver, runs.judge_driver, 15),
+    "tuning": Check(tuning.measure_tuning, tuning.judge_tuning, 30),
     "quality": Check(runs.measure_quality, runs.judge_quality, 240),
 }
 

@@ -36,7 +36,7 @@ from smallgpt.model import attention, gpt
 from smallgpt.model.gpt import GPT
 from smallgpt.runtime import Runtime
 from smallgpt.sentiment.task import ReviewTask
-from smallgpt.training import memory, trainer
+from smallgpt.training import memory, preference_loss, preference_task, trainer
 from smallgpt.training.metrics import METRICS_FILE
 from smallgpt.training.pretrain import DialogueTask
 from smallgpt.training.schedule import Schedule
@@ -249,6 +249,11 @@ def reply_differently(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(chatbot, "generate", lambda *arguments: iter([next(ids)]))
 
 
+def forget_the_reference(patch: pytest.MonkeyPatch) -> None:
+    dpo = preference_loss.dpo
+    patch.setattr(preference_task, "dpo", lambda chosen, *others: dpo(chosen + 1, *others))
+
+
 @pytest.mark.parametrize(
     ("name", "plant", "fails"),
     [
@@ -263,6 +268,8 @@ def reply_differently(patch: pytest.MonkeyPatch) -> None:
         ("compiled", compile_nothing, "the blocks are compiled"),
         ("attention", attend_to_nothing_else, "mean of the last losses, apart"),
         ("chat", reply_differently, "the same reply twice"),
+        ("tuning", forget_the_reference, "dpo: first loss"),
+        ("tuning", learn_in_reverse, "dpo: last loss"),
     ],
 )
 def test_a_fault_in_the_code_fails(
