@@ -87,6 +87,9 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         task.measure_reference()
 
     # 5. Loop.
+    if resumed and trainer.is_finished:
+        trainer.tell_finished(resumed.stored.path)
+        return resumed.stored.path
     path = trainer.train(command)
     memory.tell_peak(here, needed)
     note(f"done: the model is in {path}")

@@ -144,13 +144,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
 
     # 4. Loop: step, and once in a while validate and save.
     if resumed and trainer.is_finished:
-        path = resumed.stored.path
-        note(f"nothing to do: {path} is at step {trainer.completed} of {trainer.last_step}")
-        by_minutes = trainer.last_step < trainer.most_steps
-        limit = "max_minutes, or type max_steps" if by_minutes else "max_steps"
-        early = trainer.completed < trainer.last_step
-        note(f"to train on, raise {'patience' if early else limit}")
-        return path
+        trainer.tell_finished(resumed.stored.path)
+        return resumed.stored.path
     path = trainer.train(command)
     memory.tell_peak(here, needed)
     note(f"done: the model is in {path}")

@@ -494,6 +494,16 @@ class Trainer:
         """Whether there is no step left to take."""
         return self.completed >= self.last_step or self.is_out_of_patience
 
+    def tell_finished(self, path: Path) -> None:
+        """Say that the run at `path` is finished, and what to raise to train on."""
+        note(f"nothing to do: {path} is at step {self.completed} of {self.last_step}")
+        limit = "max_steps"
+        if self.completed < self.last_step:
+            limit = "patience"
+        elif self.last_step < self.most_steps:
+            limit = "max_minutes, or type max_steps"
+        note(f"to train on, raise {limit}")
+
     def _check_disk(self) -> None:
         """Refuse to begin where not even one checkpoint has room; say it where not all have."""
         saved = [p for p in self.model.parameters() if p.requires_grad or not self.task.base]
