@@ -46,7 +46,8 @@ learn: $(VENV)/.run $(FEEDBACK) ## Teach BASE what people marked and corrected o
 	@$(BIN)/python -m smallgpt evaluate $(LEARN_ROOT) --data $(LEARN_ROOT)/talk.txt --compare $(BASE)
 	@echo "chat with it: $(BIN)/python chat.py $(LEARN_ROOT)" >&2
 	@echo "serve it: $(BIN)/python -m smallgpt serve $(LEARN_ROOT) --feedback $(FEEDBACK)" >&2
-	@echo "when there is more feedback, learn it anew: make learn LEARN_ROOT=$(LEARN_ROOT)2" >&2
+	@echo "when there is more feedback, learn it anew: make learn FEEDBACK=$(FEEDBACK) BASE=$(BASE)" \
+		"LEARN_ROOT=$(LEARN_ROOT)2" >&2
 
 $(FEEDBACK):
 	@echo "there is no $@: run '$(BIN)/python -m smallgpt serve $(BASE) --feedback $@', and mark or correct replies" \

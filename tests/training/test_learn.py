@@ -43,7 +43,8 @@ def test_it_learns_what_people_said_and_goes_no_further(tmp_path: Path, trained:
     assert said.endswith(
         "chat with it: .venv/bin/python chat.py checkpoints/learn\n"
         "serve it: .venv/bin/python -m smallgpt serve checkpoints/learn --feedback marked.jsonl\n"
-        "when there is more feedback, learn it anew: make learn LEARN_ROOT=checkpoints/learn2\n"
+        "when there is more feedback, learn it anew: make learn FEEDBACK=marked.jsonl "
+        f"BASE={trained} LEARN_ROOT=checkpoints/learn2\n"
     )
     again, said = make_here(tmp_path, *learn)
     assert again == out
