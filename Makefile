@@ -12,7 +12,7 @@ C_FILES := smallgpt/model/forward.c
 CHROMIUM ?= chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve own-bot test test-slow test-peers test-browser test-distributed drill format docs pictures page-pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full box clean
+.PHONY: help demo serve own-bot learn test test-slow test-peers test-browser test-distributed drill format docs pictures page-pictures bench bench-time bench-scaling bench-sentiment gpu-check sentiment-full box clean
 
 # `##@ …` begins a group; `target: … ## …` is a line of it.
 ##@ First steps
@@ -32,6 +32,26 @@ own-bot: $(VENV)/.gguf ## Make a bot of an invented chat export, by all steps of
 	@$(BIN)/python -m tools.own_bot $(OWN_BOT_KEYS)
 
 ##@ Train and measure
+
+# Learnt anew from BASE, not from what was learnt before: so more feedback needs another LEARN_ROOT, and a deleted
+# record is forgotten. Small talk shows what the model has lost beside that.
+FEEDBACK ?= feedback.jsonl
+BASE ?= box
+LEARN_ROOT := checkpoints/learn
+LEARN_KEYS ?=
+learn: $(VENV)/.run $(FEEDBACK) ## Teach BASE what people marked and corrected on the page, and compare (minutes; FEEDBACK=FILE)
+	@$(BIN)/python train.py config/preference.yaml base_model=$(BASE) data_path=$(FEEDBACK) \
+		checkpoint_root=$(LEARN_ROOT) resume_from=auto $(LEARN_KEYS)
+	@$(BIN)/python -m smallgpt data smalltalk --dialogues 300 --seed 99 --output $(LEARN_ROOT)/talk.txt --force
+	@$(BIN)/python -m smallgpt evaluate $(LEARN_ROOT) --data $(LEARN_ROOT)/talk.txt --compare $(BASE)
+	@echo "chat with it: $(BIN)/python chat.py $(LEARN_ROOT)" >&2
+	@echo "serve it: $(BIN)/python -m smallgpt serve $(LEARN_ROOT) --feedback $(FEEDBACK)" >&2
+	@echo "when there is more feedback, learn it anew: make learn FEEDBACK=$(FEEDBACK) BASE=$(BASE)" \
+		"LEARN_ROOT=$(LEARN_ROOT)2" >&2
+
+$(FEEDBACK):
+	@echo "there is no $@: run '$(BIN)/python -m smallgpt serve $(BASE) --feedback $@', and mark or correct replies" \
+		"on the page; or name a file that is there: make learn FEEDBACK=..." >&2; exit 2
 
 bench: $(VENV)/.dev ## Measure training, data and generation against the plain recipe (minutes)
 	@$(BIN)/python -m benchmarks.training

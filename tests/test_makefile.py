@@ -97,3 +97,12 @@ def test_box_splits_again_where_it_was_stopped(tmp_path: Path) -> None:
     assert [words for words in ran if words[0] == "data"] == [
         *(["data", name] for name in ("split", "convert", "smalltalk", "convert", "smalltalk"))
     ]
+
+
+def test_learn_without_feedback_says_where_it_comes_from(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        make(tmp_path, "learn", "FEEDBACK=marked.jsonl", "BASE=checkpoints/demo")
+    assert failed.value.returncode == 2
+    wanted = ".venv/bin/python -m smallgpt serve checkpoints/demo --feedback marked.jsonl"
+    assert f"there is no marked.jsonl: run '{wanted}'" in failed.value.stderr
+    assert not (tmp_path / "smallgpt.log").exists()

@@ -74,8 +74,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         raise UserError(
             f"{resumed.stored.path} has learnt from other preferences, or otherwise (data_path, "
             "preference_loss, train_percent, seed)",
-            "go on with the same, or begin a new run in another checkpoint_root, with this one as "
-            "its base_model",
+            "go on with the same, or begin anew from its base_model in another checkpoint_root",
         )
     if resumed:
         note(f"going on from {resumed.stored.path}")
@@ -90,7 +89,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
 
     # 5. Loop.
     if resumed and trainer.is_finished:
-        return trainer.tell_finished(resumed.stored.path)
+        trainer.tell_finished(resumed.stored.path)
+        return resumed.stored.path
     path = trainer.train(command)
     memory.tell_peak(here, needed)
     note(f"done: the model is in {path}")

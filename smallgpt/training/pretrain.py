@@ -144,7 +144,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
 
     # 4. Loop: step, and once in a while validate and save.
     if resumed and trainer.is_finished:
-        return trainer.tell_finished(resumed.stored.path)
+        trainer.tell_finished(resumed.stored.path)
+        return resumed.stored.path
     path = trainer.train(command)
     memory.tell_peak(here, needed)
     note(f"done: the model is in {path}")

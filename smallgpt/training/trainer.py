@@ -494,14 +494,15 @@ class Trainer:
         """Whether there is no step left to take."""
         return self.completed >= self.last_step or self.is_out_of_patience
 
-    def tell_finished(self, path: Path) -> Path:
-        """Say that a resumed run has no step left to take, and return its checkpoint."""
+    def tell_finished(self, path: Path) -> None:
+        """Say that the run at `path` is finished, and what to raise to train on."""
         note(f"nothing to do: {path} is at step {self.completed} of {self.last_step}")
-        by_minutes = self.last_step < self.most_steps
-        limit = "max_minutes, or type max_steps" if by_minutes else "max_steps"
-        early = self.completed < self.last_step
-        note(f"to train on, raise {'patience' if early else limit}")
-        return path
+        limit = "max_steps"
+        if self.completed < self.last_step:
+            limit = "patience"
+        elif self.last_step < self.most_steps:
+            limit = "max_minutes, or type max_steps"
+        note(f"to train on, raise {limit}")
 
     def _check_disk(self) -> None:
         """Refuse to begin where not even one checkpoint has room; say it where not all have."""

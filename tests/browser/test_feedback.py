@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Route, expect
 
 from smallgpt.server.feedback import FeedbackFile
-from tests.browser.actions import button, messages, talk, tool
+from tests.browser.actions import (
+    WOULD,
+    button,
+    correct,
+    editor,
+    messages,
+    said,
+    talk,
+    tool,
+)
 from tests.browser.checks import fits_and_is_accessible
 from tests.browser.conftest import Opener, Serve, Talker
 
-WOULD = "I would have said …"
 THANKS = "Saved on the server. Thank you."
 MARK = "Edited by you, and saved on the server."
 FULL = "The feedback cannot be written: No space left on device."
@@ -28,24 +36,6 @@ def file(tmp_path: Path) -> FeedbackFile:
 
 def records(file: FeedbackFile) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.path.read_text("utf-8").splitlines()]
-
-
-def said(*texts: str) -> list[dict[str, str]]:
-    """The messages of a talk, the user's first."""
-    roles = ("user", "assistant")
-    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
-
-
-def editor(page: Page) -> Locator:
-    return page.get_by_role("textbox", name=WOULD)
-
-
-def correct(page: Page, number: int, text: str, key: str = "Enter") -> None:
-    """Put another text in the place of a message, counted from 0."""
-    tool(page, number, WOULD).click()
-    expect(editor(page)).to_be_focused()
-    editor(page).fill(text)
-    editor(page).press(key)
 
 
 def test_verdicts_go_to_the_server(serve: Serve, opened: Opener, file: FeedbackFile) -> None:

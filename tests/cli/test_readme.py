@@ -84,7 +84,10 @@ ELSEWHERE = {
         "tests/browser/test_feedback_loop.py",
         "--feedback",
     ),
-    "make learn FEEDBACK=feedback.jsonl BASE=checkpoints/demo": ("Makefile", "learn: $(VENV)/.run"),
+    "make learn FEEDBACK=feedback.jsonl BASE=checkpoints/demo": (
+        "tests/training/test_learn.py",
+        "def test_it_learns",
+    ),
     "python -m benchmarks.preference checkpoints/demo --output preference.jsonl": SIMULATION,
     "python -m benchmarks.preference checkpoints/demo --compare checkpoints/preference": SIMULATION,
     "python -m smallgpt serve checkpoints/demo --classifier checkpoints/sentimental_demo": SERVES,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import runpy
+import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from smallgpt.cli.main import app
 from smallgpt.utils.errors import UserError
+from tests.helpers.processes import REPOSITORY, python_environment
 
 
 def smallgpt(*arguments: str | Path, typed: str | bytes = "") -> Result:
@@ -43,6 +47,40 @@ def python_here(folder: Path, *arguments: str | Path, typed: str = "") -> Result
         patch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         patch.setattr(os, "fsync", lambda descriptor: None)  # no waiting for the disk
         return CliRunner().invoke(program, input=typed.encode())
+
+
+def make_here(folder: Path, *arguments: str) -> tuple[str, str]:
+    """Do what `make ARGUMENTS` does in `folder`, but Python in this process; its output and
+    messages. The first time the folder is given what a target needs, and an environment."""
+    if not (folder / "Makefile").exists():
+        for name in ("Makefile", "train.py", "sentimentalTrain.py", "requirements.txt"):
+            shutil.copy(REPOSITORY / name, folder)
+        shutil.copytree(REPOSITORY / "config", folder / "config")
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        for name in ("bin/python", ".run"):
+            (folder / ".venv" / name).touch()
+        (folder / ".venv" / "bin" / "python").chmod(0o755)
+    listed = subprocess.run(
+        ["make", "-n", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={k: v for k, v in python_environment().items() if not k.startswith("MAKE")},
+    )
+    out = err = ""
+    for line in listed.stdout.replace("\\\n", "").splitlines():
+        words = shlex.split(line)
+        if words[0] == ".venv/bin/python":
+            done = python_here(folder, *words[1:])
+            assert done.exit_code == 0, done.output
+            out += done.stdout
+            err += done.stderr
+        else:
+            ran = subprocess.run(line, shell=True, cwd=folder, capture_output=True, check=True)
+            out += ran.stdout.decode()
+            err += ran.stderr.decode()
+    return out, err
 
 
 def refused_command(*arguments: str | Path, typed: str = "") -> str:
