@@ -298,8 +298,12 @@ def _read(path: Path, labels: list[str] | None) -> dict[str, Tensor]:
         stored = safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{file} is missing or damaged: {error}") from None
-    huggingface.check_finite(file, stored)
+    for name, tensor in stored.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            held = f"{tensor.dtype}, of shape {tuple(tensor.shape)}"
+            raise UserError(f"{file}: {name} holds {held}, not floating-point numbers")
     tensors = {_our_name(name, labels): tensor.float() for name, tensor in stored.items()}
+    huggingface.check_finite(file, tensors)
     return {name: huggingface.in_our_layout(name, tensor) for name, tensor in tensors.items()}
 
 

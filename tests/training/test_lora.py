@@ -463,7 +463,9 @@ def test_what_our_network_does_not_have_is_refused(
     assert problem in refusal(lambda: open_checkpoint(tmp_path))
 
 
-@pytest.mark.parametrize("wrong", ["shape", "name", "half", "not finite", "rows", "pickle"])
+@pytest.mark.parametrize(
+    "wrong", ["shape", "name", "half", "not finite", "rows", "pickle", "empty", "whole", "complex"]
+)
 def test_tensors_that_do_not_fit_the_base_are_refused(
     trained: Path, adapted: Path, tmp_path: Path, wrong: str
 ) -> None:
@@ -482,12 +484,17 @@ def test_tensors_that_do_not_fit_the_base_are_refused(
         del tensors[name]
     elif wrong == "not finite":
         tensors[name][0, 0] = math.nan
+    elif wrong == "empty":
+        tensors[name] = tensors[name][:0]
+    elif wrong in ("whole", "complex"):
+        tensors[name] = tensors[name].to(torch.int8 if wrong == "whole" else torch.complex64)
     safetensors.torch.save_file(tensors, file)
     if wrong == "pickle":
         file.rename(tmp_path / "adapter_model.bin")
     (tmp_path / "adapter_config.json").write_text(json.dumps(described), "utf-8")
     said = refusal(lambda: open_checkpoint(tmp_path))
     known = {"not finite": "not finite", "rows": "trainable_token_indices", "pickle": "missing"}
+    known |= dict.fromkeys(("empty", "whole", "complex"), "not floating-point numbers")
     assert known.get(wrong, "does not fit its base") in said
 
 
