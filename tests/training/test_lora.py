@@ -382,6 +382,7 @@ def test_it_becomes_a_whole_checkpoint(adapted: Path, tmp_path: Path) -> None:
     assert "is no adapter" in refused_command(
         "convert", whole.path, "--merge", "--output", tmp_path / "x"
     )
+    assert "add --merge" in refused_command("convert", adapted, "--output", tmp_path / "x")
     assert "leave it out: --to gguf merges anyway" in refused_command(
         "convert", adapted, "--merge", "--to", "gguf", "--output", tmp_path / "x"
     )
