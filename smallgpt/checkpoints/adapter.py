@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from smallgpt.checkpoints import checkpoint, huggingface
-from smallgpt.checkpoints.checkpoint import Checkpoint
+from smallgpt.checkpoints.checkpoint import Checkpoint, DamagedError
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, place
 from smallgpt.config import Config, SentimentConfig
 from smallgpt.config_file import config_from_dict, load_config
@@ -39,7 +39,7 @@ _NOT_OURS = {
     "bias": "none",
 }
 """Settings of PEFT's that change what an adapter computes, and what they must be."""
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways of PEFT's to begin that take something out of the base's matrices."""
 
 
@@ -85,8 +85,23 @@ def labels_of(path: Path) -> list[str] | None:
     """The classes of an adapter for a classifier; None of one for a language model."""
     if not (path / MANIFEST_FILE).is_file():
         return None
-    labels: list[str] | None = checkpoint.read_manifest(path).get("labels")
+    labels: list[str] | None = _read_manifest(path)["labels"]
     return labels
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an adapter of ours; errors are those of `checkpoint.read_manifest`."""
+    manifest = checkpoint.read_manifest(path)
+    try:
+        base, labels = Base(**manifest["base"]), manifest["labels"]
+        whole = all(isinstance(getattr(base, f.name), f.type) for f in dataclasses.fields(base))  # type: ignore[arg-type]
+        whole &= labels is None or all(isinstance(label, str) for label in [*labels])
+        if not whole or not isinstance(manifest["rank"], int):
+            raise TypeError("base, labels or rank is not what it should be")
+    except (KeyError, TypeError) as error:
+        file = path / MANIFEST_FILE
+        raise DamagedError(path, f"{file} is damaged: {error!r}") from None
+    return manifest
 
 
 def save(
@@ -176,7 +191,7 @@ def load(
     ours = (path / MANIFEST_FILE).is_file()
     manifest: dict[str, Any] = {"step": 0, "sha256": {}}
     if ours:
-        manifest = checkpoint.read_manifest(path)
+        manifest = _read_manifest(path)
     for name in sorted(manifest["sha256"]):
         if name != checkpoint.STATE_FILE and (verify_weights or name != WEIGHTS_FILE):
             checkpoint.verify(path, manifest, name)
@@ -184,9 +199,10 @@ def load(
     if classifier is not None and classifier != (labels is not None):
         raise checkpoint.other_kind(path, labels)
     settings = huggingface.read_json(path / CONFIG_FILE)
-    _refuse_unknown(path, settings)
+    _refuse_unknown(path, settings, ours)
     known = manifest.get("base") or {}
-    base = open_base(known.get("name") or settings.get("base_model_name_or_path") or "")
+    named = known.get("name") or settings.get("base_model_name_or_path")
+    base = open_base(named if isinstance(named, str) else "")
     if known.get("sha256") not in (None, base.weights_checksum()):
         raise UserError(
             f"{path} is an adapter for another model than {base.path}: the weights there have "
@@ -202,13 +218,11 @@ def load(
         own = {"lora_rank": rank, "lora_alpha": alpha, "base_model": str(base.path)}
         config = config_from_dict(dataclasses.asdict(base.config) | own, str(path), Config)
         tokenizer = base.tokenizer
-    if labels is None:
-        frozen = checkpoint.weights_for_vocabulary(base, tokenizer)
-    else:
-        frozen = checkpoint.weights_for_classifier(base, tokenizer)
+    frozen = _weights_of(base, config, tokenizer, labels)
     tensors = _read(path, labels)
     _check_fit(path, tensors, frozen)
     if not ours:
+        _refuse_other_ids(path, tensors, base)
         _put_into_base(path, tensors, frozen, settings)
     weights = lora.adapted(frozen, tensors)
     return Checkpoint(path, manifest["step"], config, tokenizer, weights, manifest, labels)
@@ -238,7 +252,19 @@ def write_merged(stored: Checkpoint, target: Path) -> None:
     checkpoint.save(target.parent, *arguments, name=target.name)
 
 
-def _refuse_unknown(path: Path, settings: Mapping[str, Any]) -> None:
+def _weights_of(
+    base: Checkpoint, config: Config, tokenizer: Tokenizer, labels: list[str] | None
+) -> dict[str, Tensor]:
+    """The weights that are frozen, and a head of zeros, which an adapter for a classifier has."""
+    if labels is not None:
+        head = {huggingface.HEAD: torch.zeros(huggingface.head_shape(config, labels))}
+        return checkpoint.weights_for_classifier(base, tokenizer) | head
+    if config.vocab_size == base.config.vocab_size:
+        return dict(base.weights)  # with the rows that no character has
+    return checkpoint.weights_for_vocabulary(base, tokenizer)
+
+
+def _refuse_unknown(path: Path, settings: Mapping[str, Any], ours: bool) -> None:
     """Refuse what our network does not have, instead of leaving it out."""
     kind = settings.get("peft_type")
     if kind != "LORA":
@@ -247,9 +273,22 @@ def _refuse_unknown(path: Path, settings: Mapping[str, Any]) -> None:
         if settings.get(key) and settings[key] != off:
             advice = "merge it with PEFT (merge_and_unload), and use the model that you get"
             raise UserError(f"{path} has {key}: {settings[key]!r}, which is not LoRA here", advice)
-    if str(settings.get("init_lora_weights")).partition("_")[0] in _CHANGE_THE_BASE:
+    if str(settings.get("init_lora_weights")).lower().startswith(_CHANGE_THE_BASE):
         problem = f"{path} began with {settings['init_lora_weights']}, which changes the base"
         raise UserError(problem, "convert it with PEFT to a plain LoRA adapter")
+    if settings.get("task_type") == "SEQ_CLS" and not ours:
+        advice = "merge it with PEFT (merge_and_unload): what you get can be a base_model"
+        raise UserError(f"{path} is an adapter for a classifier of another program", advice)
+
+
+def _refuse_other_ids(path: Path, tensors: Mapping[str, Tensor], base: Checkpoint) -> None:
+    """Refuse rows of ids that PEFT and the base, as it is here, count in different orders."""
+    if not base.has_checksums and any(name.startswith(lora.EMBEDDINGS) for name in tensors):
+        raise UserError(
+            f"{path} changes the embedding or the output head of another program's model, whose "
+            "ids are in another order here",
+            "merge it with PEFT (merge_and_unload), and use the model that you get",
+        )
 
 
 def _read(path: Path, labels: list[str] | None) -> dict[str, Tensor]:
@@ -259,8 +298,13 @@ def _read(path: Path, labels: list[str] | None) -> dict[str, Tensor]:
         stored = safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{file} is missing or damaged: {error}") from None
-    huggingface.check_finite(file, stored)
-    return {_our_name(name, labels): tensor.float() for name, tensor in stored.items()}
+    for name, tensor in stored.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            held = f"{tensor.dtype}, of shape {tuple(tensor.shape)}"
+            raise UserError(f"{file}: {name} holds {held}, not floating-point numbers")
+    tensors = {_our_name(name, labels): tensor.float() for name, tensor in stored.items()}
+    huggingface.check_finite(file, tensors)
+    return {name: huggingface.in_our_layout(name, tensor) for name, tensor in tensors.items()}
 
 
 def _check_fit(path: Path, tensors: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> None:
@@ -277,8 +321,6 @@ def _check_fit(path: Path, tensors: Mapping[str, Tensor], frozen: Mapping[str, T
 def _fits(name: str, tensors: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> bool:
     kind = next((kind for kind in (lora.A, lora.B, _ROWS) if name.endswith(kind)), "")
     module, tensor = name.removesuffix(kind), tensors[name]
-    if name == huggingface.HEAD:
-        return True  # the labels are the adapter's own
     weight = frozen.get(f"{module}.weight" if kind else name)
     if weight is None or not kind:
         return weight is not None and tensor.shape == weight.shape

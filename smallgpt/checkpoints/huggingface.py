@@ -151,7 +151,7 @@ def from_tensors(
     expected = hollow_model(config).state_dict()
     if labels is not None:
         expected = {their_name(name): tensor for name, tensor in expected.items()}
-        expected[HEAD] = torch.empty(len(labels), _head_width(config), device="meta")
+        expected[HEAD] = torch.empty(head_shape(config, labels), device="meta")
     head = tensors.pop(LM_HEAD, None) if config.tied and labels is None else None
     weights = {}
     for own_name, tensor in expected.items():
@@ -185,8 +185,8 @@ def _taken(
     stored = tensors.pop(name, None)
     if stored is None:
         raise UserError(f"{file} lacks {name}: it is a model of another architecture")
-    if transposed and stored.dim() == 2 and _TRANSPOSED.search(name):
-        stored = stored.t()
+    if transposed:
+        stored = in_our_layout(name, stored)
     if stored.shape != shape:
         raise UserError(
             f"{file}: {name} has shape {tuple(stored.shape)}, "
@@ -195,6 +195,11 @@ def _taken(
     if not stored.is_floating_point():
         raise UserError(f"{file}: {name} holds {stored.dtype}, not floating-point numbers")
     return stored
+
+
+def in_our_layout(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of a file, transposed where GPT-2 keeps the parameter of this name so."""
+    return tensor.t() if tensor.dim() == 2 and _TRANSPOSED.search(name) else tensor
 
 
 def check_size(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -262,6 +267,11 @@ def read_labels(directory: Path) -> list[str] | None:
         return [str(values["id2label"][str(n)]) for n in range(len(values["id2label"]))]
     except (KeyError, TypeError):
         raise UserError(f"{file}: id2label does not name the classes 0, 1, 2 …") from None
+
+
+def head_shape(config: ModelConfig, labels: list[str]) -> tuple[int, int]:
+    """(classes, width) of the head of a classifier."""
+    return len(labels), _head_width(config)
 
 
 def _head_width(config: ModelConfig) -> int:

@@ -15,7 +15,7 @@ from smallgpt.checkpoints.checkpoint import Checkpoint
 from smallgpt.checkpoints.run_folder import MANIFEST_FILE, best, checkpoints, validation_loss
 from smallgpt.utils.commands import training_of
 from smallgpt.utils.errors import UserError, note
-from smallgpt.utils.paths import ALIKE, named_path, not_found
+from smallgpt.utils.paths import ALIKE, exists, named_path, not_found
 
 SPECIAL_NAMES = ("latest", "auto", "best")
 BOX = "box"
@@ -128,8 +128,12 @@ def open_adapter(
         if name == BOX:
             return open_checkpoint(box(), classifier=None)
         for folder in (Path(), *path.absolute().parents):
-            if name and (folder / name).is_dir():
-                return open_checkpoint(folder / name, classifier=None)
+            if name and exists(folder / name) and (folder / name).is_dir():
+                base = find_checkpoint(folder / name)
+                if adapter.is_adapter(base):
+                    advice = "merge the base with its own base first, and let the adapter name that"
+                    raise UserError(f"{path} is an adapter for another adapter, {base}", advice)
+                return open_checkpoint(base, classifier=None)
         named = name or "a model that it does not name"
         advice = "put that model back there, or go to the folder from which this path leads to it"
         raise UserError(f"{path} is an adapter for {named}, which is missing", advice)

@@ -320,6 +320,9 @@ def convert(
         raise UserError("--merge is for --to checkpoint", f"leave it out: --to {to} merges anyway")
     if output.exists():
         raise UserError(f"--output {output} is there already", "name another, or delete it")
+    if to == "checkpoint" and source.is_dir() and not merge:
+        advice = "for one whole model of an adapter and its base, add --merge"
+        raise UserError(f"{source} is a directory, not a .pth file", advice)
     from smallgpt.checkpoints import adapter, gguf, legacy_pth
     from smallgpt.checkpoints.open import open_checkpoint
 

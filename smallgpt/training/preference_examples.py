@@ -62,8 +62,8 @@ class Examples:
         random = np.random.default_rng((config.seed, 11))
         keys = ["\n".join(item.messages) for item in items]
         distinct = sorted(set(keys))
-        learnt = round(config.train_percent * len(distinct))
-        if not 0 < learnt < len(distinct):
+        learnt = min(max(1, round(config.train_percent * len(distinct))), len(distinct) - 1)
+        if learnt < 1:
             need = "for training and for validation replies to at least two different prompts"
             raise UserError(f"{', '.join(map(str, config.data_paths()))}: {need} are needed")
         for_training = {distinct[n] for n in random.permutation(len(distinct))[:learnt]}

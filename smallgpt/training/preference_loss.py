@@ -146,12 +146,15 @@ class PreferenceFigures:
         return {name: value for name, value in figures.items() if not math.isnan(value)}
 
     def __str__(self) -> str:
-        return (
-            f"validation loss {self.validation_loss:.4f}, margin {self.reward_margin:.3f}, "
-            f"{100 * self.reward_accuracy:.0f} % right, log p of better replies "
-            f"{self.chosen_log_p:.1f}, of worse ones {self.rejected_log_p:.1f}, "
-            f"KL {self.kl:.2f}"
-        )
+        forms = {
+            "validation_loss": "validation loss {:.4f}",
+            "reward_margin": "margin {:.3f}",
+            "reward_accuracy": "{:.0%} right",
+            "chosen_log_p": "log p of better replies {:.1f}",
+            "rejected_log_p": "log p of worse ones {:.1f}",
+            "kl": "KL {:.2f}",
+        }
+        return ", ".join(forms[name].format(value) for name, value in self.as_dict().items())
 
 
 def _margin(scored: Scored) -> tuple[float, float]:

@@ -70,6 +70,12 @@ class PreferenceTask(Task):
         self.config, self.runtime, self.world = config, here, world
         self.model, self.tokenizer, self.examples = model, tokenizer, examples
         self.order = RowOrder(len(examples.train), config.seed)
+        random = np.random.default_rng((config.seed, 12))  # a file may have all good replies first
+        most = config.test_batch * config.eval_steps
+        self.held_back = random.permutation(examples.validation)[:most]
+        """What is validated on."""
+        self.sample = random.permutation(examples.train)[:SAMPLE]
+        """Of what is learnt from, what is looked at to see whether anything is learnt."""
         self.steps_per_epoch = len(examples.train) / config.train_batch
         self.reference: Tensor | None = None
         """log p of all replies for the model that training began with, (K, N)."""
@@ -146,8 +152,8 @@ class PreferenceTask(Task):
         """Loss and rewards on preferences kept for validation, and on some that are learnt from."""
         config, examples = self.config, self.examples
         kinds = range(3 if self.pairs else 2)
-        found, most = list[Scored](), config.test_batch * config.eval_steps
-        for numbers in (examples.validation[:most], examples.train[:SAMPLE]):
+        found = list[Scored]()
+        for numbers in (self.held_back, self.sample):
             scores, places = self._scores(numbers, kinds, stopped), torch.from_numpy(numbers)
             lengths = torch.tensor([len(examples.replies[n][0]) for n in numbers])
             reference = self._reference[:, places]
@@ -188,6 +194,6 @@ class PreferenceTask(Task):
 
     def load_state(self, state: dict[str, Any], completed: int) -> bool:
         """Take the reference of the run that goes on; False where the preferences are others."""
-        self.reference = state["reference"]
-        same: bool = state["preferences"] == self._data
+        self.reference = state.get("reference")
+        same: bool = state.get("preferences") == self._data
         return same

@@ -20,7 +20,7 @@ from torch import Tensor
 import smallgpt
 from smallgpt.checkpoints import checkpoint
 from smallgpt.checkpoints.open import open_checkpoint
-from smallgpt.config import LORA_TARGETS
+from smallgpt.config import LORA_TARGETS, Config
 from smallgpt.hub import publish
 from smallgpt.model import lora
 from smallgpt.model.classifier import Classifier
@@ -29,7 +29,8 @@ from smallgpt.sentiment import recipe
 from tests.helpers.commands import refusal, refused_command
 from tests.helpers.commands import smallgpt as command
 from tests.helpers.finetuning import MINE, finetune
-from tests.helpers.models import SMALL, TINY, random_model, vocabulary
+from tests.helpers.foreign import make_foreign
+from tests.helpers.models import SMALL, random_model, reseal, vocabulary
 from tests.helpers.processes import forked, losses, write_run
 from tests.helpers.reviews import classifier_config
 
@@ -226,11 +227,34 @@ def peft_model(base: Any, path: Path) -> Any:
     return peft.PeftModel.from_pretrained(base, str(path)).eval()
 
 
+def made_by_peft(base: Path, folder: Path, **settings: Any) -> Any:
+    """An adapter of random weights for a model, saved by PEFT; PEFT's model."""
+    peft = importlib.import_module("peft")
+    wanted = {"r": 3, "lora_alpha": 5, "target_modules": ["c_attn", "c_proj", "c_fc"]}
+    plan = peft.LoraConfig(
+        **{"fan_in_fan_out": True, "task_type": "CAUSAL_LM", **wanted, **settings}
+    )
+    kind = "CausalLM" if plan.task_type == "CAUSAL_LM" else "SequenceClassification"
+    body = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(base)
+    theirs = peft.get_peft_model(body, plan)
+    torch.manual_seed(0)
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    theirs.eval().save_pretrained(folder)
+    return theirs
+
+
+def edit(file: Path, **changes: Any) -> None:
+    """Other values in a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
+
+
 def make_base(folder: Path, **changes: Any) -> Path:
     """An untrained checkpoint that transformers can read."""
-    config = replace(TINY, vocab_size=len(vocabulary()), **changes)
-    weights = random_model(vocab_size=config.vocab_size, **changes).state_dict()
-    return checkpoint.save(folder, 1, config, vocabulary(), weights, {}, {})
+    model = random_model(**changes)
+    assert isinstance(model.config, Config)
+    return checkpoint.save(folder, 1, model.config, vocabulary(), model.state_dict(), {}, {})
 
 
 @pytest.mark.parametrize("targets", ["all", ["c_fc", "attn.c_proj"]])
@@ -253,7 +277,7 @@ def test_peft_computes_the_same_logits(
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied": False}])
+@pytest.mark.parametrize("changes", [{}, {"tied": False}, {"vocab_size": 40}])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -262,27 +286,78 @@ def test_peft_computes_the_same_logits(
         {"rank_pattern": {"c_fc": 5}},
         {"trainable_token_indices": [7, 3]},
         {"modules_to_save": ["wpe", "ln_f"]},
+        {"target_modules": ["c_attn"], "modules_to_save": ["attn.c_proj", "c_fc"]},
     ],
 )
 def test_an_adapter_trained_by_peft_loads_here(
     tmp_path: Path, changes: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    peft = importlib.import_module("peft")
-    base = make_base(tmp_path, **changes)
-    wanted = {"r": 3, "lora_alpha": 5, "target_modules": ["c_attn", "c_proj", "c_fc"], **settings}
-    plan = peft.LoraConfig(fan_in_fan_out=True, task_type="CAUSAL_LM", **wanted)
-    theirs = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), plan)
-    torch.manual_seed(0)
-    for parameter in theirs.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.3)
-    theirs.eval().save_pretrained(tmp_path / "theirs")
+    theirs = made_by_peft(make_base(tmp_path, **changes), tmp_path / "theirs", **settings)
     ours = open_checkpoint(tmp_path / "theirs")
     ids = some_ids(len(vocabulary()))
     with torch.no_grad():
         expected = theirs(ids).logits
         torch.testing.assert_close(ours.model()(ids), expected, atol=2e-4, rtol=1e-4)
     assert smallgpt.load(tmp_path / "theirs").reply("早上好")
+
+
+def test_ids_of_another_program_are_not_mistaken_for_ours(tmp_path: Path) -> None:
+    """Its ids are put into our order here, the rows of an adapter of PEFT's are not."""
+    (tmp_path / "base").mkdir()
+    make_foreign(tmp_path / "base", "bytes")
+    made_by_peft(tmp_path / "base", tmp_path / "plain")
+    assert open_checkpoint(tmp_path / "plain").weights
+    made_by_peft(tmp_path / "base", tmp_path / "rows", trainable_token_indices=[260])
+    said = refusal(lambda: open_checkpoint(tmp_path / "rows"))
+    assert "changes the embedding or the output head of another program's model" in said
+
+
+def test_a_classifier_of_peft_is_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path)
+    made_by_peft(base, tmp_path / "theirs", task_type="SEQ_CLS")
+    said = refusal(lambda: open_checkpoint(tmp_path / "theirs", classifier=None))
+    assert "is an adapter for a classifier of another program" in said
+
+
+@pytest.mark.parametrize("through", ["itself", "the folder of its run", "another"])
+def test_an_adapter_for_an_adapter_is_refused(adapted: Path, tmp_path: Path, through: str) -> None:
+    path = tmp_path / "theirs"
+    made_by_peft(make_base(tmp_path), path)
+    name = {"itself": path, "another": adapted}.get(through, adapted.parent)
+    edit(path / "adapter_config.json", base_model_name_or_path=str(name))
+    assert f"{path} is an adapter for another adapter" in refusal(lambda: open_checkpoint(path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base": 5},
+        {"base": None},
+        {"base": {"name": "x"}},
+        {"base": {"name": 5, "path": "", "sha256": "", "added_rows": 0}},
+        {"labels": 5},
+        {"labels": [1, 2]},
+        {"rank": None},
+    ],
+)
+def test_a_manifest_that_says_nonsense_is_refused(
+    adapted: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    copy = tmp_path / "cpt4"
+    shutil.copytree(adapted, copy)
+    edit(copy / "manifest.json", **changes)
+    assert "manifest.json is damaged" in refused_command("inspect", copy)
+
+
+def test_a_head_that_has_not_the_labels_is_refused(adapted: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "cpt4"
+    shutil.copytree(adapted, copy)
+    file = copy / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    tensors["base_model.model.score.weight"] = torch.zeros(2, 5)
+    safetensors.torch.save_file(tensors, file)
+    reseal(copy)
+    assert "does not fit its base" in refusal(lambda: open_checkpoint(copy))
 
 
 # The directory, and what is refused.
@@ -307,6 +382,7 @@ def test_it_becomes_a_whole_checkpoint(adapted: Path, tmp_path: Path) -> None:
     assert "is no adapter" in refused_command(
         "convert", whole.path, "--merge", "--output", tmp_path / "x"
     )
+    assert "add --merge" in refused_command("convert", adapted, "--output", tmp_path / "x")
     assert "leave it out: --to gguf merges anyway" in refused_command(
         "convert", adapted, "--merge", "--to", "gguf", "--output", tmp_path / "x"
     )
@@ -372,7 +448,10 @@ def test_damage_is_noticed(adapted: Path, tmp_path: Path) -> None:
         ({"use_dora": True}, "has use_dora: True"),
         ({"bias": "all"}, "has bias: 'all'"),
         ({"init_lora_weights": "pissa_niter_4"}, "began with pissa_niter_4"),
+        ({"init_lora_weights": "lora_ga"}, "began with lora_ga"),
         ({"base_model_name_or_path": None}, "a model that it does not name, which is missing"),
+        ({"base_model_name_or_path": 5}, "a model that it does not name, which is missing"),
+        ({"base_model_name_or_path": "x" * 5000}, "xxx, which is missing"),
         ({"r": "many"}, "lora_rank is 'many'"),
     ],
 )
@@ -381,12 +460,13 @@ def test_what_our_network_does_not_have_is_refused(
 ) -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(adapted / name, tmp_path / name)
-    file = tmp_path / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | settings), "utf-8")
+    edit(tmp_path / "adapter_config.json", **settings)
     assert problem in refusal(lambda: open_checkpoint(tmp_path))
 
 
-@pytest.mark.parametrize("wrong", ["shape", "name", "half", "not finite", "rows", "pickle"])
+@pytest.mark.parametrize(
+    "wrong", ["shape", "name", "half", "not finite", "rows", "pickle", "empty", "whole", "complex"]
+)
 def test_tensors_that_do_not_fit_the_base_are_refused(
     trained: Path, adapted: Path, tmp_path: Path, wrong: str
 ) -> None:
@@ -405,12 +485,17 @@ def test_tensors_that_do_not_fit_the_base_are_refused(
         del tensors[name]
     elif wrong == "not finite":
         tensors[name][0, 0] = math.nan
+    elif wrong == "empty":
+        tensors[name] = tensors[name][:0]
+    elif wrong in ("whole", "complex"):
+        tensors[name] = tensors[name].to(torch.int8 if wrong == "whole" else torch.complex64)
     safetensors.torch.save_file(tensors, file)
     if wrong == "pickle":
         file.rename(tmp_path / "adapter_model.bin")
     (tmp_path / "adapter_config.json").write_text(json.dumps(described), "utf-8")
     said = refusal(lambda: open_checkpoint(tmp_path))
     known = {"not finite": "not finite", "rows": "trainable_token_indices", "pickle": "missing"}
+    known |= dict.fromkeys(("empty", "whole", "complex"), "not floating-point numbers")
     assert known.get(wrong, "does not fit its base") in said
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import smallgpt
+from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import Config
 from smallgpt.config_file import config_from_dict
 from smallgpt.data.preferences import PreferencePair, RatedReply
@@ -25,7 +26,7 @@ from smallgpt.training.preference_examples import Examples
 from smallgpt.training.preference_loss import Balance, PreferenceFigures, Scored, reason_to_stop
 from smallgpt.training.preference_task import PreferenceTask
 from tests.helpers.commands import refusal
-from tests.helpers.models import TINY, random_model, vocabulary
+from tests.helpers.models import TINY, random_model, save_tiny, vocabulary
 from tests.helpers.processes import forked, losses, same_weights, write_run
 
 HERE = Runtime(torch.device("cpu"), torch.float32, "test")
@@ -316,6 +317,8 @@ def test_figures_of_one_kind_alone_are_left_out() -> None:
     assert "reward_margin" not in figures.as_dict()
     assert figures.as_dict()["validation_loss"] == pytest.approx(0.5)  # all have gained alike
     assert reason_to_stop(config, 1000, figures) is None
+    line = "validation loss 0.5000, 0% right, log p of better replies 1.0, KL 1.00"
+    assert str(figures) == line
 
 
 @pytest.mark.parametrize(
@@ -332,6 +335,47 @@ def test_settings_that_cannot_be(
 ) -> None:
     base = changes.pop("base_model", str(trained))
     assert problem in refusal(lambda: tune(tmp_path, base, **changes))
+
+
+def test_two_prompts_are_enough() -> None:
+    """Whatever `train_percent` is: one to learn from and one to validate on."""
+    for share in (0.01, 0.99):
+        config = replace(TINY, train_percent=share, preference_loss="dpo")
+        examples = Examples.of(ITEMS[:2], vocabulary(), config)
+        assert len(examples.train) == len(examples.validation) == 1
+
+
+def test_what_is_looked_at_stands_for_all() -> None:
+    """A file may have all good replies first."""
+    items = [
+        RatedReply([f"你好{'呀' * (n % 20)}{'！' * (n // 20)}"], "好", n < 200) for n in range(400)
+    ]
+    config = replace(TINY, vocab_size=len(vocabulary()), train_percent=0.5, preference_loss="kto")
+    examples = Examples.of(items, vocabulary(), config)
+    config = replace(config, test_batch=8, eval_steps=8)
+    task = PreferenceTask(config, HERE, random_model(), vocabulary(), examples, "")
+    for numbers, part in ((task.held_back, examples.validation), (task.sample, examples.train)):
+        assert len(set(numbers)) == 64
+        assert set(numbers) <= set(part)
+        assert 16 < examples.good[torch.from_numpy(numbers)].sum() < 48
+
+
+def test_adapters_keep_rows_of_the_base_that_no_character_has(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path, 1)
+    assert open_checkpoint(base).config.vocab_size > len(vocabulary())
+    keys: dict[str, Any] = {"lora_rank": 2, "preference_patience": 0}
+    whole = tune(tmp_path, base, checkpoint_root=str(tmp_path / "whole"), **keys)
+    tune(tmp_path, base, max_steps=10, **keys)
+    last = tune(tmp_path, base, resume_from="latest", **keys)
+    one, other = open_checkpoint(whole).weights, open_checkpoint(last).weights
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert torch.equal(one["wte.weight"], open_checkpoint(base).weights["wte.weight"])
+
+
+def test_a_run_on_dialogues_does_not_go_on_with_preferences(trained: Path, tmp_path: Path) -> None:
+    said = refusal(lambda: tune(tmp_path, trained, resume_from=str(trained), max_steps=99))
+    assert "has learnt from other preferences, or otherwise" in said
+    assert "as its base_model" in said
 
 
 def test_one_prompt_alone_leaves_nothing_to_validate_on(trained: Path, tmp_path: Path) -> None:
