@@ -68,9 +68,7 @@ class Examples:
             raise UserError(f"{', '.join(map(str, config.data_paths()))}: {need} are needed")
         for_training = {distinct[n] for n in random.permutation(len(distinct))[:learnt]}
         inside = np.array([key in for_training for key in keys])
-        # The reply to other messages is that of the next one in a random ring.
-        ring = random.permutation(len(items))
-        next_to = dict(zip(ring.tolist(), np.roll(ring, 1).tolist(), strict=True))
+        next_to = _with_other_messages(keys, random)
         rooms = [size + 1 - len(prompt) for prompt in contexts]
         replies = [[*ids, own[next_to[n]][0][: rooms[n]]] for n, ids in enumerate(own)]
         good = torch.tensor([getattr(item, "good", True) for item in items])
@@ -79,6 +77,17 @@ class Examples:
                 note(f"      of {count:,} of {len(items):,} a reply {what}")
         parts = np.flatnonzero(inside), np.flatnonzero(~inside)
         return Examples(contexts, replies, good, *parts, [item.messages for item in items])
+
+
+def _with_other_messages(keys: list[str], random: np.random.Generator) -> IntArray:
+    """For each item the number of one with another key, at random: (N,)."""
+    _, group_N = np.unique(keys, return_inverse=True)
+    by_group_N = np.argsort(group_N, kind="stable")
+    sizes = np.bincount(group_N)[group_N]
+    begins = np.searchsorted(group_N[by_group_N], group_N)
+    # A place among all but those of the own group, which stand together.
+    places = random.integers(len(keys) - sizes)
+    return by_group_N[np.where(places < begins, places, places + sizes)]
 
 
 class Rows(NamedTuple):

@@ -210,6 +210,18 @@ def test_what_a_reply_is_to_others_is_what_the_chat_reads() -> None:
     assert sorted([*examples.train, *examples.validation]) == [0, 1]
 
 
+def test_replies_to_other_messages_are_to_others() -> None:
+    """Though most preferences may be about the same messages."""
+    said = "早好安你我是天"
+    pairs = [PreferencePair([["早"], ["晚安"]][n == 6], a, "呀") for n, a in enumerate(said)]
+    config = replace(TINY, preference_loss="dpo")
+    for seed in range(5):
+        examples = Examples.of(pairs, vocabulary(), replace(config, seed=seed))
+        unrelated = [vocabulary().decode(replies[2][:-1]) for replies in examples.replies]
+        assert unrelated[:6] == ["天"] * 6
+        assert unrelated[6] in said[:6]
+
+
 # Runs.
 
 
