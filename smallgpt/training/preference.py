@@ -74,7 +74,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         raise UserError(
             f"{resumed.stored.path} has learnt from other preferences, or otherwise (data_path, "
             "preference_loss, train_percent, seed)",
-            "go on with the same, or begin anew in another checkpoint_root: from its base_model, or "
+            "go on with the same, or begin anew in another checkpoint_root, from its base_model or "
             "with this one as base_model",
         )
     if resumed:
