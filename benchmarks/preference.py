@@ -7,7 +7,7 @@
 The first command talks small talk of the kind that the model was trained on, draws several replies
 to each line, and writes them with thumbs as `smallgpt serve --feedback` does: up where the built-in
 judge says that they fit, and where they keep the --rule that people have; else down. The last one
-plays held-out small talk with both models. One JSON object.
+plays held-out small talk with both models, drawn alike. One JSON object each.
 """
 
 from __future__ import annotations
@@ -84,9 +84,8 @@ def write_feedback(path: Path, replies: Iterator[Drawn], rule: Rule) -> dict[str
     return counts
 
 
-def measure(path: Path, dialogues: int, seed: int) -> dict[str, object]:
+def measure(bot: Chatbot, dialogues: int, seed: int) -> dict[str, object]:
     """How many replies to held-out small talk fit, and how many keep the rules."""
-    bot = chatbot.load(path, device="cpu", dtype="float32")
     counts, said = dict[str, tuple[int, int]](), list[str]()
 
     def listening(play: Sequence[Turn]) -> Generator[list[str], str, None]:
@@ -106,7 +105,6 @@ def measure(path: Path, dialogues: int, seed: int) -> dict[str, object]:
     fitting, total = (sum(column) for column in zip(*counts.values(), strict=True))
     kept = {rule: sum(map(RULES[rule], said)) / len(said) for rule in ("short", "no-question")}
     return {
-        "model": str(path),
         "replies": total,
         "fitting": fitting / total,
         **kept,
@@ -134,8 +132,10 @@ def main(
         plays = smalltalk.practice(dialogues, seed)
         print_json(**write_feedback(output, draw(bot, plays, samples), rule))
     if compare:
-        for path in (model, compare):
-            print_json(**measure(path, dialogues, seed))
+        before = chatbot.load(model, None, "cpu", dtype="float32")
+        after = chatbot.load(compare, before.sampling, "cpu", dtype="float32")
+        for path, bot in ((model, before), (compare, after)):
+            print_json(model=str(path), **measure(bot, dialogues, seed))
 
 
 if __name__ == "__main__":

@@ -94,7 +94,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token, a character or a piece of several, is drawn from the logits."""
+    """How the next token, a character or a piece of several, is drawn from the logits.
+
+    A run with `base_model` takes the base's values where it has the defaults.
+    """
 
     temperature: float = _sampling(0.5, ge=0)
     """0 always takes the most likely token."""

@@ -106,6 +106,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         tokenizer = tokenizer.extended(mixed.tokenizer) if mixed else tokenizer
         own = typed & {"tokenizer"}  # the other keys of the shape are not used, and that is said
         config = resume.with_shape_of(base.config, config, len(tokenizer), own)
+        config = resume.with_sampling_of(base.config, config)
     else:
         config, tokenizer = _with_vocabulary(config, corpus, world)
     # One process of a machine encodes, the others find what it wrote.

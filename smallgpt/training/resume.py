@@ -2,7 +2,7 @@
 
 from collections.abc import Set
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from smallgpt.checkpoints import checkpoint, run_folder
 from smallgpt.checkpoints.checkpoint import Checkpoint, DamagedError
 from smallgpt.checkpoints.open import open_checkpoint, open_for_training
-from smallgpt.config import Config, ModelConfig
+from smallgpt.config import Config, ModelConfig, SamplingConfig
 from smallgpt.distributed.world import World
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
@@ -63,6 +63,14 @@ def with_shape_of(
                 f"leave {key} out, or train anew in another checkpoint_root",
             )
     return replace(config, **shape, vocab_size=vocab_size)
+
+
+def with_sampling_of(stored: SamplingConfig, config: C) -> C:
+    """`config` with a base model's way to draw replies, as far as it leaves that at the default."""
+    keys = [
+        field for field in fields(SamplingConfig) if getattr(config, field.name) == field.default
+    ]
+    return replace(config, **{field.name: getattr(stored, field.name) for field in keys})
 
 
 def open_base(config: Config, world: World, classifier: bool | None) -> Checkpoint:

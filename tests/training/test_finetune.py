@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ def test_before_the_first_step_it_is_the_base(trained: Path, tmp_path: Path) -> 
     ids = torch.tensor([before.tokenizer.encode("早上好\n好")])
     logits = after.model()(ids)[..., : len(before.tokenizer)]
     torch.testing.assert_close(logits, before.model()(ids)[..., : len(before.tokenizer)])
+
+
+def test_it_replies_as_the_base_did_unless_it_is_told_to(trained: Path, tmp_path: Path) -> None:
+    """How replies are drawn is the base's, where the config does not say."""
+    base = tmp_path / "base"
+    stored = checkpoint.load(trained)
+    config = replace(stored.config, temperature=0.0, max_repeats=2)
+    checkpoint.save(base, 1, config, stored.tokenizer, stored.weights, None, {})
+    after = checkpoint.load(finetune(tmp_path, base / "cpt1", max_repeats=4)).config
+    assert (after.temperature, after.max_repeats) == (0.0, 4)
 
 
 @pytest.mark.parametrize("kind", ["characters", "vocab.txt", "bytes"])
