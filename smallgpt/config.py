@@ -174,7 +174,7 @@ class Config(ModelConfig, SamplingConfig):
     """With dpo: how often a pair may be the wrong way round (label smoothing)."""
     preference_likelihood: float = _preference(0.0, ge=0)
     """With dpo: weight of the loss, a character or piece, of saying the better reply itself. Keeps
-    it from becoming unlikely along with the worse one (arXiv:2404.19733)."""
+    it from becoming unlikely along with the worse one (arXiv:2404.19733). kto does not use it."""
     preference_patience: int = _preference(100, ge=0)
     """Stop, and say the likely reasons, where after so many steps better and worse replies are
     still as likely as for the base model; 0 never."""
@@ -315,7 +315,6 @@ class Config(ModelConfig, SamplingConfig):
         of_pairs = "needs preference_loss: dpo"
         kto = self.preference_loss == "kto"
         yield kto and self.preference_smoothing > 0, "preference_smoothing", of_pairs
-        yield kto and self.preference_likelihood > 0, "preference_likelihood", of_pairs
         wanted, known = _listed(self.lora_targets), set().union(*map(_names, LORA_TARGETS))
         matrices = f"must be all, or some of {', '.join(LORA_TARGETS)}"
         yield not wanted or not wanted <= known, "lora_targets", matrices

@@ -56,6 +56,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     elif read.unpaired:
         others = f"preferences: {counted(read.unpaired, 'verdict')} without a counterpart left out"
         note(f"{others}: preference_loss=kto learns from them")
+    if config.preference_loss == "kto" and config.preference_likelihood:
+        note("preference_likelihood is not used: kto learns from good replies anyway")
     examples = Examples.of(items, tokenizer, config)
 
     # 3. Model: the checkpoint's, or the base's.

@@ -76,7 +76,7 @@ class Task(ABC):
         """The batch of a step in `count` parts, or more where memory is short, and how many tokens
         it has, without padding.
 
-        A function of the seed and the step alone, so that any run can be resumed.
+        A function of the seed, the step and the model alone, so that any run can be resumed.
         """
 
     @abstractmethod
