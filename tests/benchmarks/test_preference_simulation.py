@@ -49,8 +49,8 @@ def test_a_rule_makes_fitting_replies_bad(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_replies_that_fit_become_more_frequent(tmp_path: Path) -> None:
-    """The demo model, judged by the judge that is built in; on held-out small talk."""
+def test_the_demo_model_learns_a_rule(tmp_path: Path) -> None:
+    """Short replies become more frequent on held-out small talk, and nearly all still fit."""
     python = REPOSITORY / ".venv" / "bin" / "python"
     talk, demo, tuned = (tmp_path / name for name in ("talk.txt", "demo", "tuned"))
     judged = tmp_path / "judged.jsonl"
@@ -60,35 +60,16 @@ def test_replies_that_fit_become_more_frequent(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run(
-        "-m",
-        "smallgpt",
-        "data",
-        "smalltalk",
-        "--dialogues",
-        "60000",
-        "--seed",
-        "1",
-        "--output",
-        talk,
-    )
-    run(
-        "train.py",
-        "config/demo.yaml",
-        f"data_path={talk}",
-        f"checkpoint_root={demo}",
-        "max_steps=600",
-    )
-    run("-m", "benchmarks.preference", demo, "--output", judged)
-    run(
-        "train.py",
-        "config/preference.yaml",
-        f"base_model={demo}",
-        f"data_path={judged}",
-        f"checkpoint_root={tuned}",
-    )
-    before, after = map(
-        json.loads, run("-m", "benchmarks.preference", demo, "--compare", tuned).splitlines()
-    )
-    assert after["fitting"] >= before["fitting"] + 0.02
-    assert after["different"] >= before["different"] - 0.05
+    simulation = ("-m", "benchmarks.preference", demo)
+    corpus = ("--dialogues", "60000", "--seed", "1", "--output", talk)
+    run("-m", "smallgpt", "data", "smalltalk", *corpus)
+    keys = (f"data_path={talk}", f"checkpoint_root={demo}", "max_steps=600")
+    run("train.py", "config/demo.yaml", *keys)
+    run(*simulation, "--output", judged, "--rule", "short", "--dialogues", "400", "--seed", "3")
+    keys = (f"base_model={demo}", f"data_path={judged}", f"checkpoint_root={tuned}")
+    run("train.py", "config/preference.yaml", *keys)
+    said = run(*simulation, "--compare", tuned, "--seed", "2")
+    before, after = map(json.loads, said.splitlines())
+    assert after["short"] > 1.3 * before["short"]
+    assert after["fitting"] > before["fitting"] - 0.03
+    assert after["different"] > before["different"] - 0.05

@@ -88,7 +88,9 @@ ELSEWHERE = {
         "tests/training/test_learn.py",
         "def test_it_learns",
     ),
-    "python -m benchmarks.preference checkpoints/demo --output preference.jsonl": SIMULATION,
+    "python -m benchmarks.preference checkpoints/demo --rule short --output preference.jsonl": (
+        SIMULATION
+    ),
     "python -m benchmarks.preference checkpoints/demo --compare checkpoints/preference": SIMULATION,
     "python -m smallgpt serve checkpoints/demo --classifier checkpoints/sentimental_demo": SERVES,
     "pip install openai": ("requirements-dev.txt", "openai=="),
