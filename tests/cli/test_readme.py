@@ -98,6 +98,7 @@ ELSEWHERE = {
     "pip install .": (DEMO, "def test_package_installs"),
     "pip install pyarrow": ("requirements-dev.txt", "pyarrow=="),
     "pip install gguf": ("requirements-dev.txt", "gguf=="),
+    "pip install peft": ("requirements-dev.txt", "peft=="),
     "make box": ("Makefile", "box: $(VENV)/.run"),
     "make test": (".ci/run", "make test"),
     "make bench": (BENCHMARKS, "def test_the_training_benchmark"),
