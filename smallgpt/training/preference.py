@@ -49,7 +49,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     tokenizer = source.tokenizer
     own = typed if resumed else typed & {"tokenizer"}  # as in pretrain
     config = resume.with_shape_of(source.config, config, source.config.vocab_size, own)
-    config = config if resumed else resume.with_sampling_of(source.config, config)
+    config = resume.with_sampling_of(source.config, config)
     items: Sequence[PreferencePair | RatedReply] = read.pairs
     if config.preference_loss == "kto":
         items = read.rated

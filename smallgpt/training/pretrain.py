@@ -101,6 +101,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         tokenizer = resumed.stored.tokenizer
         size = resumed.stored.config.vocab_size
         config = resume.with_shape_of(resumed.stored.config, config, size, typed)
+        began_with = resumed.stored.config if config.base_model else config
+        config = resume.with_sampling_of(began_with, config)
     elif base:
         tokenizer = base.tokenizer.extended(corpus.tokenizer)
         tokenizer = tokenizer.extended(mixed.tokenizer) if mixed else tokenizer

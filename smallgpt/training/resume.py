@@ -66,7 +66,8 @@ def with_shape_of(
 
 
 def with_sampling_of(stored: SamplingConfig, config: C) -> C:
-    """`config` with a base model's way to draw replies, as far as it leaves that at the default."""
+    """`config` with the way to draw replies of a base model, or of a run that began with one, as
+    far as it leaves that at the default."""
     keys = [
         field for field in fields(SamplingConfig) if getattr(config, field.name) == field.default
     ]

@@ -66,6 +66,9 @@ def test_it_replies_as_the_base_did_unless_it_is_told_to(trained: Path, tmp_path
     checkpoint.save(base, 1, config, stored.tokenizer, stored.weights, None, {})
     after = checkpoint.load(finetune(tmp_path, base / "cpt1", max_repeats=4)).config
     assert (after.temperature, after.max_repeats) == (0.0, 4)
+    resumed = {"resume_from": "latest", "max_steps": 5, "top_k": 3}
+    after = checkpoint.load(finetune(tmp_path, base / "cpt1", **resumed)).config
+    assert (after.temperature, after.max_repeats, after.top_k) == (0.0, 4, 3)
 
 
 @pytest.mark.parametrize("kind", ["characters", "vocab.txt", "bytes"])
