@@ -127,7 +127,7 @@ def test_what_people_would_have_said_is_what_the_next_model_says(
     (tmp_path / "talk.txt").write_text(DIALOGUES, "utf-8")
     (tmp_path / "prompts.txt").write_text("\n".join(CORRECTED), "utf-8")
     for kind, *keys in (("dpo", "preference_likelihood=1"), ("kto",)):
-        keys += ["max_steps=30", "min_steps=30", f"checkpoint_root={kind}"]
+        keys += ["max_steps=80", f"checkpoint_root={kind}"]
         message = learn(tmp_path, trained, kind, *keys)
         pairs = len(CORRECTED) + 1
         assert learnt_from(message) == (pairs if kind == "dpo" else 2 * pairs + 1)
