@@ -32,7 +32,7 @@ from smallgpt.utils.errors import UserError
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_ROWS, _THEIR_ROWS = ".parametrizations.weight.0.rows", ".token_adapter.trainable_tokens_delta"
+_THEIR_ROWS = ".token_adapter.trainable_tokens_delta"
 _NOT_OURS = {
     **dict.fromkeys(("use_dora", "use_qalora", "lora_bias", "alpha_pattern", "layer_replication")),
     **dict.fromkeys(("alora_invocation_tokens", "target_parameters", "use_bdlora", "loftq_config")),
@@ -138,7 +138,7 @@ def _their_name(name: str, labels: list[str] | None) -> str:
     name = name if labels is not None or name.startswith("lm_head.") else f"transformer.{name}"
     if name.endswith((lora.A, lora.B)):
         return f"{_PREFIX}{name}.weight"
-    return _PREFIX + name.replace(_ROWS, _THEIR_ROWS)
+    return _PREFIX + name.replace(lora.ROWS, _THEIR_ROWS)
 
 
 def _peft_config(
@@ -150,9 +150,11 @@ def _peft_config(
 ) -> dict[str, Any]:
     """PEFT's adapter_config.json."""
     rows = {
-        name.removesuffix(_ROWS).rpartition(".")[2]: list(range(len(tokenizer)))[-len(tensor) :]
+        name.removesuffix(lora.ROWS).rpartition(".")[2]: list(
+            range(len(tokenizer) - len(tensor), len(tokenizer))
+        )
         for name, tensor in weights.items()
-        if name.endswith(_ROWS)
+        if name.endswith(lora.ROWS)
     }
     return {
         "peft_type": "LORA",
@@ -319,12 +321,12 @@ def _check_fit(path: Path, tensors: Mapping[str, Tensor], frozen: Mapping[str, T
 
 
 def _fits(name: str, tensors: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> bool:
-    kind = next((kind for kind in (lora.A, lora.B, _ROWS) if name.endswith(kind)), "")
+    kind = next((kind for kind in (lora.A, lora.B, lora.ROWS) if name.endswith(kind)), "")
     module, tensor = name.removesuffix(kind), tensors[name]
     weight = frozen.get(f"{module}.weight" if kind else name)
     if weight is None or not kind:
         return weight is not None and tensor.shape == weight.shape
-    if kind == _ROWS:
+    if kind == lora.ROWS:
         return (
             tensor.dim() == 2 and tensor.shape[1] == weight.shape[1] and len(tensor) <= len(weight)
         )
@@ -348,8 +350,8 @@ def _put_into_base(
         if name.endswith(lora.B):
             if settings.get("use_rslora"):  # whose scale is alpha / sqrt(rank)
                 tensors[name] = tensor * math.sqrt(tensor.shape[1])
-        elif name.endswith(_ROWS):
-            module, places = name.removesuffix(_ROWS), settings.get("trainable_token_indices")
+        elif name.endswith(lora.ROWS):
+            module, places = name.removesuffix(lora.ROWS), settings.get("trainable_token_indices")
             places = places.get(module) if isinstance(places, dict) else places
             weight, rows = frozen[f"{module}.weight"], tensors.pop(name)
             places = places if isinstance(places, list) and len(places) == len(rows) else [None]
@@ -367,7 +369,7 @@ def _put_into_base(
 
 def _our_name(name: str, labels: list[str] | None) -> str:
     """Our name for one of PEFT's tensors; `_their_name` back."""
-    name = name.removeprefix(_PREFIX).replace(_THEIR_ROWS, _ROWS)
+    name = name.removeprefix(_PREFIX).replace(_THEIR_ROWS, lora.ROWS)
     if name.endswith((f"{lora.A}.weight", f"{lora.B}.weight")):
         name = name.removesuffix(".weight")
     return name if labels is not None else name.removeprefix("transformer.")

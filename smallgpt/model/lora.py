@@ -22,7 +22,8 @@ A, B = ".lora_A", ".lora_B"
 EMBEDDINGS = ("wte", "lm_head")
 """Modules that have a row for each id; not all models have the second."""
 _OF_A_LAYER = re.compile(r"(^|\.)h\.\d+\..*\.weight$")
-_FROZEN, _ADDED = ".parametrizations.weight.original", ".parametrizations.weight.0.rows"
+_FROZEN, ROWS = ".parametrizations.weight.original", ".parametrizations.weight.0.rows"
+"""How names end: of a matrix with rows that learn, and of these rows."""
 
 
 class AdaptedLinear(Linear):
@@ -127,8 +128,8 @@ def adapted(frozen: Mapping[str, Tensor], adapters: Mapping[str, Tensor]) -> dic
     """The state dict of a model with adapters; `frozen` is that of the model without them."""
     result = dict(frozen) | dict(adapters)
     for name in adapters:
-        if name.endswith(_ADDED):
-            module = name.removesuffix(_ADDED)
+        if name.endswith(ROWS):
+            module = name.removesuffix(ROWS)
             result[module + _FROZEN] = result.pop(module + ".weight")
     return result
 
@@ -143,8 +144,8 @@ def merged(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
             low, high = result.pop(module + A).float(), result.pop(module + B).float()
             more = alpha / len(low) * (high @ low)
             result[module + ".weight"] = result[module + ".weight"].float() + more
-        elif name.endswith(_ADDED):
-            module, rows = name.removesuffix(_ADDED), result.pop(name)
+        elif name.endswith(ROWS):
+            module, rows = name.removesuffix(ROWS), result.pop(name)
             frozen = result.pop(module + _FROZEN)
             result[module + ".weight"] = torch.cat([frozen[: len(frozen) - len(rows)], rows])
     return {name: weight.float() for name, weight in result.items()}

@@ -6,14 +6,12 @@ preference_loss.py.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from smallgpt import runtime
 from smallgpt.config import Config, check_shares
 from smallgpt.data.preferences import PreferencePair, RatedReply, read_preferences
-from smallgpt.distributed import launch
 from smallgpt.distributed.world import World
 from smallgpt.model.gpt import GPT
 from smallgpt.training import lora, memory, resume
@@ -28,9 +26,7 @@ from smallgpt.utils.words import counted
 def run(config: Config, command: str = "train.py …", typed: frozenset[str] = frozenset()) -> Path:
     """Train as configured and return the last checkpoint. Arguments and errors are those of
     `pretrain.run`; and a run that learns nothing, or breaks down, is a UserError that says why."""
-    with launch.join(config, command) as world, ExitStack() as held:
-        if world.is_first:
-            resume.lock(Path(config.checkpoint_root), held)
+    with resume.joined(config, command) as world:
         return _train(config, command, typed, world)
 
 

@@ -1,6 +1,5 @@
 """What is learnt from preferences in a step, and how good the model is on others."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from smallgpt.training.preference_loss import (
 from smallgpt.training.replies import generate_replies
 from smallgpt.training.trainer import Task
 from smallgpt.training.validation import in_batches, in_evaluation
-from smallgpt.utils.commands import python_command, script
+from smallgpt.utils.commands import chat_with
 from smallgpt.utils.errors import UserError
 
 SAMPLE = 64
@@ -178,7 +177,7 @@ class PreferenceTask(Task):
 
     def how_to_use(self, path: Path, it: str = "it") -> str:
         """The command that chats with it."""
-        return f"chat with {it}: {python_command()} {script('chat.py')} {shlex.quote(str(path))}"
+        return f"chat with {it}: {chat_with(path)}"
 
     def sample_replies(self) -> list[tuple[str, str]]:
         """Replies to some messages kept for validation."""

@@ -1,8 +1,6 @@
 """Dialogues -> GPT. `_train` reads top to bottom: config, data, model, loop."""
 
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +30,6 @@ from smallgpt.data.packing import Batch, PackedRows, RowOrder
 from smallgpt.data.pairs import Pair, sample_pairs
 from smallgpt.data.prepare import write
 from smallgpt.demo import smalltalk
-from smallgpt.distributed import launch
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.gpt import GPT
 from smallgpt.runtime import Runtime
@@ -53,7 +50,7 @@ from smallgpt.training.validation import (
     summed_loss,
     validate,
 )
-from smallgpt.utils.commands import python_command, script
+from smallgpt.utils.commands import chat_with
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
@@ -76,9 +73,7 @@ def run(config: Config, command: str = "train.py …", typed: frozenset[str] = f
         UserError: something the user can fix; earlier checkpoints are intact.
         SystemExit: 130 or 143 after Ctrl-C or SIGTERM, with the state saved.
     """
-    with launch.join(config, command) as world, ExitStack() as held:
-        if world.is_first:
-            resume.lock(Path(config.checkpoint_root), held)
+    with resume.joined(config, command) as world:
         return _train(config, command, typed, world)
 
 
@@ -349,7 +344,7 @@ class DialogueTask(Task):
 
     def how_to_use(self, path: Path, it: str = "it") -> str:
         """The command that chats with it."""
-        return f"chat with {it}: {python_command()} {script('chat.py')} {shlex.quote(str(path))}"
+        return f"chat with {it}: {chat_with(path)}"
 
     def weakness(self, best: Mapping[str, float], was_better_before: bool) -> str:
         """Perplexity above that of drawing tokens blindly, for characters their number."""

@@ -1,7 +1,7 @@
 """What a run goes on from: the same for every process, and never a damaged checkpoint."""
 
-from collections.abc import Set
-from contextlib import ExitStack
+from collections.abc import Iterator, Set
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
@@ -11,6 +11,7 @@ from smallgpt.checkpoints import checkpoint, run_folder
 from smallgpt.checkpoints.checkpoint import Checkpoint, DamagedError
 from smallgpt.checkpoints.open import open_checkpoint, open_for_training
 from smallgpt.config import Config, ModelConfig, SamplingConfig
+from smallgpt.distributed import launch
 from smallgpt.distributed.world import World
 from smallgpt.utils import atomic
 from smallgpt.utils.errors import UserError, note
@@ -30,6 +31,18 @@ class Resumed:
         """Let go of weights and state, once the model and the optimizers have them."""
         self.stored.weights.clear()
         self.state.clear()
+
+
+@contextmanager
+def joined(config: Config, command: str) -> Iterator[World]:
+    """The processes of a run, which keeps other runs out of its `checkpoint_root`.
+
+    Arguments are those of `launch.join`; errors its and those of `lock`.
+    """
+    with launch.join(config, command) as world, ExitStack() as held:
+        if world.is_first:
+            lock(Path(config.checkpoint_root), held)
+        yield world
 
 
 def lock(root: Path, held: ExitStack) -> None:

@@ -42,6 +42,11 @@ def with_config(name: str, config: str) -> str:
     return f"python {script(name)} {f'config/{config}.yaml' if _in_clone() else config}"
 
 
+def chat_with(model: Path) -> str:
+    """The command that chats with a model."""
+    return f"{python_command()} {script('chat.py')} {shlex.quote(str(model))}"
+
+
 def _in_clone() -> bool:
     """Whether the user is where the scripts are: no other project has one of this name."""
     return Path("sentimentalTrain.py").is_file()
