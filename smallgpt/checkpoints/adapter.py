@@ -11,7 +11,7 @@ it has trained on a base of ours can be opened too.
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ def _peft_config(
 
 def load(
     path: Path,
-    open_base: Callable[[str], Checkpoint],
+    open_bases: Callable[[str], Iterator[Checkpoint]],
     verify_weights: bool = True,
     classifier: bool | None = False,
 ) -> Checkpoint:
@@ -183,7 +183,8 @@ def load(
     `lora.add_adapters` makes it, and so is the config. `merge` makes a plain network of it.
 
     Args:
-        open_base: opens the model of a name; an empty one means that none is known.
+        open_bases: opens the models that a name may stand for, in turn; an empty name means that
+            none is known.
         verify_weights, classifier: see `checkpoint.load`.
 
     Raises:
@@ -204,11 +205,15 @@ def load(
     _refuse_unknown(path, settings, ours)
     known = manifest.get("base") or {}
     named = known.get("name") or settings.get("base_model_name_or_path")
-    base = open_base(named if isinstance(named, str) else "")
-    if known.get("sha256") not in (None, base.weights_checksum()):
+    checksum, others = known.get("sha256"), list[str]()
+    for base in open_bases(named if isinstance(named, str) else ""):
+        if checksum in (None, base.weights_checksum()):
+            break
+        others.append(str(base.path))
+    else:
         raise UserError(
-            f"{path} is an adapter for another model than {base.path}: the weights there have "
-            "changed since it was trained",
+            f"{path} is an adapter for another model than {', '.join(others)}: the weights there "
+            "have changed since it was trained",
             "put the model back that it was trained on, or train it anew",
         )
     if ours:

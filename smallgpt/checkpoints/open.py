@@ -7,6 +7,7 @@ that is known already.
 
 import difflib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,24 +122,28 @@ def open_adapter(
     """An adapter with its base, not merged; arguments and errors are those of `adapter.load`.
 
     A base that is named by a relative path is looked for in the current folder, then in those above
-    the adapter.
+    the adapter, until its weights are those that the adapter was trained on.
     """
 
-    def open_base(name: str) -> Checkpoint:
+    def open_bases(name: str) -> Iterator[Checkpoint]:
         if name == BOX:
-            return open_checkpoint(box(), classifier=None)
-        for folder in (Path(), *path.absolute().parents):
-            if name and exists(folder / name) and (folder / name).is_dir():
-                base = find_checkpoint(folder / name)
-                if adapter.is_adapter(base):
-                    advice = "merge the base with its own base first, and let the adapter name that"
-                    raise UserError(f"{path} is an adapter for another adapter, {base}", advice)
-                return open_checkpoint(base, classifier=None)
-        named = name or "a model that it does not name"
-        advice = "put that model back there, or go to the folder from which this path leads to it"
-        raise UserError(f"{path} is an adapter for {named}, which is missing", advice)
+            yield open_checkpoint(box(), classifier=None)
+            return
+        above = [folder for folder in path.absolute().parents if folder != Path.cwd()]
+        named = [folder / name for folder in (Path(), *above) if name]
+        there = [folder for folder in named if exists(folder) and folder.is_dir()]
+        for folder in there:
+            base = find_checkpoint(folder)
+            if adapter.is_adapter(base):
+                advice = "merge the base with its own base first, and let the adapter name that"
+                raise UserError(f"{path} is an adapter for another adapter, {base}", advice)
+            yield open_checkpoint(base, classifier=None)
+        if not there:
+            missing = name or "a model that it does not name"
+            advice = "put that model back, or go to the folder from which this path leads to it"
+            raise UserError(f"{path} is an adapter for {missing}, which is missing", advice)
 
-    return adapter.load(path, open_base, verify_weights, classifier)
+    return adapter.load(path, open_bases, verify_weights, classifier)
 
 
 def is_classifier(path: Path) -> bool:

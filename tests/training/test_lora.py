@@ -428,6 +428,12 @@ def test_its_base_is_found_from_a_folder_above(
     assert "is an adapter for base, which is missing" in refusal(lambda: open_checkpoint(path))
     shutil.copytree(other, tmp_path / "moved" / "base")
     assert "for another model than" in refusal(lambda: open_checkpoint(path))
+    # Another one of that name in the current folder does not stand in the way of the right one.
+    shutil.rmtree(tmp_path / "moved" / "base")
+    shutil.copytree(trained, tmp_path / "moved" / "base")
+    shutil.copytree(other, tmp_path / "elsewhere" / "base")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert torch.equal(open_checkpoint(path).model()(ids), expected)
 
 
 def test_damage_is_noticed(adapted: Path, tmp_path: Path) -> None:
