@@ -39,7 +39,8 @@ from smallgpt.data.corpus import open_corpus
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.distributed.world import World
 from smallgpt.model.gpt import GPT
-from smallgpt.training.pretrain import DialogueTask, pack_corpus
+from smallgpt.training.pretrain import DialogueTask
+from smallgpt.training.rows import pack_corpus
 from smallgpt.training.trainer import Trainer
 from smallgpt.utils.errors import UserError
 

@@ -37,7 +37,8 @@ from smallgpt.config_file import load_config
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.model.gpt import GPT
-from smallgpt.training.pretrain import DialogueTask, pack_corpus
+from smallgpt.training.pretrain import DialogueTask
+from smallgpt.training.rows import pack_corpus
 from smallgpt.training.trainer import Trainer
 from smallgpt.utils.errors import note
 

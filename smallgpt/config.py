@@ -27,7 +27,8 @@ TRAIN_FROM_BASE = "train.py with base_model"
 TRAIN_ON_PREFERENCES = "train.py with preference_loss"
 ABLATION, TEXT = "smallgpt sentiment ablation", "smallgpt sentiment text"
 _ON_DIALOGUES = (TRAIN, TRAIN_FROM_BASE)
-_ON_TEXT = (*_ON_DIALOGUES, TRAIN_ON_PREFERENCES)
+_FROM_BASE = (TRAIN_FROM_BASE, TRAIN_ON_PREFERENCES)
+_ON_TEXT = (TRAIN, *_FROM_BASE)
 _TRAINING = (*_ON_TEXT, CLASSIFY, ABLATION)
 _ANY = (*_TRAINING, CHAT)
 
@@ -40,13 +41,13 @@ def _key(default: Any, **metadata: Any) -> Any:
 
 _network = partial(_key, group="network", used_by=(TRAIN,))
 _sampling = partial(_key, group="sampling", used_by=(*_ON_TEXT, CHAT))
-_dialogues = partial(_key, group="data", used_by=_ON_DIALOGUES)
+_dialogues = partial(_key, group="data", used_by=_ON_TEXT)
 _data = partial(_key, group="data", used_by=_TRAINING)
 _hardware = partial(_key, group="hardware", used_by=_TRAINING)
 _length = partial(_key, group="length", used_by=_TRAINING)
 _optimizer = partial(_key, group="optimizer", used_by=_TRAINING)
 _output = partial(_key, group="output", used_by=_TRAINING)
-_lora = partial(_key, group="adapters", used_by=(TRAIN_FROM_BASE, TRAIN_ON_PREFERENCES, CLASSIFY))
+_lora = partial(_key, group="adapters", used_by=(*_FROM_BASE, CLASSIFY))
 _preference = partial(_key, group="preferences", used_by=(TRAIN_ON_PREFERENCES,))
 _reviews = partial(_key, group="classifier", used_by=(CLASSIFY, ABLATION, TEXT))
 _classifier = partial(_key, group="classifier", used_by=(CLASSIFY, ABLATION))
@@ -144,12 +145,11 @@ class Config(ModelConfig, SamplingConfig):
     base_model: str | None = _data(None, path=True)
     """A model to start from instead of fresh weights: a checkpoint directory, the folder of a run,
     or a GPT-2 in Hugging Face's format. Characters it does not know are added to its vocabulary."""
-    mix_path: str | list[str] | None = _data(None, used_by=(TRAIN_FROM_BASE,), path=True)
-    """Dialogues to learn from beside those of `data_path`, so that what the base model knew of them
-    is not forgotten: smalltalk, which is the built-in small talk, or files. They are not validated
-    on."""
-    mix_share: float = _data(0.2, used_by=(TRAIN_FROM_BASE,), gt=0, lt=1)
-    """Share of the rows of a step that come from `mix_path`; at least one row."""
+    mix_path: str | list[str] | None = _data(None, used_by=_FROM_BASE, path=True)
+    """Dialogues to learn from beside `data_path`, so that what the base model knew of them is not
+    forgotten: smalltalk, which is the built-in small talk, or files. They are not validated on."""
+    mix_share: float = _data(0.2, used_by=_FROM_BASE, gt=0, lt=1)
+    """Share of the rows (or preferences) of a step that come from `mix_path`; at least one row."""
     loss_on: Literal["all", "replies"] = _dialogues("all")
     """all utterances, or replies: every second one."""
 

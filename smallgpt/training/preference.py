@@ -18,6 +18,7 @@ from smallgpt.training import lora, memory, resume
 from smallgpt.training.memory import gib, rows_apart
 from smallgpt.training.preference_examples import Examples
 from smallgpt.training.preference_task import PreferenceTask
+from smallgpt.training.rows import MixedRows, open_mixed
 from smallgpt.training.trainer import Trainer
 from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
@@ -33,12 +34,14 @@ def run(config: Config, command: str = "train.py …", typed: frozenset[str] = f
 def _train(config: Config, command: str, typed: frozenset[str], world: World) -> Path:
     # 1. Config: is this a new run, or what does it go on from?
     check_shares(config, world.size)
+    _check_preferences_a_step(config, world.size)
     resumed = resume.find(config, world)
     here = runtime.start(config, world.local_rank if world.size > 1 else None)
 
     # 2. Preferences: files -> pairs or rated replies -> ids.
     read = read_preferences(config.data_paths())
     world.agree("the preferences", read.fingerprint, "give every machine the same data_path files")
+    mixed = open_mixed(config, world)
     base = None if resumed else resume.open_base(config, world, False)
     source = resumed.stored if resumed else base
     assert source
@@ -55,6 +58,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     if config.preference_loss == "kto" and config.preference_likelihood:
         note("preference_likelihood is not used: kto learns from good replies anyway")
     examples = Examples.of(items, tokenizer, config)
+    mixed_rows = MixedRows(config, mixed, tokenizer, world) if mixed else None
 
     # 3. Model: the checkpoint's, or the base's.
     runtime.seed_everything(config.seed)
@@ -66,7 +70,8 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     two_rows = replace(config, train_batch=2 * config.train_batch)  # a pair has two
     needed = memory.check(config, here, model, rows_apart(two_rows, world.size))
     model.to(here.device).train()
-    task = PreferenceTask(config, here, model, tokenizer, examples, read.fingerprint, world)
+    told = read.fingerprint, world, mixed_rows
+    task = PreferenceTask(config, here, model, tokenizer, examples, *told)
     task.base = adapted
     trainer = Trainer(config, here, task, world)
     if resumed and not trainer.load_state(resumed.state, resumed.stored.manifest):
@@ -98,12 +103,25 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
     return path
 
 
+def _check_preferences_a_step(config: Config, processes: int) -> None:
+    """Refuse a `mix_share` that leaves some part of a step without a preference."""
+    left, parts = config.train_batch - config.mixed_rows(), processes * config.accumulate
+    if left < parts:
+        raise UserError(
+            f"mix_share is {config.mix_share}; it leaves {counted(left, 'preference')} a step, for "
+            f"{parts} parts ({counted(processes, 'process')} x accumulate)",
+            "lower mix_share, or raise train_batch",
+        )
+
+
 def _describe_run(task: PreferenceTask, last_step: int, needed: float) -> None:
     examples = task.examples
     noun, good = "pairs" if task.pairs else "rated replies", int(examples.good.sum())
     kinds = "" if task.pairs else f"; {good:,} are good and {len(examples.good) - good:,} bad"
     learnt, held_back = len(examples.train), len(examples.validation)
     note(f"preferences: {learnt:,} {noun} to learn from, {held_back:,} to validate on{kinds}")
+    if task.mixed_rows:
+        note(str(task.mixed_rows))
     note(f"model: {task.model.parameter_count() / 1e6:.2f} M parameters")
     processes = task.world.size
     note(f"device: {task.runtime}" + (f"; {processes} processes" if processes > 1 else ""))

@@ -27,14 +27,17 @@ from smallgpt.training.preference_loss import (
     reason_to_stop,
 )
 from smallgpt.training.replies import generate_replies
+from smallgpt.training.rows import MixedPart, MixedRows
 from smallgpt.training.trainer import Task
-from smallgpt.training.validation import in_batches, in_evaluation
+from smallgpt.training.validation import in_batches, in_evaluation, inputs_of, summed_loss
 from smallgpt.utils.commands import chat_with
 from smallgpt.utils.errors import UserError
 
 SAMPLE = 64
 """Of what is learnt from, so many are looked at to see whether anything is learnt."""
 SAMPLE_REPLIES = 3
+MixedInputs = tuple[dict[str, Tensor], int]
+"""A `MixedPart` as inputs of the model."""
 
 
 class Part(NamedTuple):
@@ -51,6 +54,7 @@ class PreferenceTask(Task):
         model: moved to the device; trained in place. Until the reference is measured it is the
             reference.
         fingerprint: of the preferences.
+        mixed_rows: dialogues to learn from as well.
     """
 
     model: GPT
@@ -65,17 +69,21 @@ class PreferenceTask(Task):
         examples: Examples,
         fingerprint: str,
         world: World = ALONE,
+        mixed_rows: MixedRows | None = None,
     ) -> None:
         self.config, self.runtime, self.world = config, here, world
         self.model, self.tokenizer, self.examples = model, tokenizer, examples
         self.order = RowOrder(len(examples.train), config.seed)
+        self.mixed_rows = mixed_rows
+        self.items_a_step = config.train_batch - (config.mixed_rows() if mixed_rows else 0)
+        """Pairs, or rated replies; the others of `train_batch` are rows that are mixed in."""
         random = np.random.default_rng((config.seed, 12))  # a file may have all good replies first
         most = config.test_batch * config.eval_steps
         self.held_back = random.permutation(examples.validation)[:most]
         """What is validated on."""
         self.sample = random.permutation(examples.train)[:SAMPLE]
         """Of what is learnt from, what is looked at to see whether anything is learnt."""
-        self.steps_per_epoch = len(examples.train) / config.train_batch
+        self.steps_per_epoch = len(examples.train) / self.items_a_step
         self.reference: Tensor | None = None
         """log p of all replies for the model that training began with, (K, N)."""
         self.pairs = config.preference_loss == "dpo"
@@ -88,25 +96,43 @@ class PreferenceTask(Task):
         assert self.reference is not None
         return self.reference
 
-    def parts(self, step: int, count: int) -> tuple[Sequence[Part], int]:
+    def parts(self, step: int, count: int) -> tuple[Sequence[Part | MixedPart], int]:
         """The pairs of a step in `count` parts, and how many ids their replies have. For kto with
-        the divergence that the model now has, which needs all of the step."""
-        batch = self.config.train_batch
-        numbers = self.examples.train[self.order.take(step * batch, batch)]
+        the divergence that the model now has, which needs all of the step. As many parts more of
+        what is mixed in."""
+        due = self.items_a_step
+        numbers = self.examples.train[self.order.take(step * due, due)]
         kl = torch.zeros((), device=self.runtime.device)
         if not self.pairs:
             unrelated = self._reference[1, torch.from_numpy(numbers)]
             kl = divergence(self._scores(numbers, [1])[0] - unrelated).to(kl.device)
         kinds = range(2 if self.pairs else 1)
         ids = sum(len(self.examples.replies[n][kind]) for n in numbers for kind in kinds)
-        return [Part(some, kl) for some in np.array_split(numbers, count)], ids
+        parts: list[Part | MixedPart] = [Part(some, kl) for some in np.array_split(numbers, count)]
+        if self.mixed_rows:
+            mixed = self.mixed_rows.parts(step, count)
+            ids += sum(batch.target_count() for batch, _ in mixed)
+            parts += mixed
+        return parts, ids
 
-    def on_device(self, part: Part) -> Part:
-        """The part as it is: its rows are made where they are used."""
-        return part
+    def on_device(self, part: Part | MixedPart) -> Part | MixedInputs:
+        """Preferences as they are: their rows are made where they are used."""
+        if isinstance(part, Part):
+            return part
+        batch, characters = part
+        return inputs_of(batch, self.runtime), characters
 
-    def loss(self, network: nn.Module, part: Part) -> Tensor:
-        """What the part adds to the mean loss over the pairs, or rated replies, of the step."""
+    def loss(self, network: nn.Module, part: Part | MixedInputs) -> Tensor:
+        """What the part adds to the loss of the step: the mean over its pairs, or rated replies,
+        and that over the characters of what is mixed in, each weighted by its share of
+        `train_batch`."""
+        if isinstance(part, Part):
+            return self._preference_loss(network, part)
+        inputs, characters = part
+        share = 1 - self.items_a_step / self.config.train_batch
+        return share * summed_loss(network, inputs, self.runtime) / characters
+
+    def _preference_loss(self, network: nn.Module, part: Part) -> Tensor:
         config, kinds = self.config, [0, 1] if self.pairs else [0]
         log_p_KN = log_ps(network, self.examples, part.numbers, kinds, self.runtime)
         reference_KN = self._reference[: len(kinds), torch.from_numpy(part.numbers)]

@@ -1,6 +1,6 @@
 """Dialogues -> GPT. `_train` reads top to bottom: config, data, model, loop."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,16 +20,12 @@ from smallgpt.data.corpus import (
     characters_an_id,
     describe,
     learn_subwords,
-    match_tokenizer,
     open_corpus,
-    split,
     unknown_places,
 )
 from smallgpt.data.dialogue_formats import text_chunks
 from smallgpt.data.packing import Batch, PackedRows, RowOrder
 from smallgpt.data.pairs import Pair, sample_pairs
-from smallgpt.data.prepare import write
-from smallgpt.demo import smalltalk
 from smallgpt.distributed.world import ALONE, World
 from smallgpt.model.gpt import GPT
 from smallgpt.runtime import Runtime
@@ -40,6 +36,7 @@ from smallgpt.training.choice import Choices, can_score, choose
 from smallgpt.training.composed_embeddings import compose_embedding, share_updates
 from smallgpt.training.memory import gib, rows_apart
 from smallgpt.training.replies import generate_replies, loops
+from smallgpt.training.rows import MixedRows, open_mixed, pack_corpus
 from smallgpt.training.trainer import Task, Trainer
 from smallgpt.training.validation import (
     Validation,
@@ -55,8 +52,6 @@ from smallgpt.utils.errors import UserError, note
 from smallgpt.utils.words import counted
 
 SAMPLE_REPLIES = 3
-SMALL_TALK_DIALOGUES = 10_000
-"""To mix in: those of a thousand steps of two rows."""
 PAIRS, PAIRS_REPLIED_TO = 50, 20
 """Of a validation: together they take a 12M model a few seconds on one core."""
 
@@ -88,7 +83,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         warn_of_exports(config.data_paths())
     corpus = world.first_process_first(lambda: open_corpus(config.data_paths(), text_chunks))
     world.agree("the text", corpus.fingerprint, "give every machine the same data_path files")
-    mixed = _open_mixed(config, world) if config.mixed_rows() else None
+    mixed = open_mixed(config, world)
     base = resume.open_base(config, world, False) if config.base_model and not resumed else None
     tokenizer = corpus.tokenizer
     if resumed:
@@ -111,11 +106,7 @@ def _train(config: Config, command: str, typed: frozenset[str], world: World) ->
         lambda: pack_corpus(config, corpus, tokenizer)
     )
     _check_targets(config, train_rows, validation_rows)
-    mixed_rows = None
-    if mixed:
-        (mixed_rows,) = world.first_process_first(
-            lambda: _pack(config, mixed, tokenizer, [np.arange(len(mixed))])
-        )
+    mixed_rows = MixedRows(config, mixed, tokenizer, world) if mixed else None
 
     # 3. Model: the checkpoint's, the base's, or fresh.
     runtime.seed_everything(config.seed)
@@ -173,41 +164,6 @@ def _initial_model(
     return model
 
 
-def pack_corpus(
-    config: Config, corpus: Corpus, tokenizer: Tokenizer
-) -> tuple[PackedRows, PackedRows]:
-    """Training and validation rows, in the ids of `tokenizer`; `corpus` is in those of its text."""
-    parts = split(len(corpus), config.train_percent, config.seed)
-    train, held_back = _pack(config, corpus, tokenizer, parts)
-    return train, held_back
-
-
-def _pack(
-    config: Config, corpus: Corpus, tokenizer: Tokenizer, parts: Iterable[IntArray]
-) -> list[PackedRows]:
-    """The rows of each part, which is the numbers of its dialogues, in the ids of `tokenizer`."""
-    encoded, id_map = match_tokenizer(corpus, tokenizer)
-    size, seed, replies_only = config.block_size, config.seed, config.loss_on == "replies"
-    return [PackedRows(encoded, dialogues, size, seed, id_map, replies_only) for dialogues in parts]
-
-
-def _open_mixed(config: Config, world: World) -> Corpus:
-    """The dialogues of `mix_path`; built-in ones are written first, once a run."""
-
-    def opened() -> Corpus:
-        paths, own = config.mix_paths(), config.small_talk_path()
-        if own in paths and not own.exists():
-            texts = smalltalk.generate(SMALL_TALK_DIALOGUES, config.seed)
-            write((text.split("\n") for text in texts), {own: 1.0})
-        return open_corpus(paths, text_chunks)
-
-    corpus = world.first_process_first(opened)
-    if world.is_first:
-        warn_of_exports(config.mix_paths())
-    world.agree("the text of mix_path", corpus.fingerprint, "give every machine the same files")
-    return corpus
-
-
 def _check_targets(config: Config, rows: PackedRows, validation_rows: PackedRows) -> None:
     """Stop before the first step where there is nothing to learn or to validate on."""
     sample = validation_sample(config, validation_rows)
@@ -257,7 +213,7 @@ class DialogueTask(Task):
         model: moved to the device; trained in place.
         rows: to learn from.
         validation_rows: to validate on.
-        mixed_rows: to learn from as well, `config.mixed_rows()` of them a step.
+        mixed_rows: to learn from as well.
     """
 
     model: GPT
@@ -271,7 +227,7 @@ class DialogueTask(Task):
         rows: PackedRows,
         validation_rows: PackedRows,
         world: World = ALONE,
-        mixed_rows: PackedRows | None = None,
+        mixed_rows: MixedRows | None = None,
     ) -> None:
         self.config, self.runtime, self.world = config, here, world
         self.model, self.tokenizer = model, tokenizer
@@ -298,11 +254,8 @@ class DialogueTask(Task):
         rows = self.order.take(self.rows_used(step), self.rows_a_step)
         seed = config.seed, 4, step
         batch = self.rows.batch(rows, config.unk_rate, config.context_dropout, seed)
-        if mixed := self.mixed_rows:
-            due, seed = config.train_batch - len(rows), (config.seed, 5, step)
-            others = RowOrder(len(mixed), config.seed).take(step * due, due)
-            more = mixed.batch(others, config.unk_rate, config.context_dropout, seed)
-            batch = batch.joined(more)
+        if self.mixed_rows:
+            batch = batch.joined(self.mixed_rows.batch(step))
         characters = max(1, self.rows.characters(batch))
         return [(part, characters) for part in batch.parts(count)], characters
 
@@ -416,10 +369,8 @@ def _describe_run(
         f"rows: {len(rows):,} of {config.block_size} for training, "
         f"{100 * rows.efficiency():.1f} % of their positions used"
     )
-    if mixed := task.mixed_rows:
-        count = config.train_batch - task.rows_a_step
-        dialogues = counted(len(mixed.dialogues), "dialogue")
-        note(f"mixed in: {count} of the {config.train_batch} rows of a step, of {dialogues}")
+    if task.mixed_rows:
+        note(str(task.mixed_rows))
     if rows.continued:
         long = counted(rows.continued, "dialogue")
         note(f"      {long} too long for one row, continued in the next")

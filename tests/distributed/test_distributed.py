@@ -18,7 +18,7 @@ from smallgpt.config_file import load_config
 from smallgpt.data.corpus import open_corpus
 from smallgpt.data.packing import RowOrder
 from smallgpt.distributed import launch, world
-from smallgpt.training.pretrain import pack_corpus
+from smallgpt.training.rows import pack_corpus
 from smallgpt.utils import commands
 from tests.helpers.commands import refusal
 from tests.helpers.processes import (
@@ -143,7 +143,7 @@ def write_program(folder: Path, body: str) -> Path:
 TWO_STEPS = """
     corpus = world.first_process_first(lambda: open_corpus(plan.data_paths()))
     plan = load_config("run.yaml", [*sys.argv[1:], f"vocab_size={len(corpus.tokenizer)}"])
-    rows = pretrain.pack_corpus(plan, corpus, corpus.tokenizer)
+    rows = pack_corpus(plan, corpus, corpus.tokenizer)
     here, model = runtime.start(plan, world.local_rank), GPT(plan).train()
     task = pretrain.DialogueTask(plan, here, model, corpus.tokenizer, *rows, world)
     run = Trainer(plan, here, task, world)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import smallgpt
@@ -18,13 +19,16 @@ from smallgpt.checkpoints.open import open_checkpoint
 from smallgpt.config import Config
 from smallgpt.config_file import config_from_dict
 from smallgpt.data.preferences import PreferencePair, RatedReply
+from smallgpt.distributed.world import ALONE
 from smallgpt.model.gpt import GPT
+from smallgpt.model.loss import IGNORED
 from smallgpt.runtime import Runtime
 from smallgpt.tokenizer.characters import SEP, UNK
 from smallgpt.training import preference
 from smallgpt.training.preference_examples import Examples
 from smallgpt.training.preference_loss import Balance, PreferenceFigures, Scored, reason_to_stop
 from smallgpt.training.preference_task import PreferenceTask
+from smallgpt.training.rows import MixedRows, open_mixed
 from tests.helpers.commands import refusal
 from tests.helpers.models import TINY, random_model, save_tiny, vocabulary
 from tests.helpers.processes import forked, losses, same_weights, write_run
@@ -90,14 +94,24 @@ def log_p(model: GPT, messages: list[str], reply: str) -> Tensor:
 
 
 def task_of(
-    items: list[PreferencePair] | list[RatedReply], policy: GPT, reference: GPT, **changes: Any
+    items: list[PreferencePair] | list[RatedReply],
+    policy: GPT,
+    reference: GPT,
+    mixed: int = 0,
+    **changes: Any,
 ) -> PreferenceTask:
-    """A step takes all that is learnt from."""
+    """A step takes all that is learnt from, and so many rows that are mixed in."""
     config = replace(TINY, vocab_size=len(vocabulary()), train_percent=0.7, **changes)
     config = replace(config, preference_loss="kto" if hasattr(items[0], "good") else "dpo")
     examples = Examples.of(items, vocabulary(), config)
-    config = replace(config, train_batch=len(examples.train))
-    task = PreferenceTask(config, HERE, policy, vocabulary(), examples, "")
+    config = replace(config, train_batch=len(examples.train) + mixed)
+    rows = None
+    if mixed:
+        config = replace(config, base_model="base", mix_share=mixed / config.train_batch)
+        corpus = open_mixed(config, ALONE)
+        assert corpus
+        rows = MixedRows(config, corpus, vocabulary(), ALONE)
+    task = PreferenceTask(config, HERE, policy, vocabulary(), examples, "", mixed_rows=rows)
     task.model = reference
     task.measure_reference()
     task.model = policy
@@ -109,7 +123,7 @@ def loss_and_gradients(task: PreferenceTask, count: int) -> tuple[float, dict[st
     parts, _ = task.parts(0, count)
     total = 0.0
     for part in parts:
-        loss = task.loss(task.model, part)
+        loss = task.loss(task.model, task.on_device(part))
         loss.backward()
         total += loss.item()
     return total, {
@@ -140,7 +154,8 @@ ITEMS = [
 def test_dpo_is_equation_7_of_its_paper(count: int, smoothing: float, likelihood: float) -> None:
     """With the label smoothing of its appendix, and the likelihood of arXiv:2404.19733."""
     policy, reference = random_model(1), random_model(2)
-    more = {"preference_smoothing": smoothing, "preference_likelihood": likelihood}
+    more: dict[str, Any] = {"preference_smoothing": smoothing}
+    more["preference_likelihood"] = likelihood
     task = task_of(ITEMS, policy, reference, preference_beta=0.3, **more)
     chosen = [ITEMS[n] for n in task.examples.train]
     losses = []
@@ -156,6 +171,43 @@ def test_dpo_is_equation_7_of_its_paper(count: int, smoothing: float, likelihood
         said = len(pair.chosen) + 1
         losses.append(loss - likelihood * log_p(policy, pair.messages, pair.chosen) / said)
     compare(task, torch.stack(losses).mean(), count)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_mixed_in_counts_by_its_share(tmp_path: Path, count: int) -> None:
+    """The mean loss of a character of it, and the mean of the pairs, however the step is split:
+    three rows are not two equal parts."""
+    policy, reference = random_model(1), random_model(2)
+    said = ["早上好", "天气不错", "你叫什么", "晚安呀", "是的"]
+    text = "".join(f"{one}\n{other}\n\n" for one in said for other in said)
+    (tmp_path / "old.txt").write_text(text, "utf-8")
+    mixing = {"mix_path": str(tmp_path / "old.txt"), "unk_rate": 0.0, "preference_beta": 0.3}
+    task = task_of(ITEMS, policy, reference, 3, **mixing)
+    alone = task_of(ITEMS, policy, reference, preference_beta=0.3)
+    pairs, rows = len(ITEMS[:4]), 3
+    assert len(task.examples.train) == pairs
+    of_pairs, gradients = loss_and_gradients(alone, 1)
+    assert task.mixed_rows
+    batch = task.mixed_rows.batch(0)
+    assert len(batch.ids) == rows
+    model = task.model
+    model.zero_grad()
+    total, characters = torch.zeros(()), 0
+    for ids, targets, documents in zip(batch.ids, batch.targets, batch.documents, strict=True):
+        for number in range(int(documents.max()) + 1):
+            own = documents == number
+            logits = model(ids[own][None])[0]
+            total = total + F.cross_entropy(logits, targets[own], reduction="sum")
+            characters += int((targets[own] != IGNORED).sum())
+    (total / characters).backward()
+    of_rows = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    found, both = loss_and_gradients(task, count)
+    weights = pairs / (pairs + rows), rows / (pairs + rows)
+    expected = weights[0] * of_pairs + weights[1] * total.item() / characters
+    assert found == pytest.approx(expected, rel=1e-5)
+    for name, gradient in both.items():
+        wanted = weights[0] * gradients[name] + weights[1] * of_rows[name]
+        torch.testing.assert_close(gradient, wanted, rtol=2e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -243,6 +295,20 @@ def test_it_comes_to_say_what_is_preferred(
     assert "preferences: " in capfd.readouterr().err
 
 
+def test_what_is_mixed_in_is_not_forgotten(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old.txt").write_text("小明小明\n天气不错\n\n" * 30, "utf-8")
+    mixing: dict[str, Any] = {"mix_path": str(tmp_path / "old.txt"), "mix_share": 0.25}
+    mixing |= {"accumulate": 2, "lr": 3e-3, "preference_likelihood": 1.0}
+    path = tune(tmp_path, trained, **mixing, max_steps=40, decay_steps=40)
+    assert "mixed in: 1 of the 4 rows of a step, of 30 dialogues" in capfd.readouterr().err
+    replies = [smallgpt.load(path, {"temperature": 0}).reply(p) for p in ("早上好呀呀", "小明小明")]
+    assert replies == ["好呀", "天气不错"]
+    said = refusal(lambda: tune(tmp_path, trained, **{**mixing, "mix_share": 0.7}))
+    assert "mix_share is 0.7; it leaves 1 preference a step, for 2 parts" in said
+
+
 @pytest.mark.parametrize("kind", ["dpo", "kto"])
 def test_a_run_goes_on_exactly_and_with_two_processes_nearly(tmp_path: Path, kind: str) -> None:
     write_run(tmp_path)
@@ -251,6 +317,7 @@ def test_a_run_goes_on_exactly_and_with_two_processes_nearly(tmp_path: Path, kin
     write(tmp_path / "p.jsonl", PAIRS if kind == "dpo" else thumbs(PAIRS))
     keys = [f"preference_loss={kind}", "data_path=p.jsonl", "base_model=base", "dropout=0.1"]
     keys += ["preference_patience=0", "tokenizer=characters"]
+    keys += ["mix_path=text.txt", "mix_share=0.3"] * (kind == "dpo")
     for folder, more in (
         ("whole", ["dropout=0"]),
         ("cut", ["dropout=0", "max_steps=5"]),

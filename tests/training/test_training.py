@@ -35,6 +35,7 @@ from smallgpt.training import optimizer, pretrain, resume, validation
 from smallgpt.training.interruption import stop_on_signals
 from smallgpt.training.optimizer import make_optimizers
 from smallgpt.training.pretrain import DialogueTask
+from smallgpt.training.rows import pack_corpus
 from smallgpt.training.trainer import LaunchedStep, Trainer
 from smallgpt.training.validation import sample_of, validate
 from smallgpt.utils.errors import UserError
@@ -105,7 +106,7 @@ def trainer(settings: dict[str, Any], **changes: Any) -> Trainer:
     corpus = open_corpus(chosen.data_paths())
     chosen = replace(chosen, vocab_size=len(corpus.tokenizer))
     runtime.seed_everything(chosen.seed)
-    rows = pretrain.pack_corpus(chosen, corpus, corpus.tokenizer)
+    rows = pack_corpus(chosen, corpus, corpus.tokenizer)
     here = runtime.start(chosen)
     return Trainer(chosen, here, DialogueTask(chosen, here, GPT(chosen), corpus.tokenizer, *rows))
 
@@ -465,7 +466,7 @@ def test_metrics_behind_the_resumed_step_are_dropped(
 def test_max_epoch_ends_the_run(settings: dict[str, Any]) -> None:
     chosen = config_from_dict(settings, "test", Config)
     corpus = open_corpus(chosen.data_paths())
-    rows, _ = pretrain.pack_corpus(chosen, corpus, corpus.tokenizer)
+    rows, _ = pack_corpus(chosen, corpus, corpus.tokenizer)
     path = train(settings, max_steps=None, max_epoch=3, train_batch=2)
     assert path.name == f"cpt{round(3 * len(rows) / 2)}"
 
