@@ -21,7 +21,7 @@ CORRECTED = ("早上好呀", "你叫什么名字", "今天天气不错", "晚安
 THANKS = "Saved on the server. Thank you."
 QUICK = (
     *("lr=3e-3", "train_percent=0.7", "train_batch=4", "eval_freq=10", "tensorboard_path="),
-    *("device=cpu", "dtype=float32"),
+    *("device=cpu", "dtype=float32", "mix_path="),  # the base has never seen small talk
 )
 
 
@@ -42,13 +42,11 @@ def reply_to(page: Page, prompt: str) -> str:
 
 def another_than(page: Page, *replies: str) -> str:
     """Ask for other versions until one is none of the replies."""
-    temperature(page, "2")
     for _ in range(50):
         tool(page, 1, "Another reply").click()
         expect(button(page, "Send")).to_be_visible()
         text = messages(page).nth(1).inner_text()
         if text.strip() and text not in replies:
-            temperature(page, "")
             return text
     raise AssertionError(f"it says nothing else than {replies}")
 
@@ -68,11 +66,14 @@ def speak_their_minds(page: Page) -> list[tuple[list[dict[str, str]], str]]:
         expect(messages(page)).to_have_text([prompt, WANTED])
         expect(page.get_by_text(THANKS)).to_be_visible()
         thought.append((said(prompt, reply), WANTED))
-    first = reply_to(page, "小明你好")
+    usual = reply_to(page, "小明你好")
+    temperature(page, "2")
+    bad = another_than(page, usual, WANTED)
     mark(page, "Bad reply")
-    second = another_than(page, first, WANTED)
+    temperature(page, "")
+    good = another_than(page, bad, WANTED)
     mark(page, "Good reply")
-    thought += [(said("小明你好", first), "down"), (said("小明你好", second), "up")]
+    thought += [(said("小明你好", bad), "down"), (said("小明你好", good), "up")]
     only = reply_to(page, "谢谢你")
     mark(page, "Good reply")
     return [*thought, (said("谢谢你", only), "up")]
@@ -148,7 +149,8 @@ def test_what_people_would_have_said_is_what_the_next_model_says(
 
     # A record is deleted with its line, and what is trained from then on does not know it.
     lines = file.read_text("utf-8").splitlines(keepends=True)
-    assert [line for line in lines if CORRECTED[0] in line] == lines[:1]
+    asked = [json.loads(line)["messages"][-2]["content"] for line in lines]
+    assert [number for number, one in enumerate(asked) if one == CORRECTED[0]] == [0]
     file.write_text("".join(lines[1:]), "utf-8")
     message = learn(tmp_path, trained, "dpo", "max_steps=1", "checkpoint_root=without")
     assert learnt_from(message) == pairs - 1
