@@ -65,10 +65,10 @@ def test_the_demo_model_learns_a_rule(tmp_path: Path) -> None:
     run("-m", "smallgpt", "data", "smalltalk", *corpus)
     keys = (f"data_path={talk}", f"checkpoint_root={demo}", "max_steps=600")
     run("train.py", "config/demo.yaml", *keys)
-    run(*simulation, "--output", judged, "--rule", "short", "--dialogues", "400", "--seed", "3")
+    run(*simulation, "--output", judged, "--rule", "short", "--dialogues", "5000", "--seed", "3")
     keys = (f"base_model={demo}", f"data_path={judged}", f"checkpoint_root={tuned}")
     run("train.py", "config/preference.yaml", *keys)
-    said = run(*simulation, "--compare", tuned, "--seed", "2")
+    said = run(*simulation, "--compare", tuned, "--dialogues", "1500", "--seed", "2")
     before, after = map(json.loads, said.splitlines())
     assert after["short"] > 1.3 * before["short"]
     assert after["fitting"] > before["fitting"] - 0.03

@@ -88,10 +88,10 @@ ELSEWHERE = {
         "tests/training/test_learn.py",
         "def test_it_learns",
     ),
-    "python -m benchmarks.preference checkpoints/demo --rule short --output preference.jsonl": (
-        SIMULATION
-    ),
-    "python -m benchmarks.preference checkpoints/demo --compare checkpoints/preference": SIMULATION,
+    "python -m benchmarks.preference checkpoints/demo --rule short --dialogues 5000 "
+    "--output preference.jsonl": SIMULATION,
+    "python -m benchmarks.preference checkpoints/demo --compare checkpoints/preference "
+    "--dialogues 1500": SIMULATION,
     "python -m smallgpt serve checkpoints/demo --classifier checkpoints/sentimental_demo": SERVES,
     "pip install openai": ("requirements-dev.txt", "openai=="),
     "pip install llm": ("requirements-dev.txt", "llm=="),
