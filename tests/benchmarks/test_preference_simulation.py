@@ -67,9 +67,9 @@ def test_the_demo_model_learns_a_rule(tmp_path: Path) -> None:
     run("train.py", "config/demo.yaml", *keys)
     run(*simulation, "--output", judged, "--rule", "short", "--dialogues", "5000", "--seed", "3")
     keys = (f"base_model={demo}", f"data_path={judged}", f"checkpoint_root={tuned}")
-    run("train.py", "config/preference.yaml", *keys)
+    run("train.py", "config/preference.yaml", *keys, "max_steps=150")
     said = run(*simulation, "--compare", tuned, "--dialogues", "1500", "--seed", "2")
     before, after = map(json.loads, said.splitlines())
-    assert after["short"] > 1.3 * before["short"]
-    assert after["fitting"] > before["fitting"] - 0.03
+    assert after["short"] > 1.6 * before["short"]
+    assert after["fitting"] > before["fitting"] - 0.02
     assert after["different"] > before["different"] - 0.05
