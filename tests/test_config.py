@@ -398,7 +398,7 @@ def test_override_takes_a_list_of_paths(typed: str, value: Any) -> None:
 @example("C:\\x.txt")
 @example("5$.txt")
 def test_override_keeps_any_text(text: str) -> None:
-    if text in NOT_TEXT or "${" in text:
+    if text in NOT_TEXT or "${" in text or text.startswith("~"):  # the home folder
         return
     config = load_config(None, [f"data_path={text}", f"resume_from={text}"])
     assert (config.data_path, config.resume_from) == (text, text)

@@ -117,6 +117,7 @@ PROGRAM = """
     from smallgpt.data.corpus import open_corpus
     from smallgpt.distributed.world import replicate
     from smallgpt.model.gpt import GPT
+    from smallgpt.training.rows import pack_corpus
     from smallgpt.training.trainer import Trainer
 
     def write_threads():
