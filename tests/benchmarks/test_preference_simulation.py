@@ -67,7 +67,7 @@ def test_the_demo_model_learns_a_rule(tmp_path: Path) -> None:
     run("train.py", "config/demo.yaml", *keys)
     run(*simulation, "--output", judged, "--rule", "short", "--dialogues", "5000", "--seed", "3")
     keys = (f"base_model={demo}", f"data_path={judged}", f"checkpoint_root={tuned}")
-    run("train.py", "config/preference.yaml", *keys, "max_steps=150")
+    run("train.py", "config/preference.yaml", *keys, "train_batch=48", "max_steps=150")
     said = run(*simulation, "--compare", tuned, "--dialogues", "1500", "--seed", "2")
     before, after = map(json.loads, said.splitlines())
     assert after["short"] > 1.6 * before["short"]
