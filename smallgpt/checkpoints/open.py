@@ -130,7 +130,7 @@ def open_adapter(
             yield open_checkpoint(box(), classifier=None)
             return
         above = [folder for folder in path.absolute().parents if folder != Path.cwd()]
-        named = [folder / name for folder in (Path(), *above) if name]
+        named = dict.fromkeys(folder / name for folder in (Path(), *above) if name)
         there = [folder for folder in named if exists(folder) and folder.is_dir()]
         for folder in there:
             base = find_checkpoint(folder)

@@ -75,7 +75,7 @@ class PreferenceTask(Task):
         self.model, self.tokenizer, self.examples = model, tokenizer, examples
         self.order = RowOrder(len(examples.train), config.seed)
         self.mixed_rows = mixed_rows
-        self.items_a_step = config.train_batch - (config.mixed_rows() if mixed_rows else 0)
+        self.items_a_step = config.train_batch - config.mixed_rows()
         """Pairs, or rated replies; the others of `train_batch` are rows that are mixed in."""
         random = np.random.default_rng((config.seed, 12))  # a file may have all good replies first
         most = config.test_batch * config.eval_steps
@@ -129,7 +129,7 @@ class PreferenceTask(Task):
         if isinstance(part, Part):
             return self._preference_loss(network, part)
         inputs, characters = part
-        share = 1 - self.items_a_step / self.config.train_batch
+        share = self.config.mixed_rows() / self.config.train_batch
         return share * summed_loss(network, inputs, self.runtime) / characters
 
     def _preference_loss(self, network: nn.Module, part: Part) -> Tensor:

@@ -235,7 +235,7 @@ class DialogueTask(Task):
         self.keeps_every_best = config.patience > 0
         self.order = RowOrder(len(rows), config.seed)
         self.mixed_rows = mixed_rows
-        self.rows_a_step = config.train_batch - (config.mixed_rows() if mixed_rows else 0)
+        self.rows_a_step = config.train_batch - config.mixed_rows()
         """Of the text; the others of `train_batch` are mixed in."""
         self.steps_per_epoch = len(rows) / self.rows_a_step
         self._text = [rows.corpus.fingerprint, config.train_percent, config.block_size, config.seed]

@@ -434,6 +434,12 @@ def test_its_base_is_found_from_a_folder_above(
     shutil.copytree(other, tmp_path / "elsewhere" / "base")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert torch.equal(open_checkpoint(path).model()(ids), expected)
+    # One that is named by its whole path is looked for once.
+    base = tmp_path / "elsewhere" / "base"
+    absolute = finetune(tmp_path, base, **LORA, checkpoint_root=str(tmp_path / "absolute"))
+    shutil.rmtree(base)
+    shutil.copytree(trained, base)
+    assert refusal(lambda: open_checkpoint(absolute)).count(str(base)) == 1
 
 
 def test_damage_is_noticed(adapted: Path, tmp_path: Path) -> None:
